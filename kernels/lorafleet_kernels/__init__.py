@@ -1,0 +1,1 @@
+"""Multi-LoRA operations over a ragged batch. `reference` is the specification."""

@@ -1,0 +1,1 @@
+"""A fleet in memory under virtual time. Imports every core; nobody imports it."""

@@ -1,0 +1,1 @@
+"""The engine's decisions: pages, residency, scheduling. Plain Python; knows no torch, clock or I/O."""

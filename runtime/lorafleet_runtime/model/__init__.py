@@ -1,0 +1,1 @@
+"""Decoder families, LoRA layers and the loaders of their weights."""

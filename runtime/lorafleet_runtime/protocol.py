@@ -1,0 +1,155 @@
+"""Messages between front end and engine: msgspec structs over ZeroMQ, one union each way.
+
+The engine knows token ids and adapter keys; it knows no text, names, HTTP or tenants' keys.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How tokens are chosen. A seed gives the same tokens in any batch: draws are counted by (seed, position)."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0                       # 0: all
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int = 0                        # 64 bits; the front end draws one when the client gave none
+    logit_bias: dict[int, float] = {}
+    stop_token_ids: tuple[int, ...] = ()  # the model's own end tokens included, unless ignore_eos
+    min_tokens: int = 0                  # stop ids are not sampled before
+    logprobs: int = -1                   # -1: none; 0: the chosen token's; k: and the k best
+
+
+class AddRequest(msgspec.Struct, frozen=True, tag=True):
+    request_id: str
+    prompt_token_ids: list[int]
+    sampling: Sampling
+    adapter: str | None = None           # adapter id; None is the base model
+    output_token_ids: list[int] = []     # resume: already generated
+    tenant: str = ""
+    weight: float = 1.0
+
+
+class AbortRequest(msgspec.Struct, frozen=True, tag=True):
+    request_id: str
+
+
+class LoadAdapter(msgspec.Struct, frozen=True, tag=True):
+    """Files are already on this machine and verified by digest; `folder` holds them."""
+
+    adapter: str
+    revision: str
+    folder: str
+    pinned: bool = False
+
+
+class UnloadAdapter(msgspec.Struct, frozen=True, tag=True):
+    adapter: str
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag=True):
+    pass
+
+
+ToEngine = AddRequest | AbortRequest | LoadAdapter | UnloadAdapter | Shutdown
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True):
+    token_id: int
+    logprob: float
+    top: list[tuple[int, float]] = []    # best first
+
+
+class Delta(msgspec.Struct, frozen=True):
+    """What one step gave one request."""
+
+    request_id: str
+    token_ids: list[int]
+    finish_reason: str | None = None     # "stop" | "length" | "abort" | "error"
+    stop_token_id: int | None = None     # the stop id that ended it; it is also the last of token_ids
+    logprobs: list[TokenLogprobs] = []   # one per token id, when asked for
+    error: str = ""                      # with finish_reason "error": "CODE: message"
+    cached_tokens: int = 0
+
+
+class Deltas(msgspec.Struct, frozen=True, tag=True):
+    items: list[Delta]
+
+
+class AdapterState(msgspec.Struct, frozen=True, rename="camel"):
+    id: str
+    revision: str
+    state: str                           # Loading | Ready | Draining | Failed
+    reason: str = ""                     # InvalidAdapter | RankTooHigh | NoRoom
+    message: str = ""
+    rank: int = 0
+    pages: int = 0
+    bytes: int = 0
+    targets: list[str] = []
+    resident: bool = False
+    pinned: bool = False
+    running: int = 0
+    waiting: int = 0
+
+
+class ModelInfo(msgspec.Struct, frozen=True, rename="camel"):
+    architecture: str
+    dtype: str
+    max_model_len: int
+    max_rank: int
+    parameters: int
+    vocab_size: int
+
+
+class PagesInfo(msgspec.Struct, frozen=True, rename="camel"):
+    total: int
+    free: int
+    kv: int
+    adapters: int
+    evictable: int
+    bytes: int
+
+
+class LoadInfo(msgspec.Struct, frozen=True, rename="camel"):
+    running: int
+    waiting: int
+    waiting_tokens: int
+    step_seconds: float
+    output_tokens_per_second: float
+
+
+class Counters(msgspec.Struct, frozen=True, rename="camel"):
+    """Totals since start, for /metrics."""
+
+    steps: int = 0
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    preemptions: int = 0
+    adapter_loads: int = 0
+    adapter_evictions: int = 0
+
+
+class EngineState(msgspec.Struct, frozen=True, tag=True, rename="camel"):
+    """Sent when something changed, at most every 100 ms, and on every change of phase or of an adapter's state."""
+
+    phase: str                           # Loading | Ready | Failed
+    message: str = ""
+    progress: float = 0.0                # 0..1 while Loading
+    model: ModelInfo | None = None
+    pages: PagesInfo | None = None
+    load: LoadInfo | None = None
+    counters: Counters = Counters()
+    adapters: list[AdapterState] = []
+
+
+FromEngine = Deltas | EngineState
+
+encode = msgspec.msgpack.Encoder().encode
+decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode
+decode_from_engine = msgspec.msgpack.Decoder(FromEngine).decode
