@@ -80,6 +80,7 @@ class BaseModel:
     runtime: Mapping[str, Any] = field(default_factory=dict)
     allowed_namespaces: AllowedNamespaces = AllowedNamespaces()
     generation: int = 1
+    created: str = ""          # RFC 3339, "" outside a cluster; among objects that conflict the oldest wins
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,7 @@ class Adapter:
     pinned: bool = False
     merge: Literal["Auto", "Never", "Always"] = "Auto"
     generation: int = 1
+    created: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,7 @@ class Tenant:
     quota: Quota = Quota()
     models: tuple[Ref, ...] = ()
     generation: int = 1
+    created: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,26 +128,76 @@ class Secret:
 
 
 @dataclass(frozen=True, slots=True)
+class Namespace:
+    """Read only for its labels, which `allowedNamespaces.selector` may ask for."""
+
+    name: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ObjectKey:
+    """The identity of an object of any kind; `namespace` is "" for a Tenant."""
+
+    kind: str
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.namespace + '/' if self.namespace else ''}{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
 class Problem:
     """One thing wrong with the input: where (file, object, field path), what, and what to do."""
 
     where: str          # "adapters.yaml: LoRAAdapter acme/pirate"
     field: str          # ".spec.copies.min", or "" for the whole object
     message: str
+    reason: str = "Invalid"     # CamelCase, for conditions
 
     def __str__(self) -> str:
         return f"{self.where}{': ' + self.field if self.field else ''}: {self.message}"
 
 
 @dataclass(frozen=True, slots=True)
+class Problems:
+    """What reading a document gave instead of an object. `key` is None when not even its identity is known."""
+
+    problems: tuple[Problem, ...]
+    key: ObjectKey | None = None
+    generation: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class SetAside:
+    """An object that exists but is not acted upon.
+
+    `readable` tells a mistake in the text (what runs for the object is left as it is, for nobody knows what it
+    should be) from a rule that refuses it (it is not wanted).
+    """
+
+    problems: tuple[Problem, ...]
+    readable: bool
+    generation: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Desired:
-    """All that the user declared and that could be read; `problems` says what could not."""
+    """All that the user declared and that could be read; `problems` says what could not.
+
+    `set_aside` names the objects behind the problems. `complete` is False when part of the input could not be read
+    at all (a file that is not YAML): then a missing object proves nothing, and nothing is taken away for it.
+    """
 
     base_models: Mapping[Ref, BaseModel] = field(default_factory=dict)
     adapters: Mapping[Ref, Adapter] = field(default_factory=dict)
     tenants: Mapping[str, Tenant] = field(default_factory=dict)
     secrets: Mapping[Ref, Secret] = field(default_factory=dict, repr=False)
     problems: tuple[Problem, ...] = ()
+    set_aside: Mapping[ObjectKey, SetAside] = field(default_factory=dict)
+    namespace_labels: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    complete: bool = True
 
 
 @dataclass(frozen=True, slots=True)

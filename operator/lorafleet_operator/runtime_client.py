@@ -1,0 +1,191 @@
+"""A typed client of one runtime's admin port (docs/contracts.md).
+
+Knows no policy: no retry, no backoff, no state but an ETag.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import httpx
+
+from lorafleet_operator import errors
+from lorafleet_operator.core.objects import Artifact
+
+TIMEOUT = httpx.Timeout(5.0, connect=2.0)
+
+Phase = Literal["Loading", "Ready", "Draining", "Failed"]
+REFUSALS: dict[tuple[int, str], type[errors.RuntimeRefused]] = {
+    (409, "stale_epoch"): errors.StaleEpoch,
+    (409, "digest_mismatch"): errors.AdapterRefused,
+    (422, "invalid_adapter"): errors.AdapterRefused,
+    (422, "rank_too_high"): errors.AdapterRefused,
+    (502, "fetch_failed"): errors.FetchFailed,
+    (507, "no_room"): errors.NoRoom,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterReport:
+    """One adapter revision as the runtime reports it; `id` is the wire id."""
+
+    id: str
+    revision: str
+    state: str
+    reason: str = ""
+    message: str = ""
+    rank: int = 0
+    pages: int = 0
+    bytes: int = 0
+    running: int = 0
+    waiting: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeState:
+    """`GET /admin/state`, the part that the operator decides on."""
+
+    incarnation: str
+    phase: Phase
+    message: str = ""
+    progress: float = 0.0
+    epoch: int = 0
+    pages_total: int = 0
+    pages_free: int = 0
+    running: int = 0
+    waiting: int = 0
+    adapters: tuple[AdapterReport, ...] = ()
+
+
+class RuntimeClient:
+    """Calls one runtime. A call that fails raises a subclass of RuntimeCallError, and nothing else."""
+
+    def __init__(
+        self, admin_url: str, token: str, *, epoch: int = 1, transport: httpx.AsyncBaseTransport | None = None
+    ) -> None:
+        self.epoch = epoch
+        self._etag = ""
+        self._last: RuntimeState | None = None
+        self._http = httpx.AsyncClient(
+            base_url=admin_url,
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=TIMEOUT,
+            transport=transport,
+            trust_env=False,                # a proxy from the environment has no business on this machine's loopback
+        )
+
+    async def state(self) -> RuntimeState:
+        """What the runtime reports. Unchanged since the last call, it is the same object, at the price of a 304."""
+        headers = {"If-None-Match": self._etag} if self._etag else {}
+        response = await self._call("GET", "/admin/state", headers=headers)
+        if response.status_code == 304 and self._last is not None:
+            return self._last
+        self._last = parse_state(_json(response))
+        self._etag = response.headers.get("etag", "")
+        return self._last
+
+    async def put_adapter(self, adapter_id: str, artifact: Artifact, *, pinned: bool = False) -> str:
+        """Ask for a load and return the state it is in now, Loading or Ready. Idempotent by revision."""
+        body = {
+            "revision": artifact.revision,
+            "pinned": pinned,
+            "files": [dataclasses.asdict(file) for file in artifact.files],
+        }
+        response = await self._call("PUT", f"/admin/adapters/{adapter_id}", json=body, headers=self._fence())
+        return str(_json(response).get("state", "Loading"))
+
+    async def delete_adapter(self, adapter_id: str) -> bool:
+        """Ask for an unload: True when it is gone (or never was), False while requests still hold it."""
+        response = await self._call("DELETE", f"/admin/adapters/{adapter_id}", headers=self._fence())
+        return response.status_code == 204
+
+    async def drain(self) -> None:
+        """Stop admission; running requests finish."""
+        await self._call("POST", "/admin/drain", headers=self._fence())
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def _fence(self) -> dict[str, str]:
+        return {"Lorafleet-Epoch": str(self.epoch)}
+
+    async def _call(self, method: str, path: str, **options: Any) -> httpx.Response:
+        where = f"{method} {self._http.base_url.join(path)}"
+        try:
+            response = await self._http.request(method, path, **options)
+        except httpx.TimeoutException as error:
+            raise errors.RuntimeUnreachable(f"{where}: no answer in time ({type(error).__name__})") from error
+        except httpx.HTTPError as error:
+            raise errors.RuntimeUnreachable(f"{where}: {error or type(error).__name__}") from error
+        if response.status_code == 304 or response.is_success:
+            return response
+        raise _refusal(where, response)
+
+
+def _refusal(where: str, response: httpx.Response) -> errors.RuntimeRefused:
+    try:
+        detail = response.json()["error"]
+        code, message = str(detail.get("code") or ""), str(detail.get("message") or "")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        code, message = "", response.text[:200]
+    status = response.status_code
+    kind = REFUSALS.get((status, code), errors.RuntimeRefused)
+    if status in (401, 403):
+        kind = errors.Unauthorized
+    return kind(message or f"{where}: HTTP {status} without a message", status=status, code=code)
+
+
+def _json(response: httpx.Response) -> dict[str, Any]:
+    try:
+        body = response.json()
+    except ValueError as error:
+        raise errors.RuntimeProtocolError(f"{response.url}: no JSON but {response.text[:80]!r}") from error
+    if not isinstance(body, dict):
+        raise errors.RuntimeProtocolError(f"{response.url}: the answer is not a JSON object")
+    return body
+
+
+def parse_state(body: dict[str, Any]) -> RuntimeState:
+    """The state in a `GET /admin/state` body; unknown fields are ignored. Raises RuntimeProtocolError."""
+    try:
+        pages, load = body.get("pages") or {}, body.get("load") or {}
+        return RuntimeState(
+            incarnation=str(body["incarnation"]),
+            phase=body["phase"],
+            message=str(body.get("message") or ""),
+            progress=float(body.get("progress") or 0.0),
+            epoch=int(body.get("epoch") or 0),
+            pages_total=int(pages.get("total", 0)),
+            pages_free=int(pages.get("free", 0)),
+            running=int(load.get("running", 0)),
+            waiting=int(load.get("waiting", 0)),
+            adapters=tuple(_adapter(item) for item in body.get("adapters") or ()),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise errors.RuntimeProtocolError(f"/admin/state does not follow the contract: {error!r}") from error
+
+
+def _adapter(item: dict[str, Any]) -> AdapterReport:
+    return AdapterReport(
+        id=str(item["id"]),
+        revision=str(item["revision"]),
+        state=str(item["state"]),
+        reason=str(item.get("reason") or ""),
+        message=str(item.get("message") or ""),
+        rank=int(item.get("rank") or 0),
+        pages=int(item.get("pages") or 0),
+        bytes=int(item.get("bytes") or 0),
+        running=int(item.get("running") or 0),
+        waiting=int(item.get("waiting") or 0),
+    )

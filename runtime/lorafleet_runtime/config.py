@@ -1,0 +1,81 @@
+"""What one replica is told at start, checked once. Knows no HTTP, no tensors and no environment."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorafleet_runtime.errors import ConfigError
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+_DECIMAL = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_UNITS = _DECIMAL | {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)([A-Za-z]*)")
+
+
+def parse_size(text: str, flag: str = "--memory") -> int:
+    """Bytes of a Kubernetes quantity (`1Gi`, `1.5G`, `1048576`). Raises ConfigError naming `flag`."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None or match[2] not in _UNITS:
+        raise ConfigError(f"{flag} {text!r} is not a size; write it as 1Gi, 512Mi, 2G or a number of bytes")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Settings of one engine; `check()` has been called on every one that a process is started with.
+
+    Zero stands for "decide for me": `max_model_len` takes what the model was trained for, `memory_bytes` a
+    share of what the device has left, `threads` the cores this process may use.
+    """
+
+    model: str
+    served_name: str
+    dtype: str = "auto"
+    max_model_len: int = 0
+    max_num_seqs: int = 64
+    max_batched_tokens: int = 2048
+    memory_bytes: int = 0
+    max_lora_rank: int = 64
+    threads: int = 0
+
+    def check(self) -> EngineConfig:
+        """The same config, or ConfigError naming the flag, its value and what would do."""
+        rules: list[tuple[bool, str, object, str]] = [
+            (self.served_name != "", "--served-name", self.served_name, "must not be empty"),
+            (Path(self.model).exists(), "--model", self.model,
+             "does not exist; give a .gguf file, or a folder with config.json and safetensors"),
+            (self.dtype in DTYPES, "--dtype", self.dtype, f"must be one of {', '.join(DTYPES)}"),
+            (self.max_model_len >= 0, "--max-model-len", self.max_model_len, "must not be negative"),
+            (self.max_num_seqs >= 1, "--max-num-seqs", self.max_num_seqs, "must be at least 1"),
+            (self.max_batched_tokens >= self.max_num_seqs, "--max-batched-tokens", self.max_batched_tokens,
+             f"must be at least --max-num-seqs ({self.max_num_seqs}): a step decodes one token of each"),
+            (self.memory_bytes == 0 or self.memory_bytes >= 2**20, "--memory", self.memory_bytes,
+             "must be at least 1Mi"),
+            (0 <= self.max_lora_rank <= 1024, "--max-lora-rank", self.max_lora_rank, "must be in 0..1024"),
+            (self.threads >= 0, "--threads", self.threads, "must not be negative"),
+        ]  # fmt: skip
+        for holds, flag, value, problem in rules:
+            if not holds:
+                raise ConfigError(f"{flag} {value!r} {problem}")
+        return self
+
+    def to_json(self) -> str:
+        """One line, for the engine process's argv; it holds no secret."""
+        return json.dumps(dataclasses.asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> EngineConfig:
+        """Inverse of `to_json`. Raises ConfigError for unknown, missing or mistyped fields."""
+        try:
+            config = cls(**json.loads(text))
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"--config is not an engine config: {error}") from None
+        for field in dataclasses.fields(cls):
+            value = getattr(config, field.name)
+            if type(value).__name__ != field.type:
+                raise ConfigError(f"--config: {field.name} must be {field.type}, got {value!r}")
+        return config

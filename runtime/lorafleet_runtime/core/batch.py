@@ -1,0 +1,77 @@
+"""What one step runs: rows of tokens, grouped by adapter. Plain values, no tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from lorafleet_runtime.core.residency import Adapter
+from lorafleet_runtime.core.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Tokens `start .. start + count` of one sequence. `samples`: the row reaches the sequence's last token."""
+
+    sequence: Sequence
+    start: int
+    count: int
+
+    @property
+    def samples(self) -> bool:
+        return self.start + self.count == len(self.sequence.tokens)
+
+    @property
+    def decodes(self) -> bool:
+        return self.count == 1
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Flat token positions `begin .. end` of the batch that share an adapter; None is the base model."""
+
+    begin: int
+    end: int
+    adapter: Adapter | None
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Decode rows first, each part sorted by adapter, so that a segment is a slice and an adapter has at most two."""
+
+    rows: tuple[Row, ...]
+    uploads: tuple[Adapter, ...] = ()        # pages were given to these adapters; their weights must be copied first
+    preempted: tuple[Sequence, ...] = field(default=(), compare=False)
+
+    @property
+    def decodes(self) -> int:
+        """How many leading rows decode."""
+        return sum(row.decodes for row in self.rows)
+
+    @property
+    def tokens(self) -> int:
+        return sum(row.count for row in self.rows)
+
+
+def order_rows(rows: Iterable[Row]) -> tuple[Row, ...]:
+    """Decodes before prefill chunks; inside each, base rows first, then by adapter, then by arrival."""
+    return tuple(
+        sorted(
+            rows,
+            key=lambda r: (not r.decodes, r.sequence.adapter.handle if r.sequence.adapter else -1, r.sequence.arrival),
+        )
+    )
+
+
+def segments(rows: Iterable[Row]) -> tuple[Segment, ...]:
+    """Maximal slices of the flat batch with one adapter. Built once per step."""
+    found: list[Segment] = []
+    position = 0
+    for row in rows:
+        adapter = row.sequence.adapter
+        if found and found[-1].adapter is adapter and found[-1].end == position:
+            found[-1] = Segment(found[-1].begin, position + row.count, adapter)
+        else:
+            found.append(Segment(position, position + row.count, adapter))
+        position += row.count
+    return tuple(found)

@@ -1,0 +1,54 @@
+"""A request's life inside the engine: waiting, running, finished; and why it stopped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from lorafleet_runtime.core.residency import Adapter
+    from lorafleet_runtime.protocol import Sampling
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """Prompt and output token ids, and how many of them have their KV in `pages`.
+
+    `computed` < `len(tokens)` always: the last token's KV is written by the step that samples the next one.
+    """
+
+    request_id: str
+    tokens: list[int]                    # prompt, then output
+    prompt_len: int
+    sampling: Sampling
+    adapter: Adapter | None
+    tenant: str = ""
+    arrival: int = 0                     # order of admission to the queue; ties of policy are broken by it
+    computed: int = 0
+    pages: list[int] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+
+    @property
+    def output_tokens(self) -> list[int]:
+        return self.tokens[self.prompt_len :]
+
+    @property
+    def output_len(self) -> int:
+        return len(self.tokens) - self.prompt_len
+
+    @property
+    def pending(self) -> int:
+        """Tokens whose KV is still to be computed; 1 while decoding."""
+        return len(self.tokens) - self.computed
+
+
+def finish_reason_after(sequence: Sequence, token_id: int, max_model_len: int) -> FinishReason | None:
+    """Why a sequence ends once `token_id` has been appended, or None."""
+    sampling = sequence.sampling
+    if token_id in sampling.stop_token_ids and sequence.output_len > sampling.min_tokens:
+        return "stop"
+    if sequence.output_len >= sampling.max_tokens or len(sequence.tokens) >= max_model_len:
+        return "length"
+    return None

@@ -1,0 +1,136 @@
+"""The decoder of the Llama and Qwen families over paged KV, with LoRA at every linear layer.
+
+Written as a function of a flat batch: it knows tokens, positions and where KV goes; not requests, ranks or adapters' names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from lorafleet_kernels import reference as ops
+from torch import Tensor
+
+from lorafleet_runtime.model.config import DecoderConfig
+from lorafleet_runtime.model.linear import Linear
+from lorafleet_runtime.model.rope import tables
+
+
+class Attention(Protocol):
+    """Writes the step's K and V of one layer and attends over all that came before."""
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """`q [T, heads, D]`, `k, v [T, kv_heads, D]` → `[T, heads, D]`."""
+        ...
+
+
+LoraHook = Callable[[int, str, Tensor, Tensor], None]
+"""(layer, group, x [T, K], y [T, O]) adds the adapters' deltas to y in place."""
+
+
+@dataclass(slots=True)
+class Layer:
+    input_norm: Tensor
+    qkv: Linear
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    o: Linear
+    post_norm: Tensor
+    gate_up: Linear
+    down: Linear
+
+
+class Decoder:
+    """Weights in fused form. `weights` is emptied while it is read, so that no tensor is held twice."""
+
+    def __init__(self, config: DecoderConfig, weights: dict[str, Tensor], max_model_len: int) -> None:
+        self.config = config
+        self.embedding = weights.pop("embed_tokens.weight")
+        self.dtype = self.embedding.dtype
+        self.layers = [_layer(weights, i) for i in range(config.num_layers)]
+        self.norm = weights.pop("norm.weight")
+        self.lm_head = Linear(weights.pop("lm_head.weight", self.embedding))
+        self._cos, self._sin = (t.to(self.dtype) for t in tables(config, max_model_len))
+
+    def linears(self) -> Iterator[Linear]:
+        for layer in self.layers:
+            yield from (layer.qkv, layer.o, layer.gate_up, layer.down)
+        yield self.lm_head
+
+    def forward(self, tokens: Tensor, positions: Tensor, attend: Attention, lora: LoraHook | None) -> Tensor:
+        """`tokens, positions [T]` int64 → hidden states `[T, H]` before the final norm."""
+        eps = self.config.rms_norm_eps
+        x = F.embedding(tokens, self.embedding)
+        cos, sin = self._cos[positions], self._sin[positions]
+        for index, layer in enumerate(self.layers):
+            h = ops.rms_norm(x, layer.input_norm, eps)
+            qkv = layer.qkv(h)
+            if lora is not None:
+                lora(index, "qkv", h, qkv)
+            attended = attend(index, *self._heads(layer, qkv, cos, sin)).reshape(h.shape[0], -1)
+            o = layer.o(attended)
+            if lora is not None:
+                lora(index, "o", attended, o)
+            x = x + o
+            h = ops.rms_norm(x, layer.post_norm, eps)
+            gate_up = layer.gate_up(h)
+            if lora is not None:
+                lora(index, "gate_up", h, gate_up)
+            h = ops.silu_and_mul(gate_up)
+            down = layer.down(h)
+            if lora is not None:
+                lora(index, "down", h, down)
+            x = x + down
+        return x
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """`hidden [n, H]` of the sampling rows → `[n, vocabulary]` float32."""
+        return self.lm_head(ops.rms_norm(hidden, self.norm, self.config.rms_norm_eps)).float()
+
+    def _heads(self, layer: Layer, qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        config = self.config
+        heads = qkv.view(qkv.shape[0], -1, config.head_dim)
+        rotated = heads[:, : config.num_heads + config.num_kv_heads]
+        if layer.q_norm is not None and layer.k_norm is not None:
+            q = ops.rms_norm(rotated[:, : config.num_heads], layer.q_norm, config.rms_norm_eps)
+            k = ops.rms_norm(rotated[:, config.num_heads :], layer.k_norm, config.rms_norm_eps)
+            rotated = torch.cat((q, k), dim=1)
+        rotated = ops.apply_rope(rotated, cos, sin)
+        q, k = rotated.split((config.num_heads, config.num_kv_heads), dim=1)
+        return q, k, heads[:, config.num_heads + config.num_kv_heads :]
+
+
+def _layer(weights: dict[str, Tensor], index: int) -> Layer:
+    prefix = f"layers.{index}."
+
+    def take(name: str) -> Tensor:
+        return weights.pop(prefix + name)
+
+    return Layer(
+        input_norm=take("input_layernorm.weight"),
+        qkv=_fuse(weights, prefix, ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+        q_norm=weights.pop(prefix + "self_attn.q_norm.weight", None),
+        k_norm=weights.pop(prefix + "self_attn.k_norm.weight", None),
+        o=_fuse(weights, prefix, ("self_attn.o_proj",)),
+        post_norm=take("post_attention_layernorm.weight"),
+        gate_up=_fuse(weights, prefix, ("mlp.gate_proj", "mlp.up_proj")),
+        down=_fuse(weights, prefix, ("mlp.down_proj",)),
+    )
+
+
+def _fuse(weights: dict[str, Tensor], prefix: str, names: tuple[str, ...]) -> Linear:
+    """One product where the projections share their input."""
+    parts = [weights.pop(f"{prefix}{name}.weight") for name in names]
+    biases = [weights.pop(f"{prefix}{name}.bias", None) for name in names]
+    present = [b for b in biases if b is not None]
+    bias = None
+    if present:
+        bias = torch.cat([b if b is not None else torch.zeros(p.shape[0], dtype=p.dtype) for b, p in zip(biases, parts, strict=True)])
+    return Linear(torch.cat(parts) if len(parts) > 1 else parts[0], bias)
+
+
+def parameter_count(weights: Mapping[str, Tensor]) -> int:
+    return sum(t.numel() for t in weights.values())

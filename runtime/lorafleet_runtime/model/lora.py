@@ -1,0 +1,134 @@
+"""How an adapter's weights lie in pool pages, and how a layer finds them there.
+
+A decoder layer has four fused linear groups; an adapter has A and Bᵀ of some of their projections. Per layer they form one
+vector, group after group: the A rows of the group's projections, then their Bᵀ rows. The vector is cut into pages; page
+ids are the same in every layer, as for KV. Rank-exact: nothing is padded but the last page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from lorafleet_kernels.reference import LoraPart
+from torch import Tensor
+
+from lorafleet_runtime.core.pages import is_run
+from lorafleet_runtime.model.adapter import AdapterWeights
+from lorafleet_runtime.model.config import DecoderConfig
+
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "qkv": ("q_proj", "k_proj", "v_proj"),
+    "o": ("o_proj",),
+    "gate_up": ("gate_proj", "up_proj"),
+    "down": ("down_proj",),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Where one projection of one layer lies in the layer's vector, in elements, and which output columns it feeds."""
+
+    a: int
+    b: int
+    rank: int
+    k: int
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Slices by layer and group, and the pages that the longest layer needs."""
+
+    layers: tuple[Mapping[str, tuple[Slice, ...]], ...]
+    pages: int
+
+
+@dataclass(frozen=True, slots=True)
+class PackedAdapter:
+    """The golden copy in host memory: `blob [layers, pages, page elements]`, laid out as in the pool."""
+
+    layout: Layout
+    blob: Tensor
+
+
+def plan_layout(weights: AdapterWeights, config: DecoderConfig, page_elements: int) -> Layout:
+    """Offsets of every projection. Within a group all A rows are adjacent, so that one product shrinks them all."""
+    layers: list[Mapping[str, tuple[Slice, ...]]] = []
+    longest = 0
+    for layer in range(config.num_layers):
+        groups: dict[str, tuple[Slice, ...]] = {}
+        offset = 0
+        for group, targets in GROUPS.items():
+            present = [t for t in targets if (layer, t) in weights.modules]
+            ranks = {t: weights.modules[layer, t].a.shape[0] for t in present}
+            k = config.linear_shape(targets[0])[1]
+            a = offset
+            b = a + k * sum(ranks.values())
+            slices: list[Slice] = []
+            column = 0
+            for target in targets:
+                out = config.linear_shape(target)[0]
+                if target in ranks:
+                    slices.append(Slice(a, b, ranks[target], k, column, column + out))
+                    a += ranks[target] * k
+                    b += ranks[target] * out
+                column += out
+            offset = b
+            if slices:
+                groups[group] = tuple(slices)
+        layers.append(groups)
+        longest = max(longest, offset)
+    return Layout(tuple(layers), -(-longest // page_elements))
+
+
+def pack(weights: AdapterWeights, config: DecoderConfig, page_elements: int, dtype: torch.dtype) -> PackedAdapter:
+    """Lay an adapter out once, off the step."""
+    layout = plan_layout(weights, config, page_elements)
+    blob = torch.zeros(config.num_layers, layout.pages * page_elements, dtype=dtype)
+    for layer, groups in enumerate(layout.layers):
+        for group, slices in groups.items():
+            present = [t for t in GROUPS[group] if (layer, t) in weights.modules]
+            for target, s in zip(present, slices, strict=True):
+                pair = weights.modules[layer, target]
+                blob[layer, s.a : s.a + s.rank * s.k] = pair.a.to(dtype).reshape(-1)
+                blob[layer, s.b : s.b + s.rank * (s.end - s.begin)] = pair.b.t().to(dtype).reshape(-1)
+    return PackedAdapter(layout, blob.view(config.num_layers, layout.pages, page_elements))
+
+
+@dataclass(frozen=True, slots=True)
+class GroupView:
+    """One group of one layer, read from the pool: `a [ΣR, K]` and its parts."""
+
+    a: Tensor
+    parts: tuple[LoraPart, ...]
+
+
+def views(pool: Tensor, pages: list[int], layout: Layout) -> tuple[Mapping[str, GroupView], ...]:
+    """The adapter's matrices in `pool [layers, P, page elements]`, by layer and group.
+
+    Views where the pages are consecutive; a copy made once per residency where they are not.
+    """
+    if is_run(pages):
+        vectors = pool[:, pages[0] : pages[0] + len(pages)].flatten(1)
+    else:
+        vectors = pool.index_select(1, torch.tensor(pages)).flatten(1)
+    return tuple(_layer_views(vectors[i], groups) for i, groups in enumerate(layout.layers))
+
+
+def _layer_views(vector: Tensor, groups: Mapping[str, tuple[Slice, ...]]) -> Mapping[str, GroupView]:
+    found: dict[str, GroupView] = {}
+    for group, slices in groups.items():
+        k = slices[0].k
+        ranks = sum(s.rank for s in slices)
+        a = vector[slices[0].a : slices[0].a + ranks * k].view(ranks, k)
+        parts: list[LoraPart] = []
+        row = 0
+        for s in slices:
+            b = vector[s.b : s.b + s.rank * (s.end - s.begin)].view(s.rank, s.end - s.begin)
+            parts.append(LoraPart(s.begin, s.end, a[row : row + s.rank], b))
+            row += s.rank
+        found[group] = GroupView(a, tuple(parts))
+    return found

@@ -1,0 +1,218 @@
+"""Continuous batching, chunked prefill, preemption and admission, without a tensor in sight."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lorafleet_runtime.core.batch import Batch, segments
+from lorafleet_runtime.core.pages import PagePool
+from lorafleet_runtime.core.residency import Adapter, Residency
+from lorafleet_runtime.core.scheduler import Limits, Scheduler
+from lorafleet_runtime.core.sequence import Sequence
+from lorafleet_runtime.protocol import Sampling
+
+
+class Bench:
+    """A scheduler on its own pool, with a device that always samples token 7."""
+
+    def __init__(self, pages: int = 64, *, max_model_len: int = 256, seqs: int = 8, budget: int = 64) -> None:
+        self.pool = PagePool(pages)
+        self.residency = Residency(self.pool)
+        self.scheduler = Scheduler(self.pool, self.residency, Limits(max_model_len, seqs, budget))
+        self.finished: dict[str, Sequence] = {}
+
+    def adapter(self, name: str, pages: int = 2) -> Adapter:
+        return self.residency.register(name, "r1", 8, pages, 100, (), False)[0]
+
+    def add(
+        self, name: str, prompt: int, max_tokens: int = 4, adapter: Adapter | None = None, stop: tuple[int, ...] = (),
+        min_tokens: int = 0,
+    ) -> Sequence:
+        sampling = Sampling(max_tokens=max_tokens, stop_token_ids=stop, min_tokens=min_tokens)
+        sequence = Sequence(name, list(range(prompt)), prompt, sampling, adapter)
+        self.scheduler.add(sequence)
+        return sequence
+
+    def step(self) -> Batch | None:
+        batch = self.scheduler.schedule()
+        if batch is not None:
+            tokens = [7] * sum(row.samples for row in batch.rows)
+            for sequence, _ in self.scheduler.commit(batch, tokens):
+                if sequence.finish_reason:
+                    self.finished[sequence.request_id] = sequence
+        return batch
+
+    def run(self, steps: int = 500) -> int:
+        for count in range(steps):
+            if not self.scheduler.has_work:
+                return count
+            self.step()
+        raise AssertionError(f"still busy after {steps} steps")
+
+
+def counts(batch: Batch | None) -> dict[str, int]:
+    return {row.sequence.request_id: row.count for row in batch.rows} if batch else {}
+
+
+def test_decode_goes_first_and_prompts_share_what_is_left_of_the_budget() -> None:
+    bench = Bench(budget=20)
+    bench.add("a", prompt=10)
+    bench.step()
+    bench.add("b", prompt=30)
+
+    assert counts(bench.step()) == {"a": 1, "b": 19}
+    assert counts(bench.step()) == {"a": 1, "b": 11}
+    assert counts(bench.step()) == {"a": 1, "b": 1}
+
+
+def test_a_sequence_joins_in_the_step_after_it_arrives() -> None:
+    bench = Bench()
+    bench.add("a", prompt=3, max_tokens=50)
+    for _ in range(5):
+        bench.step()
+    bench.add("b", prompt=3)
+
+    assert set(counts(bench.step())) == {"a", "b"}
+
+
+def test_output_ends_at_max_tokens_at_a_stop_id_and_at_the_end_of_the_context() -> None:
+    bench = Bench(max_model_len=12)
+    bench.add("length", prompt=3, max_tokens=2)
+    bench.add("stop", prompt=3, max_tokens=9, stop=(7,))
+    bench.add("later", prompt=3, max_tokens=9, stop=(7,), min_tokens=3)
+    bench.add("context", prompt=8, max_tokens=99)
+
+    bench.run()
+
+    reasons = {name: (s.finish_reason, s.output_len) for name, s in bench.finished.items()}
+    assert reasons == {"length": ("length", 2), "stop": ("stop", 1), "later": ("stop", 4), "context": ("length", 4)}
+
+
+def test_the_newest_sequence_is_preempted_and_computed_again() -> None:
+    bench = Bench(pages=4, max_model_len=64)
+    old = bench.add("old", prompt=31, max_tokens=20)
+    new = bench.add("new", prompt=30, max_tokens=20)
+    bench.step()
+    while not bench.scheduler.preemptions:
+        bench.step()
+
+    assert (new.computed, new.pages) == (0, [])
+    assert old.pages
+    tokens = list(new.tokens)
+    bench.run()
+    assert new.tokens[: len(tokens)] == tokens, "what was generated before the preemption is kept"
+    assert bench.pool.free == 4
+
+
+def test_idle_adapters_leave_before_anything_is_preempted() -> None:
+    bench = Bench(pages=4, max_model_len=64)
+    bench.add("warm", prompt=3, max_tokens=1, adapter=bench.adapter("x", pages=2))
+    bench.run()
+    assert bench.residency.evictable == 2
+
+    bench.add("long", prompt=40, max_tokens=20)
+    bench.run()
+
+    assert bench.residency.evictions == 1
+    assert bench.scheduler.preemptions == 0
+
+
+def test_an_idle_adapter_is_not_evicted_for_its_own_request() -> None:
+    bench = Bench(pages=4, max_model_len=32)
+    adapter = bench.adapter("x", pages=2)
+    bench.add("a", prompt=3, max_tokens=1, adapter=adapter)
+    bench.run()
+
+    bench.add("b", prompt=30, max_tokens=1, adapter=adapter)
+    bench.run()
+
+    assert (bench.residency.loads, bench.residency.evictions) == (1, 0)
+
+
+def test_a_request_without_room_waits_and_keeps_no_adapter() -> None:
+    bench = Bench(pages=6, max_model_len=64)
+    bench.add("a", prompt=48, max_tokens=10)
+    bench.step()
+    adapter = bench.adapter("x", pages=2)
+    bench.add("b", prompt=33, max_tokens=2, adapter=adapter)
+
+    bench.step()
+
+    assert bench.scheduler.waiting == 1
+    assert (adapter.users, adapter.waiting, adapter.resident) == (0, 1, False)
+    bench.run()
+    assert set(bench.finished) == {"a", "b"}
+
+
+@pytest.mark.parametrize("after", [0, 1, 3])
+def test_an_abort_frees_everything_wherever_the_request_is(after: int) -> None:
+    bench = Bench(pages=16)
+    adapter = bench.adapter("x")
+    bench.add("a", prompt=20, max_tokens=50, adapter=adapter)
+    for _ in range(after):
+        bench.step()
+
+    aborted = bench.scheduler.abort("a")
+
+    assert aborted is not None
+    assert aborted.finish_reason == "abort"
+    assert bench.scheduler.abort("a") is None
+    assert not bench.scheduler.has_work
+    assert (adapter.users, adapter.waiting) == (0, 0)
+    assert bench.pool.free + bench.residency.evictable == 16
+
+
+def test_what_can_never_fit_is_named() -> None:
+    bench = Bench(pages=16, max_model_len=128)
+
+    assert bench.scheduler.reason_it_never_fits(127, None) is None
+    assert "128 tokens" in (bench.scheduler.reason_it_never_fits(128, None) or "")
+    assert "the pool has 16" in (bench.scheduler.reason_it_never_fits(5, bench.adapter("big", pages=9)) or "")
+
+
+def test_rows_of_one_adapter_are_adjacent_and_decodes_come_first() -> None:
+    bench = Bench(budget=100)
+    x, y = bench.adapter("x"), bench.adapter("y")
+    for name, adapter in (("1", y), ("2", None), ("3", x), ("4", y), ("5", None)):
+        bench.add(name, prompt=2, max_tokens=9, adapter=adapter)
+    bench.step()
+    bench.add("6", prompt=5, adapter=x)
+
+    batch = bench.step()
+
+    assert batch is not None
+    assert [row.sequence.request_id for row in batch.rows] == ["2", "5", "3", "1", "4", "6"]
+    assert [(s.begin, s.end, s.adapter and s.adapter.id) for s in segments(batch.rows)] == [
+        (0, 2, None), (2, 3, "x"), (3, 5, "y"), (5, 10, "x"),
+    ]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32), st.integers(20, 40), st.integers(8, 40))
+def test_every_request_ends_and_every_page_comes_back(seed: int, pages: int, budget: int) -> None:
+    rng = random.Random(seed)
+    bench = Bench(pages, max_model_len=128, seqs=6, budget=budget)
+    adapters = [None, *(bench.adapter(f"a{i}", pages=rng.randint(1, 6)) for i in range(4))]
+    wanted: set[str] = set()
+    for index in range(25):
+        name = f"r{index}"
+        bench.add(name, rng.randint(1, 90), rng.randint(1, 40), rng.choice(adapters))
+        wanted.add(name)
+        for _ in range(rng.randint(0, 6)):
+            batch = bench.step()
+            if batch is not None:
+                assert batch.tokens <= budget
+                assert bench.scheduler.running <= 6
+        if rng.random() < 0.15:
+            victim = rng.choice(sorted(wanted - set(bench.finished)) or [""])
+            if bench.scheduler.abort(victim):
+                wanted.discard(victim)
+
+    bench.run(5000)
+
+    assert set(bench.finished) == wanted
+    assert all(s.output_len == min(s.sampling.max_tokens, 128 - s.prompt_len) for s in bench.finished.values())
+    assert bench.pool.free + bench.residency.evictable == pages
