@@ -128,3 +128,49 @@ def lora_segment(y: Tensor, x: Tensor, a: Tensor, parts: Sequence[LoraPart]) -> 
         rank = part.b.shape[0]
         y[:, part.begin : part.end].addmm_(h[:, row : row + rank], part.b)
         row += rank
+
+
+@dataclass(frozen=True, slots=True)
+class StackedPart:
+    """One projection of several adapters: output columns `begin .. end`, `b [slots, R, O]`."""
+
+    begin: int
+    end: int
+    b: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class StackedGroup:
+    """One fused layer of several adapters with the same ranks: `a [slots, K, ΣR]`."""
+
+    a: Tensor
+    parts: tuple[StackedPart, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StackedRows:
+    """`gather [slots · width]`: the batch row at each padded place (any row where there is none); `back [n]`: the place of
+    each of the n rows. The rows are `begin .. end`, or `scattered [n]` where they are not adjacent."""
+
+    slots: int
+    gather: Tensor
+    back: Tensor
+    begin: int
+    end: int
+    scattered: Tensor | None
+
+
+def lora_stacked(y: Tensor, x: Tensor, group: StackedGroup, rows: StackedRows) -> None:
+    """`lora_segment` for many adapters at once, in place on the rows of `y [T, O]`; `x [T, K]`."""
+    padded = x.index_select(0, rows.gather).view(rows.slots, -1, x.shape[1])
+    h = torch.bmm(padded, group.a)
+    rank = 0
+    for part in group.parts:
+        width = part.b.shape[1]
+        delta = torch.bmm(h[:, :, rank : rank + width], part.b).flatten(0, 1).index_select(0, rows.back)
+        rank += width
+        if rows.scattered is None:
+            y[rows.begin : rows.end, part.begin : part.end] += delta
+        else:
+            columns = y[:, part.begin : part.end]
+            columns.index_copy_(0, rows.scattered, columns.index_select(0, rows.scattered).add_(delta))

@@ -6,6 +6,7 @@ One slow runtime blocks no pass: every call is a task of its own, and at most on
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import Callable, Coroutine, Mapping
@@ -116,6 +117,11 @@ class AdapterCalls:
             if wanted.get(_ref(adapter_id)) == failure.revision
         }
 
+    @property
+    def on_their_way(self) -> int:
+        """How many calls have no answer yet."""
+        return len(self._calls)
+
     async def close(self) -> None:
         """Give up what is on its way."""
         tasks = [call.task for call in self._calls.values()]
@@ -140,22 +146,33 @@ class AdapterCalls:
         self._asked[key] = artifact.revision
         try:
             await client.put_adapter(key[1], artifact, pinned=pinned)
-            if known := self._failures.get(key):
-                self._failures[key] = replace(known, retrying=True)
-            await replica.refresh()         # so that no pass sees the gap between the call's end and the next poll
         except RuntimeCallError as error:
-            self._fail(key, artifact.revision, error.reason, str(error), reported=False)
+            if replica.client is client:    # a process that ended took the failure with it
+                self._fail(key, artifact.revision, error.reason, str(error), reported=False)
+            return
+        if known := self._failures.get(key):
+            self._failures[key] = replace(known, retrying=True)
+        await self._look(replica)
+        if replica.report is not None:      # a second failure just like the first is no new state, but it counts
+            self.reported(replica, replica.report)
 
     async def _delete(self, key: tuple[str, str], replica: LocalReplica) -> None:
         client = replica.client
         if client is None:
             return
         try:
-            if await client.delete_adapter(key[1]):
-                self._forget(key)
-            await replica.refresh()
+            gone = await client.delete_adapter(key[1])
         except RuntimeCallError as error:
             log.warning("unload failed", replica=key[0], adapter=key[1], why=str(error))
+            return
+        if gone:
+            self._forget(key)
+        await self._look(replica)
+
+    async def _look(self, replica: LocalReplica) -> None:
+        """Poll before the call counts as over, so that no pass sees the gap until the next poll."""
+        with contextlib.suppress(RuntimeCallError):
+            await replica.refresh()
 
     def _fail(self, key: tuple[str, str], revision: str, reason: str, message: str, *, reported: bool) -> None:
         known = self._failures.get(key)

@@ -17,7 +17,7 @@ from lorafleet_operator import processes
 from lorafleet_operator.backoff import Backoff
 from lorafleet_operator.commands import model_path, runtime_command
 from lorafleet_operator.core.actions import StartReplica
-from lorafleet_operator.core.objects import Replica, ReplicaState
+from lorafleet_operator.core.objects import Replica, ReplicaState, Resident
 from lorafleet_operator.errors import RuntimeCallError, Unauthorized
 from lorafleet_operator.ports import free_port
 from lorafleet_operator.runtime_client import RuntimeClient, RuntimeState
@@ -84,8 +84,8 @@ class LocalReplica:
     def log_path(self) -> Path:
         return self._launch.logs / f"{self.name}.log"
 
-    def view(self) -> Replica:
-        """This replica for a plan, without its residents: the world adds them, for it knows the calls on their way."""
+    def view(self, residents: tuple[Resident, ...] = ()) -> Replica:
+        """This replica for a plan; `residents` come from the world, which knows the calls on their way too."""
         action, report = self._action, self.report
         assert action is not None, "a replica is viewed after its first start"
         host = f"http://{self._launch.host}"
@@ -93,7 +93,7 @@ class LocalReplica:
             name=self.name, base=action.base.ref, index=action.index, state=self.state, spec_hash=action.spec_hash,
             incarnation=report.incarnation if report else "",
             url=f"{host}:{self.ports[0]}", admin_url=f"{host}:{self.ports[1]}",
-            message=self.message, progress=report.progress if report else 0.0,
+            message=self.message, progress=report.progress if report else 0.0, residents=residents,
             pages_total=report.pages_total if report else 0, pages_free=report.pages_free if report else 0,
             running=report.running if report else 0, waiting=report.waiting if report else 0,
             failures=0 if self.state == "Ready" else self.failures, retry_at=self.retry_at, since=self.since,
@@ -119,7 +119,9 @@ class LocalReplica:
             self._failed(f"cannot start {argv[0]}: {error.strerror or error}")
             return
         admin_url = f"http://{self._launch.host}:{self.ports[1]}"
-        self.client = RuntimeClient(admin_url, self._launch.admin_token, epoch=self._launch.epoch)
+        self.client = RuntimeClient(
+            admin_url, self._launch.admin_token, epoch=self._launch.epoch, timeout=min(5.0, self._launch.hung_seconds)
+        )
         log.info("runtime process started", replica=self.name, pid=self.child.pid, url=self.view().url)
         self._life = asyncio.create_task(self._live(self.child, self.client), name=f"replica {self.name}")
 

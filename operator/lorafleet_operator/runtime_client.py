@@ -15,8 +15,6 @@ import httpx
 from lorafleet_operator import errors
 from lorafleet_operator.core.objects import Artifact
 
-TIMEOUT = httpx.Timeout(5.0, connect=2.0)
-
 Phase = Literal["Loading", "Ready", "Draining", "Failed"]
 REFUSALS: dict[tuple[int, str], type[errors.RuntimeRefused]] = {
     (409, "stale_epoch"): errors.StaleEpoch,
@@ -64,15 +62,16 @@ class RuntimeClient:
     """Calls one runtime. A call that fails raises a subclass of RuntimeCallError, and nothing else."""
 
     def __init__(
-        self, admin_url: str, token: str, *, epoch: int = 1, transport: httpx.AsyncBaseTransport | None = None
-    ) -> None:
+        self, admin_url: str, token: str, *, epoch: int = 1, timeout: float = 5.0,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:  # fmt: skip
         self.epoch = epoch
         self._etag = ""
         self._last: RuntimeState | None = None
         self._http = httpx.AsyncClient(
             base_url=admin_url,
             headers={"Authorization": f"Bearer {token}"},
-            timeout=TIMEOUT,
+            timeout=timeout,
             transport=transport,
             trust_env=False,                # a proxy from the environment has no business on this machine's loopback
         )

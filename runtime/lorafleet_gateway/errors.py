@@ -6,6 +6,7 @@
     ├── ApiError               everything per request → app: one JSON body; relay: a stream's last event
     └── AttemptFailed          upstream               → placing: another replica, or the same one later
         ├── NotHere            the replica lives but cannot take this request now
+        ├── Moved              the replica gave a running request back, to go on elsewhere
         └── Lost               the replica is unreachable, died or broke the protocol
 
 Knows no framework.
@@ -34,7 +35,13 @@ class ApiError(GatewayError):
     """An answer other than 2xx: `{"error": {"message", "type", "param", "code"}}` with `status`."""
 
     def __init__(
-        self, status: int, message: str, code: str, param: str | None = None, *, retry_after: int | None = None
+        self,
+        status: int,
+        message: str,
+        code: str,
+        param: str | None = None,
+        *,
+        retry_after: int | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -73,6 +80,14 @@ class NotHere(AttemptFailed):
     def __init__(self, message: str, retry_after: int | None = None) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class Moved(AttemptFailed):
+    """The replica ended a running stream on purpose; `to` names the replica that it prepared, or is empty."""
+
+    def __init__(self, message: str, to: str = "") -> None:
+        super().__init__(message)
+        self.to = to
 
 
 class Lost(AttemptFailed):

@@ -16,7 +16,7 @@ from lorafleet_runtime.token_bytes import TokenBytes
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Text ready to leave; `offsets` say where in the whole text each token starts; `stopped` by which string."""
+    """Text ready to leave; `offsets` are where tokens start in the whole text; `stopped` by which string."""
 
     text: str
     token_ids: list[int] = field(default_factory=list)
@@ -37,8 +37,8 @@ class _Held:
 class Detokenizer:
     """One request's text. Feed ids in order; the concatenation of the pieces' texts is the whole text.
 
-    The text is what decoding all ids at once gives. What may be the beginning of a stop string is kept back, with
-    the rest of the token it begins in.
+    The text is what decoding all ids at once gives. What may begin a stop string is kept back,
+    with the rest of the token it begins in.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Detokenizer:
         return None
 
     def feed(self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs] = ()) -> Piece:
-        """The text that these tokens make certain. After a stop string the rest of the tokens is not looked at."""
+        """The text that these tokens make certain; after a stop string the other tokens are not looked at."""
         for index, token_id in enumerate(token_ids):
             found = self._append(token_id, logprobs[index] if logprobs else None)
             if found is not None:

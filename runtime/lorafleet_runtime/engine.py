@@ -208,7 +208,7 @@ class Engine:
             loaded.targets,
             message.pinned,
         )
-        self._runner.register(adapter, loaded.packed)
+        adapter.layout = self._runner.register(adapter, loaded.packed)
         self._forget(gone)
 
     def _collect(self) -> None:

@@ -11,19 +11,18 @@ import shutil
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 import structlog
 import zmq
 
 from lorafleet_runtime.config import EngineConfig
+from lorafleet_runtime.engine_api import Broadcast, Stream
 from lorafleet_runtime.errors import EngineDead
 from lorafleet_runtime.protocol import (
     AbortRequest,
     AddRequest,
-    Delta,
     Deltas,
     EngineState,
     LoadAdapter,
@@ -40,97 +39,8 @@ _STOP_SECONDS = 10.0
 _RETRY_SECONDS = 0.02
 
 
-class Stream:
-    """What the engine says about one client's requests, in order. `close` aborts those that are still open."""
-
-    def __init__(self, engine: Engine, request_ids: Iterable[str]) -> None:
-        self._engine = engine
-        self._open = set(request_ids)
-        self._ready: list[Delta] = []
-        self._wake = asyncio.Event()
-        self._error: EngineDead | None = None
-
-    async def next(self) -> list[Delta]:
-        """Every delta since the last call, at least one. Raises EngineDead when no more can come."""
-        if not self._ready and self._error is None:
-            self._wake.clear()
-            await self._wake.wait()
-        if not self._ready and self._error is not None:
-            raise self._error
-        ready, self._ready = self._ready, []
-        return ready
-
-    def put(self, delta: Delta) -> None:
-        """Called by the engine's side; never blocks. A slow reader gets several deltas in one `next`."""
-        if delta.finish_reason is not None:
-            self._open.discard(delta.request_id)
-        self._ready.append(delta)
-        self._wake.set()
-
-    def fail(self, error: EngineDead) -> None:
-        """Called by the engine's side: what has come may still be read, then `error` is raised."""
-        self._error = error
-        self._wake.set()
-
-    def abort(self, request_id: str) -> None:
-        """Give up one request, if it is still running."""
-        if request_id in self._open:
-            self._open.discard(request_id)
-            self._engine.abort(request_id)
-
-    def close(self) -> None:
-        """Give up what is still running; safe to call twice."""
-        for request_id in list(self._open):
-            self.abort(request_id)
-
-
-class Engine(Protocol):
-    """What the HTTP side needs of an engine; tests drive the real apps with a scripted one."""
-
-    @property
-    def state(self) -> EngineState: ...
-
-    @property
-    def version(self) -> int:
-        """Grows whenever `state` is replaced."""
-        ...
-
-    def open(self, requests: Sequence[AddRequest]) -> Stream:
-        """Submit requests and watch them together. Raises EngineDead."""
-        ...
-
-    def abort(self, request_id: str) -> None: ...
-
-    def load_adapter(self, message: LoadAdapter) -> None: ...
-
-    def unload_adapter(self, message: UnloadAdapter) -> None: ...
-
-    async def wait_newer(self, version: int) -> None:
-        """Return once `version` has grown beyond the given one."""
-        ...
-
-
-class Broadcast:
-    """The latest state and whoever waits for a newer one."""
-
-    def __init__(self, state: EngineState) -> None:
-        self.state = state
-        self.version = 0
-        self._newer = asyncio.Event()
-
-    def replace(self, state: EngineState) -> None:
-        self.state = state
-        self.version += 1
-        self._newer.set()
-        self._newer = asyncio.Event()
-
-    async def wait_newer(self, version: int) -> None:
-        while self.version <= version:
-            await self._newer.wait()
-
-
 class EngineClient:
-    """An engine in a child process. One per front end; `died` is set once, when the child ends for any reason."""
+    """An engine in a child process; `died` is set when the child has ended, for whatever reason."""
 
     def __init__(self, config: EngineConfig, log_format: str = "console") -> None:
         self._config = config
@@ -170,7 +80,7 @@ class EngineClient:
             socket.setsockopt(zmq.RCVHWM, 0)
             socket.setsockopt(zmq.LINGER, 0)
             socket.bind(f"{endpoint}.{suffix}")
-        asyncio.get_running_loop().add_reader(self._pull.getsockopt(zmq.FD), self._receive)
+        asyncio.get_running_loop().add_reader(self._pull.fileno(), self._receive)
         self._process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "lorafleet_runtime.engine_process",
             "--endpoint", endpoint, "--config", self._config.to_json(),
@@ -244,10 +154,12 @@ class EngineClient:
 
     def _dispatch(self, message: Deltas) -> None:
         for delta in message.items:
-            finished = delta.finish_reason is not None
-            stream = self._streams.pop(delta.request_id, None) if finished else self._streams.get(delta.request_id)
-            if stream is not None:  # else it was aborted while this delta was under way
-                stream.put(delta)
+            stream = self._streams.get(delta.request_id)
+            if stream is None:  # aborted while this delta was under way
+                continue
+            if delta.finish_reason is not None:
+                del self._streams[delta.request_id]
+            stream.put(delta)
 
     async def _watch_process(self, process: asyncio.subprocess.Process) -> None:
         code = await process.wait()
@@ -268,7 +180,7 @@ class EngineClient:
             await asyncio.wait_for(self.died.wait(), seconds)
 
     def _close_sockets(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._pull.getsockopt(zmq.FD))
+        asyncio.get_running_loop().remove_reader(self._pull.fileno())
         if self._retry is not None:
             self._retry.cancel()
         self._push.close()

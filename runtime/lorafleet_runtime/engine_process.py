@@ -59,7 +59,7 @@ def _loop(engine: Engine, inbox: zmq.Socket[bytes], outbox: zmq.Socket[bytes], a
     reported_at = 0.0
     stepped = True
     while True:
-        ready = dict(poller.poll(0 if engine.has_work else 1000 * IDLE_STATE_SECONDS))
+        ready = dict(poller.poll(0 if engine.has_work else int(1000 * IDLE_STATE_SECONDS)))
         if alarm in ready:
             _drain(alarm)
         if inbox in ready:

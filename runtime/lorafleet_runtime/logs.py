@@ -1,4 +1,4 @@
-"""One log line for people, the same line as JSON for machines; the standard library's loggers come out alike."""
+"""One log line for people, the same line as JSON for machines; standard library loggers come out alike."""
 
 from __future__ import annotations
 

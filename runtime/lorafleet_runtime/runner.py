@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 
 import torch
 from lorafleet_kernels import reference as ops
@@ -11,11 +11,15 @@ from torch import Tensor
 from lorafleet_runtime.core.batch import Batch, Row, segments
 from lorafleet_runtime.core.pages import PAGE_TOKENS, pages_for_tokens
 from lorafleet_runtime.core.residency import Adapter
+from lorafleet_runtime.lora_stack import LoraStacks
 from lorafleet_runtime.lora_step import LoraStep
 from lorafleet_runtime.model.decoder import Decoder
 from lorafleet_runtime.model.lora import GroupView, PackedAdapter, views
 from lorafleet_runtime.sampling import Row as SamplingRow
 from lorafleet_runtime.sampling import Sampled, sample
+
+STACK_BYTES = 256 * 2**20
+"""Bound of the copies that let adapters of one layout be multiplied together; beyond it they are multiplied one by one."""
 
 
 def page_elements(kv_dim: int) -> int:
@@ -39,10 +43,14 @@ class Runner:
         self._scratch = torch.empty(2, 0, *self._kv.shape[3:], dtype=model.dtype)
         self._views: dict[int, tuple[Mapping[str, GroupView], ...]] = {}
         self._packed: dict[int, PackedAdapter] = {}
+        self._layouts: dict[Hashable, int] = {}
+        self._stacks = LoraStacks(STACK_BYTES)
 
-    def register(self, adapter: Adapter, packed: PackedAdapter) -> None:
-        """Keep an adapter's golden copy; its pages are filled when a batch names it in `uploads`."""
+    def register(self, adapter: Adapter, packed: PackedAdapter) -> int:
+        """Keep an adapter's golden copy; its pages are filled when a batch names it in `uploads`. Returns the number of
+        its layout."""
         self._packed[adapter.handle] = packed
+        return self._layouts.setdefault(packed.layout.signature, len(self._layouts))
 
     def forget(self, adapter: Adapter) -> None:
         del self._packed[adapter.handle]
@@ -79,7 +87,7 @@ class Runner:
         pages = torch.tensor(page_ids)
         self._clean(pages)
         attend = _PagedAttention(self._kv, batch, ops.kv_slots(pages, position_tensor % PAGE_TOKENS), self._scratch_for)
-        lora = LoraStep(segments(batch.rows), self._views)
+        lora = LoraStep(segments(batch.rows), sum(row.decodes for row in batch.rows), self._views, self._stacks)
         return self.model.forward(torch.tensor(tokens), position_tensor, attend, lora if lora.active else None)
 
     def _upload(self, adapter: Adapter) -> None:

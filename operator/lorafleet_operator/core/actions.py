@@ -1,8 +1,12 @@
-"""The closed set of things an operator can do. Each carries `why`: log line, event and status are the same sentence."""
+"""The closed set of things an operator can do.
+
+Each carries `why`: log line, event and status are the same sentence.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from lorafleet_operator.core.objects import Artifact, BaseModel, Ref
 
@@ -24,11 +28,15 @@ class StartReplica:
 
 @dataclass(frozen=True, slots=True)
 class StopReplica:
-    """Drain a replica for at most `drain_seconds`, then end it."""
+    """Drain a replica for at most `drain_seconds`, then end it.
+
+    `incarnation`, when known, is the process that is meant: under a reused name, another one is not to be stopped.
+    """
 
     replica: str
     drain_seconds: float
     why: str
+    incarnation: str = ""
 
     def __str__(self) -> str:
         return f"stop replica {self.replica}: {self.why}"
@@ -63,7 +71,11 @@ Action = StartReplica | StopReplica | LoadAdapter | UnloadAdapter
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Actions in order of execution, and the earliest time at which the same inputs would plan otherwise (a retry)."""
+    """Actions in order of execution, and the earliest time at which the same inputs would plan otherwise (a retry).
+
+    `waits` says, by replica, why one that has to go still stays.
+    """
 
     actions: tuple[Action, ...] = ()
     wake_at: float | None = None
+    waits: Mapping[str, str] = field(default_factory=dict)

@@ -35,8 +35,8 @@ class ListedModel:
 def resolve(model: str, tenant: Tenant, fleet: Fleet) -> Target | None:
     """The tenant's adapter of that served name, else the base model of that name that it may call, else None.
 
-    An adapter wins over a base model; of several, the first in the order of the tenant's namespaces, then of base models.
-    """
+    An adapter wins over a base model; of several, the first in the order of the tenant's namespaces, then of
+    base models. """
     for namespace in tenant.namespaces:
         for part in fleet.bases:
             adapter = part.by_served_name.get((namespace, model))
@@ -49,7 +49,8 @@ def resolve(model: str, tenant: Tenant, fleet: Fleet) -> Target | None:
 
 
 def list_models(tenant: Tenant, fleet: Fleet) -> list[ListedModel]:
-    """Every name that resolves for the tenant, once, base models first, each with whether a replica can serve it now."""
+    """Every name that resolves for the tenant, once, base models first, each with whether a replica can serve
+    it now."""
     adapters = dict(_adapters(tenant, fleet))
     rows = [
         ListedModel(part.base.served_name, None, part.base.max_model_len, bool(holders(part, None)))

@@ -37,7 +37,8 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Unavailable:
-    """No replica can be asked now. `gone` means that waiting is in vain: the model is no longer in the fleet."""
+    """No replica can be asked now. `gone` means that waiting is in vain: the model is no longer in the
+    fleet."""
 
     why: str
     gone: bool = False
@@ -46,9 +47,8 @@ class Unavailable:
 def holders(fleet: BaseFleet, adapter: Adapter | None, revision: str | None = None) -> list[Choice]:
     """The ready replicas that hold the model ready, each once.
 
-    With `revision`, only its holders. Without, the holders of the wanted revision; where there are none yet, those of
-    an older one, because a roll-out must not take a working adapter away.
-    """
+    With `revision`, only its holders. Without, the holders of the wanted revision; where there are none yet,
+    those of an older one, because a roll-out must not take a working adapter away. """
     ready = [replica for replica in fleet.document.replicas if replica.state == READY]
     if adapter is None:
         return [Choice(replica, "") for replica in ready]
@@ -73,13 +73,15 @@ def route(
     seed: int,
     excluded: Collection[ReplicaKey] = (),
     avoided: Collection[ReplicaKey] = (),
+    preferred: str = "",
     revision: str | None = None,
 ) -> Choice | Unavailable:
-    """The holder with the least load that is not excluded.
+    """The holder with the least load that is not excluded; the replica named `preferred` whatever its load,
+    if it is one.
 
-    `excluded` replicas are never chosen: this request has just failed there. `avoided` ones are chosen when nothing
-    else is left: others have failed there, and trying is the only way to know. Equal loads go to the replica that
-    `seed` ranks first, so that one seed always gives one answer and many seeds spread evenly.
+    `excluded` replicas are never chosen: this request has just failed there. `avoided` ones are chosen when
+    nothing else is left: others have failed there, and trying is the only way to know. Equal loads go to the
+    replica that `seed` ranks first, so that one seed always gives one answer and many seeds spread evenly.
     """
     if fleet is None:
         return Unavailable("its base model is no longer served", gone=True)
@@ -88,13 +90,22 @@ def route(
         adapter = fleet.by_id.get(adapter_id)
         if adapter is None:
             return Unavailable("the adapter is no longer served", gone=True)
-    candidates = [choice for choice in holders(fleet, adapter, revision) if choice.replica.key not in excluded]
+    candidates = [
+        choice for choice in holders(fleet, adapter, revision) if choice.replica.key not in excluded
+    ]
     if not candidates:
         return Unavailable(_why(fleet, adapter, revision, bool(excluded)))
+    for choice in candidates:
+        if choice.replica.name == preferred:
+            return choice
     candidates = [choice for choice in candidates if choice.replica.key not in avoided] or candidates
     least = min(loads.get(choice.replica.key, IDLE).total for choice in candidates)
     tied = [choice for choice in candidates if loads.get(choice.replica.key, IDLE).total == least]
-    return tied[0] if len(tied) == 1 else min(tied, key=lambda choice: (_rank(seed, choice), choice.replica.name))
+    return (
+        tied[0]
+        if len(tied) == 1
+        else min(tied, key=lambda choice: (_rank(seed, choice), choice.replica.name))
+    )
 
 
 def superseded(fleet: BaseFleet | None, key: ReplicaKey) -> bool:

@@ -54,13 +54,14 @@ class Batch:
 
 
 def order_rows(rows: Iterable[Row]) -> tuple[Row, ...]:
-    """Decodes before prefill chunks; inside each, base rows first, then by adapter, then by arrival."""
-    return tuple(
-        sorted(
-            rows,
-            key=lambda r: (not r.decodes, r.sequence.adapter.handle if r.sequence.adapter else -1, r.sequence.arrival),
-        )
-    )
+    """Decodes before prefill chunks; inside each, base rows first, then by layout, adapter and arrival."""
+    return tuple(sorted(rows, key=_order))
+
+
+def _order(row: Row) -> tuple[bool, int, int, int]:
+    adapter = row.sequence.adapter
+    layout, handle = (adapter.layout, adapter.handle) if adapter else (-2, -1)
+    return (not row.decodes, layout, handle, row.sequence.arrival)
 
 
 def segments(rows: Iterable[Row]) -> tuple[Segment, ...]:

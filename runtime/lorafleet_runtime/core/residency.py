@@ -25,6 +25,7 @@ class Adapter:
     bytes: int
     targets: tuple[str, ...]
     pinned: bool = False
+    layout: int = -1                     # adapters with one layout have the same ranks and targets
     pages: list[int] = field(default_factory=list)
     users: int = 0                       # admitted sequences
     waiting: int = 0                     # queued sequences

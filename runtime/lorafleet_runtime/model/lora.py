@@ -7,7 +7,7 @@ ids are the same in every layer, as for KV. Rank-exact: nothing is padded but th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -40,10 +40,12 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Slices by layer and group, and the pages that the longest layer needs."""
+    """Slices by layer and group, and the pages that the longest layer needs. Two adapters with the same `signature` have
+    the same ranks and targets everywhere, so that their matrices can be stacked."""
 
     layers: tuple[Mapping[str, tuple[Slice, ...]], ...]
     pages: int
+    signature: Hashable
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,8 @@ def plan_layout(weights: AdapterWeights, config: DecoderConfig, page_elements: i
                 groups[group] = tuple(slices)
         layers.append(groups)
         longest = max(longest, offset)
-    return Layout(tuple(layers), -(-longest // page_elements))
+    signature = tuple(tuple(groups.items()) for groups in layers)
+    return Layout(tuple(layers), -(-longest // page_elements), signature)
 
 
 def pack(weights: AdapterWeights, config: DecoderConfig, page_elements: int, dtype: torch.dtype) -> PackedAdapter:

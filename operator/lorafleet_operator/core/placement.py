@@ -1,0 +1,112 @@
+"""Which adapter on which replica: as many copies as wanted, spread, and stability before optimality. Deterministic.
+
+Nothing moves because it could lie better: a copy that is there stays there. New copies go where the fewest adapters
+are, then where the most pages are free. Knows no actions and no time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from lorafleet_operator.core.objects import Adapter, Ref, Replica, Resident
+
+# The same bytes on the same runtime give the same refusal: only another revision makes a difference.
+PERMANENT = frozenset({"InvalidAdapter", "RankTooHigh", "DigestMismatch"})
+
+Standing = Literal["Ready", "Loading", "Old", "Refused", "Failed", "Absent"]
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where an adapter's copies belong: `targets` hold or get one, `surplus` have one too many.
+
+    `refused` is the resident whose permanent failure makes any further load pointless.
+    """
+
+    targets: tuple[str, ...] = ()
+    surplus: tuple[str, ...] = ()
+    refused: Resident | None = None
+
+
+def residents_of(adapter: Ref, replica: Replica) -> tuple[Resident, ...]:
+    """What the replica reports about this adapter: at most one entry per revision."""
+    return tuple(resident for resident in replica.residents if resident.adapter == adapter)
+
+
+def standing(residents: Sequence[Resident], revision: str) -> Standing:
+    """How far one replica is with `revision`. Old: another revision serves or loads there, so this one belongs too."""
+    wanted = [resident for resident in residents if resident.revision == revision]
+    if any(resident.state == "Ready" for resident in wanted):
+        return "Ready"
+    if any(resident.state in ("Loading", "Pending") for resident in wanted):
+        return "Loading"
+    failed = [resident for resident in wanted if resident.state == "Failed"]
+    if failed:
+        return "Refused" if any(resident.reason in PERMANENT for resident in failed) else "Failed"
+    return "Old" if serves_other(residents, revision) else "Absent"
+
+
+def serves_other(residents: Sequence[Resident], revision: str) -> bool:
+    """Does another revision than `revision` serve or load there?"""
+    alive = ("Ready", "Loading", "Pending")
+    return any(resident.state in alive for resident in residents if resident.revision != revision)
+
+
+def has_ready(adapter: Ref, replica: Replica) -> bool:
+    """Does the replica serve any revision of this adapter?"""
+    return replica.state == "Ready" and any(r.state == "Ready" for r in residents_of(adapter, replica))
+
+
+def place(adapter: Adapter, revision: str, candidates: Sequence[Replica], counts: Mapping[str, int]) -> Placement:
+    """Where the copies of `adapter` at `revision` belong among `candidates`, all of them able to load.
+
+    `counts` is the number of adapters on each replica, those decided earlier in this pass included.
+    """
+    there = {replica.name: residents_of(adapter.ref, replica) for replica in candidates}
+    stands = {name: standing(residents, revision) for name, residents in there.items()}
+    holders = [name for name, state in stands.items() if _holds(state, there[name], revision)]
+    ready = [name for name, state in stands.items() if state == "Ready"]
+    needed = min(adapter.copies_min, len(candidates))
+    refused = next((r for residents in there.values() for r in residents if _refuses(r, revision)), None)
+    surplus = _surplus(adapter, ready, stands, needed, holders)
+    targets = [name for name in holders if name not in surplus]
+    if refused is None and len(holders) < needed:
+        free = [replica for replica in candidates if replica.name not in holders]
+        targets += [replica.name for replica in _preferred(free, stands, counts)[: needed - len(holders)]]
+    return Placement(tuple(targets), surplus, refused)
+
+
+def _holds(state: Standing, residents: Sequence[Resident], revision: str) -> bool:
+    return state in ("Ready", "Loading", "Old") or serves_other(residents, revision)
+
+
+def _refuses(resident: Resident, revision: str) -> bool:
+    return resident.revision == revision and resident.state == "Failed" and resident.reason in PERMANENT
+
+
+def _preferred(
+    free: Sequence[Replica], stands: Mapping[str, Standing], counts: Mapping[str, int]
+) -> list[Replica]:
+    """Where a load failed comes last: it stays remembered there until the copies are made good elsewhere."""
+    return sorted(
+        free,
+        key=lambda r: (stands[r.name] == "Failed", counts.get(r.name, 0), -r.pages_free, r.index, r.name),
+    )  # fmt: skip
+
+
+def _surplus(
+    adapter: Adapter, ready: Sequence[str], stands: Mapping[str, Standing], needed: int, holders: Sequence[str]
+) -> tuple[str, ...]:
+    """Copies beyond the maximum, and memories of failures that no longer matter.
+
+    Only Ready copies are given up, only when nothing is on its way, and always the last by order: two pictures of
+    the same fleet, one of them stale, then never give up different copies until none is left.
+    """
+    unsettled = any(state in ("Loading", "Old") for state in stands.values())
+    extra = () if unsettled else tuple(ready[adapter.copies_max :])
+    forgotten = ()
+    if len(ready) >= needed:
+        forgotten = tuple(n for n, state in stands.items() if state in ("Failed", "Refused") and n not in holders)
+    return extra + forgotten

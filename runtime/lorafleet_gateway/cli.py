@@ -1,0 +1,111 @@
+"""`lorafleet-gateway serve`: flags to one running server, and an orderly end."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import structlog
+import uvicorn
+
+from lorafleet_gateway import __version__, logs
+from lorafleet_gateway.app import create_app
+from lorafleet_gateway.config import Limits, Settings, serving_token
+from lorafleet_gateway.errors import ConfigError
+from lorafleet_gateway.fleet import FleetFolder
+
+_BACKLOG = 2048
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status. 2 is a wrong flag, folder or port."""
+    arguments = _parser().parse_args(argv)
+    settings = Settings(
+        fleet=arguments.fleet,
+        host=arguments.host,
+        port=arguments.port,
+        log_format=arguments.log_format,
+        exit_with_parent=arguments.exit_with_parent,
+        serving_token=serving_token(os.environ),
+    )
+    logs.configure(settings.log_format)
+    try:
+        serve(settings.check())
+    except ConfigError as error:
+        print(f"lorafleet-gateway: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def serve(settings: Settings, limits: Limits | None = None) -> None:
+    """Serve until SIGTERM or SIGINT: then accept nothing more, and let streams finish for
+    `limits.stop_seconds`.
+
+    Raises ConfigError when the port cannot be had.
+    """
+    limits = limits or Limits()
+    listener = _listen(settings.host, settings.port)
+    if settings.exit_with_parent:
+        threading.Thread(target=_exit_at_end_of_input, daemon=True).start()
+    app = create_app(
+        FleetFolder(settings.fleet, limits.poll_seconds), token=settings.serving_token, limits=limits
+    )
+    config = uvicorn.Config(
+        app,
+        http="httptools",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=int(limits.stop_seconds),
+    )
+    host, port = listener.getsockname()[:2]
+    structlog.get_logger("lorafleet_gateway").info(
+        "listening",
+        host=host,
+        port=port,
+        fleet=str(settings.fleet),
+        replica_token=bool(settings.serving_token),
+    )
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lorafleet-gateway", description="API keys to tenants, names to adapters, requests to replicas."
+    )
+    parser.add_argument("--version", action="version", version=f"lorafleet-gateway {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    command = commands.add_parser("serve", help="serve OpenAI's routes over a fleet")
+    command.add_argument(
+        "--fleet", type=Path, required=True, metavar="DIR", help="folder of fleet and tenants documents"
+    )
+    command.add_argument("--host", default="127.0.0.1")
+    command.add_argument("--port", type=int, default=8080, help="0 takes a free one and logs it")
+    command.add_argument("--log-format", choices=("console", "json"), default="console")
+    command.add_argument(
+        "--exit-with-parent",
+        action="store_true",
+        help="exit when standard input ends, as it does when the parent dies",
+    )
+    return parser
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        raise ConfigError(f"--host {host} --port {port} cannot be had: {error.strerror}") from None
+
+
+def _exit_at_end_of_input() -> None:
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
+    structlog.get_logger("lorafleet_gateway").info("the parent has gone, exiting")
+    # At once: the replicas have ended with the same parent, so there is nothing left to finish or to resume.
+    os._exit(0)

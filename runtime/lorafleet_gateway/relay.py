@@ -1,0 +1,215 @@
+"""A client's request to a replica and the answer back, streamed or whole; the one place where bytes flow.
+
+Back-pressure is the ASGI server's: `send` waits while the client does not read, then nobody reads from the
+replica, and TCP makes it wait. A client that leaves cancels everything at once.
+
+A whole answer is asked for whole, and after a loss asked for again from its beginning: nothing of it was
+delivered, so there is no seam to hide. Streaming it inside would save the work done, at the price of putting
+texts, logprobs and tool calls together again here. """
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+
+import msgspec
+import structlog
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from lorafleet_gateway.access import CLIENT_GONE, RequestRecord
+from lorafleet_gateway.client_request import ClientRequest
+from lorafleet_gateway.config import Limits
+from lorafleet_gateway.core.fleet_model import Tenant
+from lorafleet_gateway.core.naming import Target
+from lorafleet_gateway.core.routing import Choice
+from lorafleet_gateway.errors import ApiError, AttemptFailed, Lost, replica_failed
+from lorafleet_gateway.fleet import FleetFolder
+from lorafleet_gateway.loads import Loads
+from lorafleet_gateway.metrics import Metrics
+from lorafleet_gateway.placing import Placing
+from lorafleet_gateway.resume import StreamTracker
+from lorafleet_gateway.upstream import HttpAttempt, Upstream
+
+_STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # nginx would hold chunks back
+]
+_TRACE_HEADERS = ("traceparent", "tracestate")
+_decode_answer = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What every relay shares."""
+
+    fleet: FleetFolder
+    upstream: Upstream
+    loads: Loads
+    limits: Limits
+    metrics: Metrics
+
+
+class Relay(Response):
+    """The answer to one resolved request. Errors before its first byte are raised as ApiError, later ones are
+    its last event."""
+
+    def __init__(
+        self, services: Services, request: ClientRequest, target: Target, tenant: Tenant, record: RequestRecord,
+        trace: dict[str, str],
+    ) -> None:  # fmt: skip
+        self._services = services
+        self._request = request
+        self._target = target
+        self._record = record
+        self._outbound = {
+            **trace,
+            "Lorafleet-Tenant": tenant.name,
+            "Lorafleet-Weight": f"{tenant.weight:g}",
+            "Lorafleet-Request-Id": record.id,
+        }
+        self._placing = Placing(
+            target,
+            services.fleet,
+            services.loads,
+            services.limits,
+            time.monotonic,
+            seed=int(record.id[:16], 16),
+        )
+        self._started = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        work = asyncio.create_task(self._stream(send) if self._request.stream else self._whole(send))
+        gone = asyncio.create_task(_disconnected(receive))
+        try:
+            await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                await work
+            else:
+                self._record.code = CLIENT_GONE
+        except asyncio.CancelledError:
+            if self._started and not work.done():
+                work.cancel()
+                await self._fail(
+                    send, ApiError(503, "The gateway is stopping; ask again.", "gateway_stopping")
+                )
+            raise
+        finally:
+            for task in (work, gone):
+                task.cancel()
+            await asyncio.gather(work, gone, return_exceptions=True)
+
+    async def _whole(self, send: Send) -> None:
+        body = self._request.upstream_body(self._target.wire_name)
+        while True:
+            choice = await self._placing.next()
+            attempt = self._attempt(choice, body)
+            try:
+                with self._services.loads.hold(self._target.base, choice.replica, attempt):
+                    async with attempt:
+                        answer = self._rename(await attempt.read_all())
+            except AttemptFailed as failure:
+                self._failed(choice, failure)
+                continue
+            headers = [(b"content-type", b"application/json"), (b"content-length", str(len(answer)).encode())]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": answer})
+            return
+
+    async def _stream(self, send: Send) -> None:
+        request = self._request
+        tracker = StreamTracker(
+            request.model,
+            single=request.single,
+            keep_token_ids=request.wants_token_ids,
+            wants_usage=request.wants_usage,
+            event_bytes=self._services.limits.event_bytes,
+        )
+        try:
+            while not tracker.done:
+                choice = await self._placing.next()
+                if self._started:
+                    self._record.resumes += 1
+                    self._services.metrics.resumes.labels(self._record.base_model).inc()
+                try:
+                    await self._stream_from(choice, tracker, send)
+                except AttemptFailed as failure:
+                    self._failed(choice, failure)
+                    if self._started and not request.single:
+                        why = f"{failure}; an answer with several choices cannot be resumed"
+                        raise replica_failed(request.model, why) from None
+                finally:
+                    self._record.tokens = len(tracker.output_token_ids)
+        except ApiError as error:
+            if not self._started:
+                raise
+            await self._fail(send, error)
+
+    async def _stream_from(self, choice: Choice, tracker: StreamTracker, send: Send) -> None:
+        body = self._request.upstream_body(self._target.wire_name, tracker.output_token_ids)
+        attempt = self._attempt(choice, body)
+        tracker.begin()
+        credited = False
+        with self._services.loads.hold(self._target.base, choice.replica, attempt):
+            async with attempt:
+                while not tracker.done:
+                    data = await attempt.read()
+                    events = tracker.feed(data) if data else tracker.end()
+                    if events:
+                        await self._send(send, events, choice, more=not tracker.done)
+                    if tracker.advanced and not credited:
+                        self._placing.progressed()
+                        credited = True
+                    if tracker.failure is not None:
+                        raise tracker.failure
+                await attempt.settle()
+
+    async def _send(self, send: Send, events: bytes, choice: Choice, *, more: bool) -> None:
+        if not self._started:
+            self._started = True
+            self._placing.begun(choice)
+            await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+        await send({"type": "http.response.body", "body": events, "more_body": more})
+
+    async def _fail(self, send: Send, error: ApiError) -> None:
+        self._record.code = error.status
+        self._record.error = error.code
+        await send(
+            {"type": "http.response.body", "body": b"data: " + error.body() + b"\n\n", "more_body": False}
+        )
+
+    def _attempt(self, choice: Choice, body: bytes) -> HttpAttempt:
+        self._record.attempts += 1
+        self._record.replica = choice.replica.name
+        return self._services.upstream.attempt(choice.replica, self._request.path, body, self._outbound)
+
+    def _failed(self, choice: Choice, failure: AttemptFailed) -> None:
+        kind = "lost" if isinstance(failure, Lost) else "not_here"
+        self._services.metrics.upstream_errors.labels(self._record.base_model, kind).inc()
+        structlog.get_logger("lorafleet_gateway.relay").warning(
+            "attempt failed", id=self._record.id, replica=choice.replica.name, kind=kind, why=str(failure)
+        )
+        self._placing.failed(choice, failure)
+
+    def _rename(self, answer: bytes) -> bytes:
+        try:
+            fields: dict[str, object] = {**_decode_answer(answer), "model": self._request.model}
+        except msgspec.DecodeError as error:
+            raise Lost(
+                f"replica {self._record.replica} sent no JSON object: {error}", accepted=True
+            ) from None
+        return msgspec.json.encode(fields)
+
+
+def trace_headers(headers: list[tuple[bytes, bytes]]) -> dict[str, str]:
+    """The W3C trace context: the only client headers that a replica sees."""
+    found = {name.decode("latin-1"): value.decode("latin-1") for name, value in headers}
+    return {name: found[name] for name in _TRACE_HEADERS if name in found}
+
+
+async def _disconnected(receive: Receive) -> None:
+    message: Message = {"type": ""}
+    while message["type"] != "http.disconnect":
+        message = await receive()

@@ -1,0 +1,131 @@
+"""What PEFT's `adapter_config.json` says about an adapter: its scales, and whether it can be served at all.
+
+Knows no tensors. Ranks are not read from here: tensor shapes say them, as configs edited by hand disagree.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorafleet_runtime.model.errors import InvalidAdapter
+
+CONFIG_FILE = "adapter_config.json"
+
+# Fields that change what the weights mean, what the field stands for, and what to do instead.
+_REFUSED: tuple[tuple[str, str, str], ...] = (
+    ("use_dora", "DoRA", "train with use_dora=false, or merge it into a base model of its own"),
+    ("lora_bias", "a bias in lora_B", "train with lora_bias=false"),
+    ("modules_to_save", "replacing whole modules", "train without it, or merge it into a base model of its own"),
+    ("trainable_token_indices", "trained token embeddings", "train without trainable_token_indices"),
+    ("target_parameters", "LoRA on bare parameters", "use target_modules"),
+    ("layer_replication", "layer replication", "serve the replicated model, merged, as a base model"),
+    ("use_qalora", "QA-LoRA", "train with use_qalora=false"),
+    ("alora_invocation_tokens", "activated LoRA", "train a plain LoRA"),
+    ("use_bdlora", "block-diagonal LoRA", "train a plain LoRA"),
+    ("arrow_config", "Arrow routing", "serve the routed adapters one by one"),
+    ("kasa_config", "KaSA", "train a plain LoRA"),
+    ("monteclora_config", "Monte Carlo LoRA", "train a plain LoRA"),
+)  # fmt: skip
+
+# Initialisations that subtract their start from the base model's weights. PEFT writes `true` in their place
+# once such an adapter has been converted into a plain one, so the name alone tells an unconverted one.
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterConfig:
+    """The part of the config that serving needs; `alpha_pattern` keeps its order, as the first match wins."""
+
+    alpha: float
+    rslora: bool
+    alpha_pattern: Mapping[str, float]
+    base_model: str
+    warnings: tuple[str, ...]
+
+    def scale(self, module: str, rank: int) -> float:
+        """PEFT's scale of one module (`model.layers.0.self_attn.q_proj`): α/r, or α/√r with rsLoRA."""
+        alpha = self.alpha
+        for pattern, value in self.alpha_pattern.items():
+            if re.match(rf"(.*\.)?({pattern})$", module):
+                alpha = value
+                break
+        return alpha / (math.sqrt(rank) if self.rslora else rank)
+
+
+def read_adapter_config(folder: Path) -> AdapterConfig:
+    """Parse and check `adapter_config.json`. Raises InvalidAdapter naming the field that cannot be served."""
+    raw = _read_json(folder / CONFIG_FILE)
+    if raw.get("peft_type") != "LORA":
+        raise InvalidAdapter(
+            f"{CONFIG_FILE}: peft_type {raw.get('peft_type')!r} is not supported yet; only LORA adapters are"
+        )
+    for field, what, advice in _REFUSED:
+        if raw.get(field):
+            raise InvalidAdapter(f"{CONFIG_FILE}: {what} ({field}) is not supported yet; {advice}")
+    if raw.get("bias") not in (None, "none"):
+        raise InvalidAdapter(
+            f"{CONFIG_FILE}: training biases (bias={raw['bias']!r}) is not supported yet; set bias='none'"
+        )
+    return AdapterConfig(
+        alpha=_number(raw, "lora_alpha", 8.0),
+        rslora=bool(raw.get("use_rslora")),
+        alpha_pattern=_pattern(raw, "alpha_pattern"),
+        base_model=str(raw.get("base_model_name_or_path") or ""),
+        warnings=_warnings(raw),
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InvalidAdapter(
+            f"{path.name} is missing; an adapter is a folder that PEFT's save_pretrained wrote"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise InvalidAdapter(f"{path.name} cannot be read: {error}") from error
+    if not isinstance(raw, dict):
+        raise InvalidAdapter(f"{path.name} must hold a JSON object, got {type(raw).__name__}")
+    return raw
+
+
+def _number(raw: Mapping[str, Any], field: str, default: float) -> float:
+    value = raw.get(field)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise InvalidAdapter(f"{CONFIG_FILE}: {field} must be a finite number, got {value!r}")
+    return float(value)
+
+
+def _pattern(raw: Mapping[str, Any], field: str) -> dict[str, float]:
+    patterns = raw.get(field) or {}
+    if not isinstance(patterns, dict):
+        raise InvalidAdapter(
+            f"{CONFIG_FILE}: {field} must be an object of module pattern to number, got {patterns!r}"
+        )
+    for pattern in patterns:
+        try:
+            re.compile(rf"(.*\.)?({pattern})$")
+        except re.error as error:
+            raise InvalidAdapter(
+                f"{CONFIG_FILE}: {field} key {pattern!r} is not a regular expression: {error}"
+            ) from None
+    return {pattern: _number(patterns, pattern, 8.0) for pattern in patterns}
+
+
+def _warnings(raw: Mapping[str, Any]) -> tuple[str, ...]:
+    init = raw.get("init_lora_weights")
+    if isinstance(init, str) and init.lower().startswith(_CHANGES_BASE):
+        return (
+            f"init_lora_weights is {init!r}: the adapter assumes a base model that its initialisation has changed; "
+            "on the plain base model it answers wrongly unless it was converted (PEFT: save_pretrained with "
+            "path_initial_model_for_weight_conversion)",
+        )
+    return ()
