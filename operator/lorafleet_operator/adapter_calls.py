@@ -144,14 +144,15 @@ class AdapterCalls:
         if client is None:
             return                          # it ended meanwhile; the next pass knows
         self._asked[key] = artifact.revision
+        before = self._failures.get(key)
         try:
             await client.put_adapter(key[1], artifact, pinned=pinned)
         except RuntimeCallError as error:
             if replica.client is client:    # a process that ended took the failure with it
                 self._fail(key, artifact.revision, error.reason, str(error), reported=False)
             return
-        if known := self._failures.get(key):
-            self._failures[key] = replace(known, retrying=True)
+        if before is not None and self._failures.get(key) is before:    # else a poll has told of this attempt
+            self._failures[key] = replace(before, retrying=True)
         await self._look(replica)
         if replica.report is not None:      # a second failure just like the first is no new state, but it counts
             self.reported(replica, replica.report)

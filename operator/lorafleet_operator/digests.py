@@ -41,7 +41,9 @@ class DigestCache:
                 self._digests.popitem(last=False)
         return value, stat.st_size
 
-    def __len__(self) -> int:
+    @property
+    def size(self) -> int:
+        """How many digests are known."""
         return len(self._digests)
 
 

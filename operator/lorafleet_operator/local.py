@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
+import signal
 import time
-from collections.abc import Callable
 
 import structlog
 
@@ -14,7 +15,7 @@ from lorafleet_operator.adapter_calls import AdapterCalls
 from lorafleet_operator.commands import gateway_command
 from lorafleet_operator.config import Settings
 from lorafleet_operator.core.actions import Action, LoadAdapter, Plan, StartReplica, StopReplica, UnloadAdapter
-from lorafleet_operator.core.objects import Artifact, Desired, Observed, Replica
+from lorafleet_operator.core.objects import Artifact, Desired, Observed
 from lorafleet_operator.folder import Folder
 from lorafleet_operator.gateway_process import GatewayProcess
 from lorafleet_operator.publisher import Publisher
@@ -35,8 +36,8 @@ class LocalWorld:
         self.replicas: dict[str, LocalReplica] = {}
         self.calls = AdapterCalls(self.wake)
         self.resolver = Resolver(self.wake)
-        self.publisher = Publisher(state, folder)
-        self.last_plan = Plan()
+        self.publisher = Publisher(state, folder, settings.gateway_url)
+        self.last = (folder.desired, Observed())      # what the last pass saw, for people who watch
         self._state = state
         self._dirty = asyncio.Event()
         self._stops: dict[str, asyncio.Task[None]] = {}
@@ -65,7 +66,7 @@ class LocalWorld:
         artifacts = dict(self.resolver.adapters)
         wanted = {ref: found.revision for ref, found in artifacts.items() if isinstance(found, Artifact)}
         observed = Observed(
-            replicas={name: self._view(replica) for name, replica in self.replicas.items()},
+            replicas={name: replica.view(self.calls.residents(replica)) for name, replica in self.replicas.items()},
             artifacts=artifacts,
             base_artifacts=dict(self.resolver.base_models),
             load_retry_at=self.calls.retry_at(wanted),
@@ -77,15 +78,13 @@ class LocalWorld:
         log.info(str(action))
         match action:
             case StartReplica():
-                replica = self.replicas.get(action.replica)
-                if replica is None:
-                    replica = LocalReplica(action.replica, self._launch, changed=self.wake, reported=self.calls.reported)
-                    self.replicas[action.replica] = replica
-                await replica.start(action, {name: other.ports for name, other in self.replicas.items()})
+                await self._start(action)
             case StopReplica():
-                if action.replica in self.replicas and action.replica not in self._stops:
-                    task = asyncio.create_task(self._stop(action.replica, action.drain_seconds))
-                    self._stops[action.replica] = task
+                replica = self.replicas.get(action.replica)
+                meant = replica is not None and action.incarnation in ("", replica.incarnation)
+                if replica is not None and meant and replica.name not in self._stops:
+                    task = asyncio.create_task(self._stop(replica, action.drain_seconds))
+                    self._stops[replica.name] = task
             case LoadAdapter():
                 if replica := self.replicas.get(action.replica):
                     self.calls.load(replica, action.adapter, action.artifact, pinned=action.pinned)
@@ -95,65 +94,92 @@ class LocalWorld:
 
     async def publish(self, desired: Desired, observed: Observed, plan: Plan) -> None:
         """Write the gateway's documents and the statuses that changed."""
-        self.last_plan = plan
-        self.publisher.publish(desired, observed, self.now())
+        self.last = (desired, observed)
+        self.publisher.publish(desired, observed, plan)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Serve until `stop` is set, then end every process in order: gateway first, then the replicas."""
-        tasks = [
-            asyncio.create_task(work, name=name)
-            for name, work in (
-                ("scan", self._scan()),
-                ("resolve", self.resolver.follow(lambda: self.folder.desired, self.settings.resync_seconds)),
-                ("passes", self._passes()),
-            )
-        ]
-        gateway: asyncio.Task[None] | None = None
+        """Serve until `stop` is set, then end every process in order: the gateway first, then the replicas."""
+        await self._pass()                  # the gateway starts with this fleet's documents, not with an old one's
+        desired = lambda: self.folder.desired  # noqa: E731  # read anew on every round
+        resolving = self.resolver.follow(desired, self.settings.resync_seconds)
+        loops = (self._scan(), self._passes(), self.gateway.run(), resolving, _until(stop))
+        tasks = [asyncio.create_task(loop) for loop in loops]
         try:
-            await self._first_publication(stop, tasks)
-            gateway = asyncio.create_task(self.gateway.run(), name="gateway")
-            waiting = asyncio.create_task(stop.wait())
-            await asyncio.wait([waiting, gateway, *tasks], return_when=asyncio.FIRST_COMPLETED)
-            waiting.cancel()
-            _raise_first(tasks)
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()               # a loop ends only by an error of ours: say it, after the order below
         finally:
-            await self._shut_down(tasks, gateway)
+            await self._shut_down(tasks)
+
+    def kill(self) -> None:
+        """End every process now; `run` then returns soon."""
+        for child in [self.gateway.child, *(replica.child for replica in self.replicas.values())]:
+            if child is not None:
+                child.signal(signal.SIGKILL)
+
+    async def _shut_down(self, tasks: list[asyncio.Task[None]]) -> None:
+        scan, passes, gateway, *others = tasks
+        for task in (scan, passes, *others):
+            task.cancel()
+        await self.gateway.stop()
+        await asyncio.gather(scan, passes, gateway, *others, return_exceptions=True)
+        await self.calls.close()
+        drain = self.settings.drain_seconds
+        await asyncio.gather(*(replica.stop(drain) for replica in self.replicas.values()))
+        await asyncio.gather(*self._stops.values(), return_exceptions=True)
+        self.replicas.clear()
+
+    async def _pass(self) -> float:
+        """One pass; how many seconds later the next is due at the latest."""
+        try:
+            decided = await reconcile(self)
+        except Exception:
+            # One object that trips a rule must not end the serving of all the others.
+            log.exception("a pass failed; the fleet is left as it is")
+            return 1.0
+        if decided.wake_at is None:
+            return self.settings.resync_seconds
+        return min(self.settings.resync_seconds, max(0.05, decided.wake_at - self.now()))
 
     async def _passes(self) -> None:
         while True:
             self._dirty.clear()
-            try:
-                plan = await reconcile(self)
-                delay = self.settings.resync_seconds
-                if plan.wake_at is not None:
-                    delay = min(delay, max(0.05, plan.wake_at - self.now()))
-            except Exception:
-                # One object that trips the planner must not end the serving of all the others.
-                log.exception("a pass failed; the fleet is left as it is")
-                delay = self.settings.resync_seconds
-                await asyncio.sleep(0.5)
-            await _wait(self._dirty, delay)
+            delay = await self._pass()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._dirty.wait(), delay)
             await asyncio.sleep(0.02)       # one pass for a burst of events
 
     async def _scan(self) -> None:
         while True:
             await asyncio.sleep(self.settings.scan_seconds)
-            if await asyncio.to_thread(self.folder.scan):
+            try:
+                changed = await asyncio.to_thread(self.folder.scan)
+            except OSError as error:
+                log.warning("cannot look at the YAML; what it declared goes on", why=str(error))
+                continue
+            if changed:
                 for problem in self.folder.news():
-                    log.warning("problem in the YAML; its last good version stays", problem=str(problem))
+                    log.warning("problem in the YAML; the last good version stays", problem=str(problem))
                 self.resolver.wake()
                 self.wake()
-            for replica in self.replicas.values():
-                processes.bound(replica.log_path)
-            processes.bound(self.gateway.log_path)
+            for log_path in [self.gateway.log_path, *(replica.log_path for replica in self.replicas.values())]:
+                processes.bound(log_path)
 
-    async def _stop(self, name: str, drain_seconds: float) -> None:
+    async def _stop(self, replica: LocalReplica, drain_seconds: float) -> None:
         try:
-            await self.replicas[name].stop(drain_seconds)
+            await replica.stop(drain_seconds)
         finally:
-            self.replicas.pop(name, None)
-            self._stops.pop(name, None)
+            self.replicas.pop(replica.name, None)
+            self._stops.pop(replica.name, None)
             self.wake()
 
-    def _view(self, replica: LocalReplica) -> Replica:
-        return replica.view(self.calls.residents(replica))
+    async def _start(self, action: StartReplica) -> None:
+        replica = self.replicas.get(action.replica)
+        if replica is None:
+            replica = LocalReplica(action.replica, self._launch, changed=self.wake, reported=self.calls.reported)
+            self.replicas[action.replica] = replica
+        await replica.start(action, {name: other.ports for name, other in self.replicas.items()})
+
+
+async def _until(stop: asyncio.Event) -> None:
+    await stop.wait()

@@ -42,7 +42,7 @@ class Child:
 
     async def stop(self, patience: float) -> int:
         """Ask it to end, wait up to `patience` seconds, then kill it. Idempotent; returns the exit status."""
-        self._signal(signal.SIGTERM)
+        self.signal(signal.SIGTERM)
         try:
             return await asyncio.wait_for(self.wait(), patience)
         except TimeoutError:
@@ -50,10 +50,11 @@ class Child:
 
     async def kill(self) -> int:
         """End it now."""
-        self._signal(signal.SIGKILL)
+        self.signal(signal.SIGKILL)
         return await self.wait()
 
-    def _signal(self, number: signal.Signals) -> None:
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal, unless it has ended."""
         if self.process.returncode is None:
             with contextlib.suppress(ProcessLookupError):       # it ended between the look and the signal
                 self.process.send_signal(number)

@@ -81,6 +81,10 @@ class LocalReplica:
         return self._life is not None and not self._life.done()
 
     @property
+    def incarnation(self) -> str:
+        return self.report.incarnation if self.report else ""
+
+    @property
     def log_path(self) -> Path:
         return self._launch.logs / f"{self.name}.log"
 
@@ -91,7 +95,7 @@ class LocalReplica:
         host = f"http://{self._launch.host}"
         return Replica(
             name=self.name, base=action.base.ref, index=action.index, state=self.state, spec_hash=action.spec_hash,
-            incarnation=report.incarnation if report else "",
+            incarnation=self.incarnation,
             url=f"{host}:{self.ports[0]}", admin_url=f"{host}:{self.ports[1]}",
             message=self.message, progress=report.progress if report else 0.0, residents=residents,
             pages_total=report.pages_total if report else 0, pages_free=report.pages_free if report else 0,

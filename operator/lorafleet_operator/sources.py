@@ -64,6 +64,9 @@ def resolve_base(source: Source, digests: DigestCache) -> Artifact | Unresolved:
 def locate(source: Source) -> Path:
     """The existing file or folder that `source` names on this machine. Raises SourceError."""
     scheme = source.uri.split(":", 1)[0].lower() if ":" in source.uri else ""
+    if scheme in ("file", "package") and (source.revision is not None or source.secret is not None):
+        field = "revision" if source.revision is not None else "secretRef"
+        raise SourceError("UnsupportedSource", f"{source.uri}: .spec.source.{field} says nothing about a file here: leave it out")
     if scheme == "file":
         path = _file_path(source)
     elif scheme == "package":

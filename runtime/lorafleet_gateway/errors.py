@@ -55,6 +55,11 @@ class ApiError(GatewayError):
         """OpenAI's `type`, which follows from the status."""
         return _KINDS.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
 
+    def renamed(self, wire_name: str, served_name: str) -> ApiError:
+        """The same error in the client's words: a replica knows an adapter by another name."""
+        message = self.message.replace(wire_name, served_name)
+        return ApiError(self.status, message, self.code, self.param, retry_after=self.retry_after)
+
     def body(self) -> bytes:
         """The JSON body, the same in an answer and in a stream's last event."""
         error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}

@@ -2,7 +2,7 @@
 
 The folder has one writer, which replaces files atomically, so what lies there is the newest there is. A
 generation below the last one therefore means a new operator that counts afresh (another fleet, a lost state
-folder): it is taken, and logged. Refusing it would freeze the gateway on replicas that no longer exist. """
+folder): it is taken, and logged. Refusing it would freeze the gateway on replicas that no longer exist."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class FleetFolder:
 
     `fleet` and `tenants` change only on the event loop, in `refresh`. A missing fleet file is a base model
     that is gone; a missing tenants file is no tenants. A file that cannot be read or decoded keeps its last
-    good document. """
+    good document."""
 
     folder: Path
     poll_seconds: float = 0.2

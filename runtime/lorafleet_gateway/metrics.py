@@ -18,30 +18,42 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
         self._models: set[tuple[str, str]] = set()
         self.requests = Counter(
-            "lorafleet_gateway_requests", "Requests answered, by tenant, model and status (499: the client left).",
-            ("tenant", "model", "code"), registry=registry,
-        )  # fmt: skip
+            "lorafleet_gateway_requests",
+            "Requests answered, by tenant, model and status (499: the client left).",
+            ("tenant", "model", "code"),
+            registry=registry,
+        )
         self.first_byte = Histogram(
-            "lorafleet_gateway_time_to_first_byte_seconds", "From a request's arrival to its answer's first byte.",
-            ("base_model",), registry=registry, buckets=_SECONDS,
-        )  # fmt: skip
+            "lorafleet_gateway_time_to_first_byte_seconds",
+            "From a request's arrival to its answer's first byte.",
+            ("base_model",),
+            registry=registry,
+            buckets=_SECONDS,
+        )
         self.duration = Histogram(
-            "lorafleet_gateway_request_duration_seconds", "From a request's arrival to its answer's last byte.",
-            ("base_model",), registry=registry, buckets=_SECONDS,
-        )  # fmt: skip
+            "lorafleet_gateway_request_duration_seconds",
+            "From a request's arrival to its answer's last byte.",
+            ("base_model",),
+            registry=registry,
+            buckets=_SECONDS,
+        )
         self.in_flight = Gauge(
             "lorafleet_gateway_requests_in_flight",
             "Requests that have arrived and are not answered yet.",
             registry=registry,
         )
         self.resumes = Counter(
-            "lorafleet_gateway_resumes", "Streams continued on a replica after the one they began on was lost.",
-            ("base_model",), registry=registry,
-        )  # fmt: skip
+            "lorafleet_gateway_resumes",
+            "Streams continued on a replica after the one they began on was lost.",
+            ("base_model",),
+            registry=registry,
+        )
         self.upstream_errors = Counter(
-            "lorafleet_gateway_upstream_errors", "Attempts that failed: lost (died, unreachable) or not_here (cannot serve now).",
-            ("base_model", "kind"), registry=registry,
-        )  # fmt: skip
+            "lorafleet_gateway_upstream_errors",
+            "Attempts that failed: Lost (died, unreachable), NotHere (cannot serve now) or Moved.",
+            ("base_model", "kind"),
+            registry=registry,
+        )
 
     def model_label(self, tenant: str, model: str) -> str:
         """`model`, or `other` once this process has seen `MOST_MODELS` pairs of tenant and model."""

@@ -1,7 +1,7 @@
 """Where one request goes next, and until when it may look: `core.routing` over time.
 
 Knows no bytes. Two deadlines: a short one to find a first replica, and a longer one, from the loss, to find
-another. """
+another."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ replica, and TCP makes it wait. A client that leaves cancels everything at once.
 
 A whole answer is asked for whole, and after a loss asked for again from its beginning: nothing of it was
 delivered, so there is no seam to hide. Streaming it inside would save the work done, at the price of putting
-texts, logprobs and tool calls together again here. """
+texts, logprobs and tool calls together again here."""
 
 from __future__ import annotations
 
@@ -57,9 +57,14 @@ class Relay(Response):
     its last event."""
 
     def __init__(
-        self, services: Services, request: ClientRequest, target: Target, tenant: Tenant, record: RequestRecord,
+        self,
+        services: Services,
+        request: ClientRequest,
+        target: Target,
+        tenant: Tenant,
+        record: RequestRecord,
         trace: dict[str, str],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._services = services
         self._request = request
         self._target = target
@@ -79,6 +84,7 @@ class Relay(Response):
             seed=int(record.id[:16], 16),
         )
         self._started = False
+        self._logged = ""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         work = asyncio.create_task(self._stream(send) if self._request.stream else self._whole(send))
@@ -89,6 +95,8 @@ class Relay(Response):
                 await work
             else:
                 self._record.code = CLIENT_GONE
+        except ApiError as error:
+            raise error.renamed(self._target.wire_name, self._target.served_name) from None
         except asyncio.CancelledError:
             if self._started and not work.done():
                 work.cancel()
@@ -145,7 +153,7 @@ class Relay(Response):
         except ApiError as error:
             if not self._started:
                 raise
-            await self._fail(send, error)
+            await self._fail(send, error.renamed(self._target.wire_name, request.model))
 
     async def _stream_from(self, choice: Choice, tracker: StreamTracker, send: Send) -> None:
         body = self._request.upstream_body(self._target.wire_name, tracker.output_token_ids)
@@ -155,8 +163,7 @@ class Relay(Response):
         with self._services.loads.hold(self._target.base, choice.replica, attempt):
             async with attempt:
                 while not tracker.done:
-                    data = await attempt.read()
-                    events = tracker.feed(data) if data else tracker.end()
+                    events = await _next_events(attempt, tracker)
                     if events:
                         await self._send(send, events, choice, more=not tracker.done)
                     if tracker.advanced and not credited:
@@ -186,11 +193,13 @@ class Relay(Response):
         return self._services.upstream.attempt(choice.replica, self._request.path, body, self._outbound)
 
     def _failed(self, choice: Choice, failure: AttemptFailed) -> None:
-        kind = "lost" if isinstance(failure, Lost) else "not_here"
+        kind = type(failure).__name__
         self._services.metrics.upstream_errors.labels(self._record.base_model, kind).inc()
-        structlog.get_logger("lorafleet_gateway.relay").warning(
-            "attempt failed", id=self._record.id, replica=choice.replica.name, kind=kind, why=str(failure)
-        )
+        if str(failure) != self._logged:  # a replica that stays away is tried often; it is news once
+            self._logged = str(failure)
+            structlog.get_logger("lorafleet_gateway.relay").warning(
+                "attempt failed", id=self._record.id, replica=choice.replica.name, kind=kind, why=self._logged
+            )
         self._placing.failed(choice, failure)
 
     def _rename(self, answer: bytes) -> bytes:
@@ -207,6 +216,17 @@ def trace_headers(headers: list[tuple[bytes, bytes]]) -> dict[str, str]:
     """The W3C trace context: the only client headers that a replica sees."""
     found = {name.decode("latin-1"): value.decode("latin-1") for name, value in headers}
     return {name: found[name] for name in _TRACE_HEADERS if name in found}
+
+
+async def _next_events(attempt: HttpAttempt, tracker: StreamTracker) -> bytes:
+    try:
+        data = await attempt.read()
+    except Lost as failure:
+        events = tracker.end()  # after its last token a broken connection is as good as an orderly end
+        if not tracker.done:
+            tracker.failure = failure
+        return events
+    return tracker.feed(data) if data else tracker.end()
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -2,7 +2,7 @@
 replica.
 
 Only asked where there is a choice to make; a replica that does not answer counts as having no more than our
-own requests. """
+own requests."""
 
 from __future__ import annotations
 

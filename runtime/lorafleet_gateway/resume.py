@@ -1,7 +1,7 @@
 """What one streaming client has been sent, and how another replica's stream is joined to it without a seam.
 
 Knows no sockets. A chunk is taken apart only as far as needed: texts and logprobs stay the bytes that the
-replica wrote, which costs about three microseconds a chunk and cannot change what they say. """
+replica wrote, which costs about three microseconds a chunk and cannot change what they say."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class StreamTracker:
 
     `single` streams (one choice of one prompt) can be resumed: their token ids are kept in
     `output_token_ids`, and taken out of the chunks unless `keep_token_ids`. After `feed`, `failure` says why
-    this attempt has ended, if it has. """
+    this attempt has ended, if it has."""
 
     def __init__(
         self, served_name: str, *, single: bool, keep_token_ids: bool, wants_usage: bool, event_bytes: int

@@ -1,7 +1,7 @@
 """One HTTP attempt at one replica: what it answered, or in which of few ways it failed.
 
 Knows nothing of clients or of other replicas. Nothing that a client sent goes to a replica except its body:
-the headers are the gateway's own. """
+the headers are the gateway's own."""
 
 from __future__ import annotations
 

@@ -69,8 +69,10 @@ class ArtifactStore:
         self._running: dict[str, asyncio.Task[Path]] = {}
 
     async def fetch(self, revision: str, files: list[ArtifactFile]) -> Path:
-        """The folder that holds exactly these files, verified. Raises ArtifactError; cancelling one of several
-        waiters leaves the fetch to the others."""
+        """The folder that holds these files, verified. Raises ArtifactError.
+
+        A waiter that is cancelled leaves the fetch to the others.
+        """
         check_files(revision, files)
         task = self._running.get(revision)
         if task is None:

@@ -58,6 +58,7 @@ class Detokenizer:
         self._tail = ""  # the end of the text: what is not yet sent, and what a stop string may start in
         self._tail_start = 0  # positions count characters of the whole text
         self._sent = 0
+        self.count = 0  # tokens taken, those of a resumed request included
         self._held: list[_Held] = []
 
     def resume(self, token_ids: Sequence[int]) -> str | None:
@@ -89,11 +90,13 @@ class Detokenizer:
         self._tail += self._utf8.decode(b"", True)
         end = self._tail_start + len(self._tail)
         if stop_token_id is not None:
+            self.count += 1
             self._held.append(_Held(stop_token_id, logprobs, end, end, True))
         return self._release(end, len(self._held), None)
 
     def _append(self, token_id: int, logprobs: TokenLogprobs | None) -> tuple[int, str] | None:
         """Adds a token; answers where a stop string begins, and which, when this token completed one."""
+        self.count += 1
         start = self._tail_start + len(self._tail)
         text = self._utf8.decode(self._table.of(token_id, self._show_special))
         self._tail += text

@@ -35,7 +35,7 @@ from lorafleet_runtime.protocol import (
 
 log = structlog.get_logger("runtime")
 
-_STOP_SECONDS = 10.0
+_STOP_SECONDS = 5.0
 _RETRY_SECONDS = 0.02
 
 
@@ -94,8 +94,11 @@ class EngineClient:
     async def stop(self) -> None:
         """End the engine: by message, then by the pipe, at last by force. Everything still open fails."""
         self._stopping = True
-        if self._process is not None and self._process.returncode is None:
+        if self.state.phase == "Ready":
             self._send(Shutdown())
+            await self._ended(_STOP_SECONDS)
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
             await self._ended(_STOP_SECONDS)
         if self._process is not None and self._process.returncode is None:
             self._process.kill()

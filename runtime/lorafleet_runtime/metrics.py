@@ -1,4 +1,4 @@
-"""Prometheus metrics: vLLM's names, so that dashboards and routers work as they are, and our own for residency."""
+"""Prometheus metrics: vLLM's names, so that dashboards and routers work unchanged; ours for residency."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _REQUEST_BUCKETS = (0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 5
 
 
 class Metrics:
-    """One replica's metrics. Latencies are seen here, at the front end; gauges come from the engine's state."""
+    """One replica's metrics. Latencies are the front end's own; gauges come from the engine's state."""
 
     def __init__(self, engine: Engine, model_name: str) -> None:
         self._registry = CollectorRegistry()
@@ -31,14 +31,15 @@ class Metrics:
             return Counter(name, text, ["model_name"], registry=self._registry).labels(model_name)
 
         self._model_name = model_name
-        self._ttft = histogram("vllm:time_to_first_token_seconds", "Time to first token", _TTFT_BUCKETS)
-        self._itl = histogram("vllm:inter_token_latency_seconds", "Time between tokens", _TOKEN_BUCKETS)
-        self._tpot = histogram("vllm:time_per_output_token_seconds", "Mean time per token", _TOKEN_BUCKETS)
+        self._ttft = histogram("vllm:time_to_first_token_seconds", "To the first token", _TTFT_BUCKETS)
+        self._itl = histogram("vllm:inter_token_latency_seconds", "Between tokens", _TOKEN_BUCKETS)
+        self._tpot = histogram("vllm:time_per_output_token_seconds", "Mean per token", _TOKEN_BUCKETS)
         self._e2e = histogram("vllm:e2e_request_latency_seconds", "Whole requests", _REQUEST_BUCKETS)
         self._prompt = counter("vllm:prompt_tokens", "Prompt tokens of admitted requests")
         self._generated = counter("vllm:generation_tokens", "Tokens generated")
+        labels = ["model_name", "finished_reason"]
         self._finished = Counter(
-            "vllm:request_success", "Finished requests", ["model_name", "finished_reason"], registry=self._registry
+            "vllm:request_success", "Finished requests", labels, registry=self._registry
         )
 
     def render(self) -> bytes:
@@ -91,7 +92,11 @@ class _EngineCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         state = self._engine.state
-        gauges: list[tuple[str, str, float]] = [("lorafleet_ready", "The model is loaded", state.phase == "Ready")]
+        resident = sum(adapter.resident for adapter in state.adapters)
+        gauges: list[tuple[str, str, float]] = [
+            ("lorafleet_ready", "The model is loaded", state.phase == "Ready"),
+            ("lorafleet_adapters_resident", "Adapters in pages", resident),
+        ]
         if state.load is not None:
             gauges += [
                 ("vllm:num_requests_running", "Requests in the batch", state.load.running),
@@ -108,7 +113,6 @@ class _EngineCollector(Collector):
                 ("lorafleet_page_bytes", "Bytes of one page over all layers", state.pages.bytes),
                 ("lorafleet_pages_evictable", "Adapter pages that may be evicted", state.pages.evictable),
             ]
-        gauges.append(("lorafleet_adapters_resident", "Adapters in pages", sum(a.resident for a in state.adapters)))
         for name, text, value in gauges:
             yield self._gauge(name, text, value)
         yield from self._labelled()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+import mmap
 from collections.abc import Callable, Hashable, Mapping
 
 import torch
@@ -22,6 +25,14 @@ STACK_BYTES = 256 * 2**20
 """Bound of the copies that let adapters of one layout be multiplied together; beyond it they are multiplied one by one."""
 
 
+def zeros_on_demand(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Zeros that take memory only where they are touched, straight from the operating system.
+
+    Attention masks what a page does not hold yet, but 0 · NaN is NaN: a page must never hold what memory held before.
+    """
+    return torch.frombuffer(mmap.mmap(-1, math.prod(shape) * dtype.itemsize), dtype=dtype).view(shape)
+
+
 def page_elements(kv_dim: int) -> int:
     """Elements of one page in one layer: keys and values of 16 tokens."""
     return PAGE_TOKENS * 2 * kv_dim
@@ -34,12 +45,10 @@ class Runner:
         config = model.config
         self.model = model
         self._page_elements = page_elements(config.kv_dim)
-        self.pool = torch.empty(config.num_layers, total_pages, self._page_elements, dtype=model.dtype)
+        self.pool = zeros_on_demand((config.num_layers, total_pages, self._page_elements), model.dtype)
         self._kv = self.pool.view(
             config.num_layers, total_pages, 2, PAGE_TOKENS, config.num_kv_heads, config.head_dim
         )
-        # A page that was never written holds whatever memory held, and 0 · NaN is NaN even where attention masks it.
-        self._poisoned = torch.ones(total_pages, dtype=torch.bool)
         self._scratch = torch.empty(2, 0, *self._kv.shape[3:], dtype=model.dtype)
         self._views: dict[int, tuple[Mapping[str, GroupView], ...]] = {}
         self._packed: dict[int, PackedAdapter] = {}
@@ -59,20 +68,20 @@ class Runner:
     @torch.inference_mode()
     def run(self, batch: Batch) -> list[Sampled]:
         """One step. Returns one sample per row that samples, in row order."""
+        logits = self.logits(batch)
+        return sample(logits, [_sampling_row(row) for row in batch.rows if row.samples]) if len(logits) else []
+
+    @torch.inference_mode()
+    def logits(self, batch: Batch) -> Tensor:
+        """The step without its sampling: `[rows that sample, vocabulary]` float32."""
         for adapter in batch.uploads:
             self._upload(adapter)
         hidden = self._forward(batch)
-        sampling = [row for row in batch.rows if row.samples]
-        if not sampling:
-            return []
-        ends: list[int] = []
-        position = 0
-        for row in batch.rows:
-            position += row.count
-            if row.samples:
-                ends.append(position - 1)
-        chosen = hidden if len(ends) == hidden.shape[0] else hidden[torch.tensor(ends)]
-        return sample(self.model.logits(chosen), [_sampling_row(row) for row in sampling])
+        ends = itertools.accumulate(row.count for row in batch.rows)
+        last = [end - 1 for row, end in zip(batch.rows, ends, strict=True) if row.samples]
+        if not last:
+            return hidden.new_empty(0, self.model.config.vocab_size)
+        return self.model.logits(hidden if len(last) == len(hidden) else hidden[torch.tensor(last)])
 
     def _forward(self, batch: Batch) -> Tensor:
         tokens: list[int] = []
@@ -85,24 +94,14 @@ class Runner:
             page_ids += [row.sequence.pages[p // PAGE_TOKENS] for p in range(row.start, stop)]
         position_tensor = torch.tensor(positions)
         pages = torch.tensor(page_ids)
-        self._clean(pages)
         attend = _PagedAttention(self._kv, batch, ops.kv_slots(pages, position_tensor % PAGE_TOKENS), self._scratch_for)
         lora = LoraStep(segments(batch.rows), sum(row.decodes for row in batch.rows), self._views, self._stacks)
         return self.model.forward(torch.tensor(tokens), position_tensor, attend, lora if lora.active else None)
 
     def _upload(self, adapter: Adapter) -> None:
         packed = self._packed[adapter.handle]
-        pages = torch.tensor(adapter.pages)
-        self.pool.index_copy_(1, pages, packed.blob)
-        self._poisoned[pages] = False
+        self.pool.index_copy_(1, torch.tensor(adapter.pages), packed.blob)
         self._views[adapter.handle] = views(self.pool, adapter.pages, packed.layout)
-
-    def _clean(self, pages: Tensor) -> None:
-        """Zero pages at their first use, so that masked positions hold numbers."""
-        fresh = pages[self._poisoned[pages]].unique()
-        if fresh.numel():
-            self.pool.index_fill_(1, fresh, 0.0)
-            self._poisoned[fresh] = False
 
     def _scratch_for(self, pages: int) -> Tensor:
         if self._scratch.shape[1] < pages:

@@ -22,8 +22,8 @@ Bias = Annotated[float, Field(ge=-100, le=100)]
 _NO_OPS: dict[str, tuple[Any, ...]] = {
     "audio": (), "best_of": (1,), "echo": (False,), "function_call": ("none",), "functions": ([],),
     "modalities": (["text"],), "prediction": (), "priority": (0,), "reasoning_effort": ("none",),
-    "response_format": ({"type": "text"},), "service_tier": ("auto", "default"),
-    "spaces_between_special_tokens": (True,), "store": (False,), "suffix": ("",), "tool_choice": ("none", "auto"),
+    "response_format": ({"type": "text"},), "service_tier": ("auto", "default"), "store": (False,),
+    "spaces_between_special_tokens": (True,), "suffix": ("",), "tool_choice": ("none", "auto"),
     "tools": ([],), "truncate_prompt_tokens": (), "verbosity": ("medium",), "web_search_options": (),
 }  # fmt: skip
 # Labels and hints whose effect is the server's own business.
@@ -195,7 +195,7 @@ def _first_problem(error: ValidationError) -> ApiError:
     if problem["type"] == "json_invalid":
         reason = problem["msg"].removeprefix("Invalid JSON: ")
         return invalid(f"the body is not JSON: {reason}", None, "invalid_json")
-    # A union reports a problem per member and names the member after the field; a client knows only the field.
+    # A union reports a problem per member, named after the field; a client knows only the field.
     path = [part for part in problem["loc"] if isinstance(part, int) or _is_field(part)]
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
     if problem["type"] == "missing":

@@ -1,4 +1,4 @@
-"""What both ports stand on: the engine, the tokenizer, the adapters, and whether this replica takes requests."""
+"""What both ports stand on: engine, tokenizer, adapters, and whether this replica takes requests."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ class Service:
             reason = state.message or f"{state.progress:.0%} loaded"
             raise ApiError(503, f"the model is not ready: {reason}", "not_ready", retry_after=1)
         if self.draining:
-            raise ApiError(503, "this replica is draining and takes no new requests", "draining", retry_after=1)
+            raise ApiError(503, "this replica drains; send it elsewhere", "draining", retry_after=1)
         return state.model
 
     def resolve(self, model: str) -> str | None:
-        """The adapter id behind a request's `model`, None for the base model. Raises ApiError 404 or 503."""
+        """The adapter id behind a `model`, None for the base model. Raises ApiError 404 or 503."""
         if model == self.settings.served_name:
             return None
         states = {state.state: state for state in self.adapters.of(model)}

@@ -220,7 +220,7 @@ def test_a_key_written_twice_is_a_mistake_with_its_line(yaml: Path) -> None:
     assert str(problem) == "base.yaml: is not YAML: line 4, column 3: 'x' is written twice"
 
 
-@pytest.mark.parametrize("text", ["a: !!python/object/apply:os.system [id]", "\t", "[" * 5000, "a: *nowhere", "\x00"])
+@pytest.mark.parametrize("text", ["a: !!python/object/apply:os.system [id]", "\t", "[" * 600, "a: *nowhere", "\x00"])
 def test_no_text_breaks_the_reader(yaml: Path, text: str) -> None:
     (yaml / "base.yaml").write_text(text)
 

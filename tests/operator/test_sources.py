@@ -201,5 +201,5 @@ def test_the_digest_cache_is_bounded(tmp_path: Path) -> None:
         digests.digest(tmp_path / name)
     digests.digest(tmp_path / "a")
 
-    assert len(digests) == 2
+    assert digests.size == 2
     assert digests.reads == 4

@@ -1,6 +1,6 @@
 """From a document to an object, or to what is wrong with it. Knows YAML's values, not YAML's files.
 
-The rules and defaults are the CRDs' own, so that one machine without a cluster refuses what a cluster would refuse.
+The rules and defaults are the CRDs' own: one machine without a cluster refuses what a cluster would refuse.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lorafleet_operator.core.basemodel import read_base_model
-from lorafleet_operator.core.fields import Fields, Sink, describe, suggestion
+from lorafleet_operator.core.fields import Fields, Sink, checked_text, describe, suggestion
 from lorafleet_operator.core.names import (
     DNS_LABEL,
     DNS_LABEL_SAYS,
@@ -40,9 +40,10 @@ API_VERSIONS = {"BaseModel": GROUP_VERSION, "LoRAAdapter": GROUP_VERSION, "Tenan
                 "Secret": "v1", "Namespace": "v1"}  # fmt: skip
 CLUSTER_SCOPED = ("Tenant", "Namespace")
 NAME_LENGTHS = {"BaseModel": 52, "LoRAAdapter": 128, "Tenant": 63}
-METADATA = ("labels", "annotations", "generation", "uid", "resourceVersion", "creationTimestamp", "managedFields",
-            "finalizers", "ownerReferences", "deletionTimestamp", "deletionGracePeriodSeconds", "generateName",
-            "selfLink")  # fmt: skip
+METADATA = (
+    "labels", "annotations", "generation", "uid", "resourceVersion", "creationTimestamp", "managedFields",
+    "finalizers", "ownerReferences", "deletionTimestamp", "deletionGracePeriodSeconds", "generateName", "selfLink",
+)  # fmt: skip
 
 Object = BaseModel | Adapter | Tenant | Secret | Namespace
 
@@ -50,8 +51,8 @@ Object = BaseModel | Adapter | Tenant | Secret | Namespace
 def read(document: object, where: str = "", base_dir: str = "") -> Object | Problems:
     """The object in one document, or everything that is wrong with it.
 
-    `where` names the file, for messages; `base_dir` is its folder, where relative `file:` sources start. Secret
-    values never appear in a message. An explicit null counts as an absent field.
+    `where` names the file, for messages; `base_dir` is its folder, where relative `file:` sources start.
+    Secret values never appear in a message. An explicit null counts as an absent field.
     """
     if not isinstance(document, Mapping):
         return Problems((Problem(where, "", f"must be a Kubernetes object, not {describe(document)}"),))
@@ -129,8 +130,9 @@ def _metadata(root: Fields, kind: str) -> tuple[ObjectKey, int, str]:
     for other in METADATA:
         fields.take(other)
     fields.close()
-    generation, created = fields.take("generation"), fields.take("creationTimestamp")
-    return ObjectKey(kind, namespace, name), generation if isinstance(generation, int) else 1, str(created or "")
+    generation = fields.take("generation")
+    created = str(fields.take("creationTimestamp") or "")
+    return ObjectKey(kind, namespace, name), generation if isinstance(generation, int) else 1, created
 
 
 def _adapter(spec: Fields, ref: Ref, generation: int, created: str, base_dir: str) -> Adapter:
@@ -183,9 +185,7 @@ def _tenant(spec: Fields, name: str, generation: int, created: str) -> Tenant:
 def _namespaces(spec: Fields) -> list[str]:
     names = []
     for path, item in spec.items("namespaces", 64):
-        single = Fields({"name": item}, path, Sink(spec.sink.where))
-        names.append(single.text("name", required=True, most=63, pattern=DNS_LABEL, expected=DNS_LABEL_SAYS) or "")
-        spec.sink.problems += [Problem(p.where, path, p.message) for p in single.sink.problems]
+        names.append(checked_text(item, path, spec.sink, 63, DNS_LABEL, DNS_LABEL_SAYS))
     return names
 
 
@@ -233,7 +233,8 @@ def _secret_data(root: Fields) -> dict[str, bytes]:
                 root.wrong(f"{name}.{key}", "must be text: put it in quotes")
                 continue
             try:
-                data[str(key)] = value.encode() if name == "stringData" else base64.b64decode(value, validate=True)
+                plain = name == "stringData"
+                data[str(key)] = value.encode() if plain else base64.b64decode(value, validate=True)
             except binascii.Error:
                 root.wrong(f"{name}.{key}", "must be base64: encode it, or put plain text into stringData")
     return data

@@ -1,7 +1,8 @@
-"""BaseModel: from a document's `spec` to the object. Defaults and rules equal the CRD's (tests/deploy/test_crds.py)."""
+"""BaseModel: from a document's `spec` to the object. Defaults and rules equal the CRD's."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, Literal, cast
 
 from lorafleet_operator.core.fields import Fields
@@ -50,7 +51,7 @@ def _engine(fields: Fields) -> Engine:
     if fields.has("memory") and fields.has("memoryFraction"):
         fields.wrong("", "memory and memoryFraction exclude each other: remove one")
     if engine.max_batched_tokens < engine.max_num_seqs:
-        fields.wrong("", "maxBatchedTokens must be at least maxNumSeqs: a step decodes one token of each sequence")
+        fields.wrong("", "maxBatchedTokens must be at least maxNumSeqs: a step decodes one token of each")
     fields.close()
     return engine
 
@@ -63,7 +64,8 @@ def _lora(fields: Fields) -> Lora:
 
 
 def _fairness(fields: Fields) -> dict[str, Any]:
-    fairness: dict[str, Any] = {"policy": fields.choice("policy", POLICIES, "VTC"), "cost": _cost(fields.section("cost"))}
+    policy = fields.choice("policy", POLICIES, "VTC")
+    fairness: dict[str, Any] = {"policy": policy, "cost": _cost(fields.section("cost"))}
     abort = fields.section("earlyAbort")
     seconds = abort.number("ttftSeconds", 0.01, 3600)
     if fields.has("earlyAbort") and not abort.has("ttftSeconds"):
@@ -100,8 +102,7 @@ def _table(fields: Fields, name: str) -> list[dict[str, float]]:
         points.append({"tokens": float(tokens or 0), "cost": float(cost or 0)})
     if fields.has(name) and not points:
         fields.wrong(name, "must hold at least one point")
-    steps = list(zip(points, points[1:], strict=False))
-    if any(a["tokens"] >= b["tokens"] or a["cost"] > b["cost"] for a, b in steps):
+    if any(a["tokens"] >= b["tokens"] or a["cost"] > b["cost"] for a, b in pairwise(points)):
         fields.wrong(name, "tokens must rise from point to point, and cost must not fall")
     return points
 
@@ -135,8 +136,8 @@ def _allowed_namespaces(fields: Fields) -> AllowedNamespaces:
 
 def _runtime(fields: Fields) -> dict[str, Any]:
     runtime: dict[str, Any] = {
-        "image": fields.text("image", most=512, pattern=r"[^\s]+", expected="an image reference without spaces"),
-        "runtimeClassName": fields.text("runtimeClassName", most=63, pattern=DNS_LABEL, expected=DNS_LABEL_SAYS),
+        "image": fields.text("image", most=512, pattern=r"[^\s]+", expected="an image, without spaces"),
+        "runtimeClassName": _label(fields, "runtimeClassName"),
         "resources": _resources(fields.section("resources")),
         "nodeSelector": fields.pairs("nodeSelector", 32),
         "tolerations": [_toleration(item) for item in fields.sections("tolerations", 32)],
@@ -148,11 +149,14 @@ def _runtime(fields: Fields) -> dict[str, Any]:
     return {name: value for name, value in runtime.items() if value not in (None, [], {})}
 
 
+def _label(fields: Fields, name: str, *, required: bool = False) -> str | None:
+    return fields.text(name, required=required, most=63, pattern=DNS_LABEL, expected=DNS_LABEL_SAYS)
+
+
 def _volumes(fields: Fields) -> list[dict[str, Any]]:
     volumes = []
     for item in fields.sections("artifactVolumes", 16):
-        name = item.text("name", required=True, most=63, pattern=DNS_LABEL, expected=DNS_LABEL_SAYS)
-        claim = item.text("claimName", required=True, most=63, pattern=DNS_LABEL, expected=DNS_LABEL_SAYS)
+        name, claim = _label(item, "name", required=True), _label(item, "claimName", required=True)
         item.close()
         volumes.append({"name": name, "claimName": claim})
     names = [volume["name"] for volume in volumes]
@@ -178,7 +182,7 @@ def _quantities(fields: Fields, name: str) -> dict[str, Any]:
         if isinstance(value[key], int) and not isinstance(value[key], bool) and value[key] >= 0:
             read[key] = value[key]
         else:
-            read[key] = quantities.text(key, most=32, pattern=RESOURCE, expected="a quantity such as 500m or 24Gi")
+            read[key] = quantities.text(key, most=32, pattern=RESOURCE, expected="a quantity, as 500m or 24Gi")
     return read
 
 

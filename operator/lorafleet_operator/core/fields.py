@@ -1,7 +1,7 @@
 """Typed readers over a document's mappings: every mistake becomes a Problem with its field path.
 
-Knows YAML's traps and JSON's types, and nothing of any kind of object. A reader answers a usable value whatever it
-finds, so that one pass reports every mistake; the caller looks at `Sink.problems` once, at the end.
+Knows YAML's traps and JSON's types, and nothing of any kind of object. A reader answers a usable value
+whatever it finds, so that one pass reports every mistake; the caller looks at `Sink.problems` once, at the end.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Sink:
 
 
 def describe(value: object) -> str:
-    """A value as a message names it: `the number 3`, `a list`. Long text is cut, nested values are not shown."""
+    """A value as a message names it: `the number 3`, `a list`. Long text is cut, nested values stay hidden."""
     name = _NAMES.get(type(value), f"a {type(value).__name__}")
     if isinstance(value, (Mapping, list)):
         return name
@@ -88,7 +88,9 @@ class Fields:
     ) -> str | None:  # fmt: skip
         """A non-empty string of at most `most` characters that matches `pattern` wholly."""
         value = self.take(name, required=required)
-        return None if value is None else checked_text(value, f"{self.path}.{name}", self.sink, most, pattern, expected)
+        if value is None:
+            return None
+        return checked_text(value, f"{self.path}.{name}", self.sink, most, pattern, expected)
 
     def choice(self, name: str, choices: Sequence[str], default: str) -> str:
         value = self.take(name)
@@ -96,7 +98,8 @@ class Fields:
             return default
         if not isinstance(value, str) or value not in choices:
             hint = suggestion(value, choices) if isinstance(value, str) else ""
-            self.wrong(name, f"must be one of {', '.join(choices)}, not {describe(value)}{hint if '?' in hint else ''}")
+            close = hint if hint.endswith("?") else ""
+            self.wrong(name, f"must be one of {', '.join(choices)}, not {describe(value)}{close}")
             return default
         return value
 

@@ -6,8 +6,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lorafleet_operator.core.actions import LoadAdapter, UnloadAdapter
-from lorafleet_operator.core.objects import Adapter, Artifact, Desired, ObjectKey, Observed, Ref, Replica
-from lorafleet_operator.core.placement import PERMANENT, has_ready, place, residents_of, standing
+from lorafleet_operator.core.objects import (
+    Adapter,
+    Artifact,
+    Desired,
+    ObjectKey,
+    Observed,
+    Ref,
+    Replica,
+    Resident,
+)
+from lorafleet_operator.core.placement import PERMANENT, There, place, residency, serves_other, standing
 from lorafleet_operator.core.rollout import Held
 
 
@@ -25,48 +34,48 @@ def adapter_steps(
     adapters: Iterable[Adapter], replicas: Sequence[Replica], observed: Observed, barred: frozenset[Ref], now: float
 ) -> Loads:
     """Loads and surplus unloads of `adapters` on `replicas`. Important ones are placed first; `barred` are over quota."""
-    wanted = {adapter.ref for adapter in adapters}
+    ordered = sorted(adapters, key=lambda a: (-a.priority, a.ref))
+    wanted = {adapter.ref for adapter in ordered}
     steps = Loads(counts={r.name: len({x.adapter for x in r.residents} & wanted) for r in replicas})
-    for adapter in sorted(adapters, key=lambda a: (-a.priority, a.ref)):
+    known = residency(replicas)
+    for adapter in ordered:
         artifact = observed.artifacts.get(adapter.ref)
         if isinstance(artifact, Artifact):
-            _step(adapter, artifact, replicas, observed, adapter.ref in barred, now, steps)
+            there = known.get(adapter.ref, {})
+            _step(adapter, artifact, replicas, there, observed, adapter.ref in barred, now, steps)
     return steps
 
 
 def _step(
-    adapter: Adapter, artifact: Artifact, replicas: Sequence[Replica], observed: Observed, barred: bool, now: float,
-    steps: Loads,
+    adapter: Adapter, artifact: Artifact, replicas: Sequence[Replica], there: There, observed: Observed, barred: bool,
+    now: float, steps: Loads,
 ) -> None:  # fmt: skip
-    placement = place(adapter, artifact.revision, replicas, steps.counts)
-    by_name = {replica.name: replica for replica in replicas}
+    placement = place(adapter, artifact.revision, replicas, there, steps.counts)
     for name in placement.targets:
-        residents = residents_of(adapter.ref, by_name[name])
+        residents = there.get(name, ())
         if not residents:
             steps.counts[name] += 1
         state = standing(residents, artifact.revision)
-        retry_at = observed.load_retry_at.get((adapter.ref, name), now) if state == "Failed" else now
         if state in ("Ready", "Loading") or placement.refused is not None or barred:
             continue
+        retry_at = observed.load_retry_at.get((adapter.ref, name), now) if state == "Failed" else now
         if retry_at > now:
             steps.wake_at.append(retry_at)
-            continue
-        why = _why_load(adapter, artifact, by_name[name], len(placement.targets))
-        steps.loads.append(LoadAdapter(name, adapter.ref, artifact, adapter.pinned, why))
+        else:
+            why = _why_load(adapter, artifact, residents)
+            steps.loads.append(LoadAdapter(name, adapter.ref, artifact, adapter.pinned, why))
     for name in placement.surplus:
         why = f"{len(placement.targets)} of at most {adapter.copies_max} copies lie elsewhere"
         steps.unloads.append(UnloadAdapter(name, adapter.ref.wire_id, why))
 
 
-def _why_load(adapter: Adapter, artifact: Artifact, replica: Replica, copies: int) -> str:
-    residents = residents_of(adapter.ref, replica)
-    state = standing(residents, artifact.revision)
-    if state == "Old":
-        return f"its source has changed; {next(r.revision for r in residents)[:19]} serves until then"
-    if state == "Failed":
-        failed = next(r for r in residents if r.state == "Failed" and r.revision == artifact.revision)
-        return f"another attempt after {failed.reason or 'a failure'}"
-    return f"{adapter.copies_min} copies are wanted, this is one of {copies} places"
+def _why_load(adapter: Adapter, artifact: Artifact, residents: Sequence[Resident]) -> str:
+    failed = [r for r in residents if r.state == "Failed" and r.revision == artifact.revision]
+    if failed:
+        return f"another attempt after {failed[0].reason or 'a failure'}"
+    if serves_other(residents, artifact.revision):
+        return f"its source has changed to {artifact.revision[:19]}"
+    return f"{adapter.copies_min} copies are wanted" if adapter.copies_min > 1 else "one copy is wanted"
 
 
 def unwanted(desired: Desired, replicas: Iterable[Replica]) -> list[UnloadAdapter]:
@@ -92,25 +101,21 @@ def _why_unwanted(desired: Desired, ref: Ref, base: Ref) -> str | None:
     return f"there is no LoRAAdapter {ref}" if desired.complete else None
 
 
-def holder(
-    adapters: Mapping[Ref, Adapter], stay: Sequence[Replica], observed: Observed
-) -> Held:  # fmt: skip
+def holder(adapters: Mapping[Ref, Adapter], stay: Sequence[Replica], observed: Observed) -> Held:
     """Says why a replica must not stop: it serves the last copy of an adapter that `stay` could still take over."""
+    known = residency(stay)
 
     def held(replica: Replica) -> tuple[str, bool] | None:
         for ref in sorted({r.adapter for r in replica.residents if r.state == "Ready"} & set(adapters)):
-            if adapters[ref].base != replica.base or any(has_ready(ref, other) for other in stay):
+            elsewhere = [r for residents in known.get(ref, {}).values() for r in residents]
+            if any(r.state == "Ready" for r in elsewhere):
                 continue
             artifact = observed.artifacts.get(ref)
             revision = artifact.revision if isinstance(artifact, Artifact) else ""
-            failures = [r for other in stay for r in residents_of(ref, other) if _failed(r.state, r.revision, revision)]
+            failures = [r for r in elsewhere if r.state == "Failed" and r.revision == revision]
             if any(failure.reason in PERMANENT for failure in failures):
                 continue        # it will never be Ready there: waiting would not end
             return f"it serves the last copy of {ref}", bool(failures)
         return None
 
     return held
-
-
-def _failed(state: str, revision: str, wanted: str) -> bool:
-    return state == "Failed" and revision == wanted

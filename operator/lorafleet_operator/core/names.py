@@ -48,7 +48,7 @@ def read_source(spec: Fields, namespace: str, base_dir: str) -> Source:
     if uri:
         _check_uri(fields, uri)
     revision = fields.text("revision", most=256, pattern=REVISION, expected="a branch, tag, commit or digest")
-    sha256 = fields.text("sha256", most=71, pattern=SHA256, expected="64 lower-case hex digits, or sha256: and them")
+    sha256 = fields.text("sha256", most=71, pattern=SHA256, expected="64 lower-case hex digits")
     secret = None
     if fields.has("secretRef"):
         ref = fields.section("secretRef")
@@ -71,6 +71,6 @@ def _check_uri(fields: Fields, uri: str) -> None:
     if not _URI.fullmatch(uri):
         fields.wrong("uri", f"must start with one of {', '.join(SCHEMES)}, not {uri!r}")
     if _PICKLE.search(uri):
-        fields.wrong("uri", "pickle files run code when they are loaded and are refused: convert to safetensors")
+        fields.wrong("uri", "pickle files run code when they are loaded: convert to safetensors")
     if _CREDENTIALS.search(uri):
         fields.wrong("uri", "must not hold credentials: put them into a Secret and name it in secretRef")

@@ -1,4 +1,7 @@
-"""The nouns of the control plane: what is desired and what is observed. Frozen, compared by value, no behaviour."""
+"""The nouns of the control plane: what is desired and, from `identity` and `observed`, the rest of them.
+
+Frozen, compared by value, no behaviour.
+"""
 
 from __future__ import annotations
 
@@ -6,33 +9,50 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from lorafleet_operator.core.identity import ObjectKey, Problem, Problems, Ref, SecretKeyRef, SetAside
+from lorafleet_operator.core.observed import (
+    Artifact,
+    ArtifactFile,
+    Observed,
+    PlacementState,
+    Replica,
+    ReplicaState,
+    Resident,
+    Unresolved,
+)
 
-@dataclass(frozen=True, slots=True, order=True)
-class Ref:
-    """The identity of a namespaced object."""
-
-    namespace: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.namespace}/{self.name}"
-
-    @property
-    def wire_id(self) -> str:
-        """The id on the wire, `NAMESPACE.NAME`: a namespace holds no dot, so the first dot separates."""
-        return f"{self.namespace}.{self.name}"
-
-
-@dataclass(frozen=True, slots=True)
-class SecretKeyRef:
-    namespace: str
-    name: str
-    key: str
+__all__ = [
+    "Adapter",
+    "AllowedNamespaces",
+    "Artifact",
+    "ArtifactFile",
+    "BaseModel",
+    "Desired",
+    "Engine",
+    "Lora",
+    "Namespace",
+    "ObjectKey",
+    "Observed",
+    "PlacementState",
+    "Problem",
+    "Problems",
+    "Quota",
+    "Ref",
+    "Replica",
+    "ReplicaState",
+    "Resident",
+    "Secret",
+    "SecretKeyRef",
+    "SetAside",
+    "Source",
+    "Tenant",
+    "Unresolved",
+]
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where an artifact comes from. `base_dir` is the folder of the YAML file: relative `file:` URIs start there."""
+    """Where an artifact comes from. Relative `file:` URIs start at `base_dir`, the folder of the YAML file."""
 
     uri: str
     revision: str | None = None
@@ -135,59 +155,12 @@ class Namespace:
     labels: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class ObjectKey:
-    """The identity of an object of any kind; `namespace` is "" for a Tenant."""
-
-    kind: str
-    namespace: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.kind} {self.namespace + '/' if self.namespace else ''}{self.name}"
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """One thing wrong with the input: where (file, object, field path), what, and what to do."""
-
-    where: str          # "adapters.yaml: LoRAAdapter acme/pirate"
-    field: str          # ".spec.copies.min", or "" for the whole object
-    message: str
-    reason: str = "Invalid"     # CamelCase, for conditions
-
-    def __str__(self) -> str:
-        return f"{self.where}{': ' + self.field if self.field else ''}: {self.message}"
-
-
-@dataclass(frozen=True, slots=True)
-class Problems:
-    """What reading a document gave instead of an object. `key` is None when not even its identity is known."""
-
-    problems: tuple[Problem, ...]
-    key: ObjectKey | None = None
-    generation: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class SetAside:
-    """An object that exists but is not acted upon.
-
-    `readable` tells a mistake in the text (what runs for the object is left as it is, for nobody knows what it
-    should be) from a rule that refuses it (it is not wanted).
-    """
-
-    problems: tuple[Problem, ...]
-    readable: bool
-    generation: int = 1
-
-
 @dataclass(frozen=True, slots=True)
 class Desired:
     """All that the user declared and that could be read; `problems` says what could not.
 
-    `set_aside` names the objects behind the problems. `complete` is False when part of the input could not be read
-    at all (a file that is not YAML): then a missing object proves nothing, and nothing is taken away for it.
+    `set_aside` names the objects behind the problems. `complete` is False when part of the input could not be
+    read at all (a file that is not YAML): then a missing object proves nothing, and nothing is taken away for it.
     """
 
     base_models: Mapping[Ref, BaseModel] = field(default_factory=dict)
@@ -198,85 +171,3 @@ class Desired:
     set_aside: Mapping[ObjectKey, SetAside] = field(default_factory=dict)
     namespace_labels: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     complete: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class ArtifactFile:
-    name: str
-    url: str
-    sha256: str
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
-class Artifact:
-    """A resolved source: `revision` is the digest of `files` (docs/contracts.md, Names)."""
-
-    revision: str
-    files: tuple[ArtifactFile, ...] = ()
-
-    @property
-    def bytes(self) -> int:
-        return sum(f.size for f in self.files)
-
-
-@dataclass(frozen=True, slots=True)
-class Unresolved:
-    """A source that could not be resolved: `reason` is CamelCase for conditions, `message` is for people."""
-
-    reason: str
-    message: str
-
-
-PlacementState = Literal["Pending", "Loading", "Ready", "Draining", "Failed"]
-ReplicaState = Literal["Starting", "Ready", "Draining", "Failed", "Gone"]
-
-
-@dataclass(frozen=True, slots=True)
-class Resident:
-    """One adapter revision on one replica, as the replica itself reports it."""
-
-    adapter: Ref
-    revision: str
-    state: PlacementState
-    reason: str = ""
-    message: str = ""
-    rank: int = 0
-    pages: int = 0
-    bytes: int = 0
-    running: int = 0
-    waiting: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Replica:
-    """One runtime process (or pod). `spec_hash` names the settings it was started with."""
-
-    name: str
-    base: Ref
-    index: int
-    state: ReplicaState
-    spec_hash: str
-    incarnation: str = ""
-    url: str = ""
-    admin_url: str = ""
-    message: str = ""
-    progress: float = 0.0
-    residents: tuple[Resident, ...] = ()
-    pages_total: int = 0
-    pages_free: int = 0
-    running: int = 0
-    waiting: int = 0
-    failures: int = 0          # starts in a row that did not reach Ready
-    retry_at: float = 0.0      # monotonic seconds; a Failed replica is not started before
-    since: float = 0.0         # monotonic seconds of the last change of state
-
-
-@dataclass(frozen=True, slots=True)
-class Observed:
-    """What the world looks like. It may be stale: the planner must be safe on yesterday's picture."""
-
-    replicas: Mapping[str, Replica] = field(default_factory=dict)
-    artifacts: Mapping[Ref, Artifact | Unresolved] = field(default_factory=dict)        # by adapter
-    base_artifacts: Mapping[Ref, Artifact | Unresolved] = field(default_factory=dict)   # by base model
-    load_retry_at: Mapping[tuple[Ref, str], float] = field(default_factory=dict)        # (adapter, replica) -> not before

@@ -6,7 +6,8 @@ are, then where the most pages are free. Knows no actions and no time.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,9 +31,18 @@ class Placement:
     refused: Resident | None = None
 
 
-def residents_of(adapter: Ref, replica: Replica) -> tuple[Resident, ...]:
-    """What the replica reports about this adapter: at most one entry per revision."""
-    return tuple(resident for resident in replica.residents if resident.adapter == adapter)
+# What each replica, by name, reports about one adapter: at most one entry per revision.
+There = Mapping[str, tuple[Resident, ...]]
+
+
+def residency(replicas: Iterable[Replica]) -> dict[Ref, dict[str, tuple[Resident, ...]]]:
+    """Who holds what, by adapter and replica name. Built once per pass: fleets hold thousands of adapters."""
+    found: dict[Ref, dict[str, tuple[Resident, ...]]] = defaultdict(dict)
+    for replica in replicas:
+        for resident in replica.residents:
+            there = found[resident.adapter]
+            there[replica.name] = (*there.get(replica.name, ()), resident)
+    return dict(found)
 
 
 def standing(residents: Sequence[Resident], revision: str) -> Standing:
@@ -54,17 +64,14 @@ def serves_other(residents: Sequence[Resident], revision: str) -> bool:
     return any(resident.state in alive for resident in residents if resident.revision != revision)
 
 
-def has_ready(adapter: Ref, replica: Replica) -> bool:
-    """Does the replica serve any revision of this adapter?"""
-    return replica.state == "Ready" and any(r.state == "Ready" for r in residents_of(adapter, replica))
-
-
-def place(adapter: Adapter, revision: str, candidates: Sequence[Replica], counts: Mapping[str, int]) -> Placement:
+def place(
+    adapter: Adapter, revision: str, candidates: Sequence[Replica], known: There, counts: Mapping[str, int]
+) -> Placement:
     """Where the copies of `adapter` at `revision` belong among `candidates`, all of them able to load.
 
     `counts` is the number of adapters on each replica, those decided earlier in this pass included.
     """
-    there = {replica.name: residents_of(adapter.ref, replica) for replica in candidates}
+    there = {replica.name: known.get(replica.name, ()) for replica in candidates}
     stands = {name: standing(residents, revision) for name, residents in there.items()}
     holders = [name for name, state in stands.items() if _holds(state, there[name], revision)]
     ready = [name for name, state in stands.items() if state == "Ready"]
@@ -106,7 +113,7 @@ def _surplus(
     """
     unsettled = any(state in ("Loading", "Old") for state in stands.values())
     extra = () if unsettled else tuple(ready[adapter.copies_max :])
-    forgotten = ()
+    forgotten: tuple[str, ...] = ()
     if len(ready) >= needed:
         forgotten = tuple(n for n, state in stands.items() if state in ("Failed", "Refused") and n not in holders)
     return extra + forgotten

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 from lorafleet_operator.core.actions import (
     Action,
     LoadAdapter,
@@ -11,15 +13,18 @@ from lorafleet_operator.core.actions import (
     UnloadAdapter,
 )
 from lorafleet_operator.core.loading import adapter_steps, holder, unwanted
-from lorafleet_operator.core.objects import Artifact, BaseModel, Desired, ObjectKey, Observed, Ref, Replica
-from lorafleet_operator.core.quota import over_byte_quota
-from lorafleet_operator.core.rollout import (
-    DRAIN_SECONDS,
-    candidates,
-    fleet_of,
-    overdue_drains,
-    replica_steps,
+from lorafleet_operator.core.objects import (
+    Adapter,
+    Artifact,
+    BaseModel,
+    Desired,
+    ObjectKey,
+    Observed,
+    Ref,
+    Replica,
 )
+from lorafleet_operator.core.quota import over_byte_quota
+from lorafleet_operator.core.rollout import DRAIN_SECONDS, candidates, fleet_of, overdue_drains, replica_steps
 
 
 def plan(desired: Desired, observed: Observed, now: float) -> Plan:
@@ -35,13 +40,20 @@ def plan(desired: Desired, observed: Observed, now: float) -> Plan:
     wakes: list[float] = []
     waits: dict[str, str] = {}
     barred = over_byte_quota(desired, observed)
+    adapters_of: dict[Ref, dict[Ref, Adapter]] = defaultdict(dict)
+    replicas_of: dict[Ref, list[Replica]] = defaultdict(list)
+    for adapter in desired.adapters.values():
+        adapters_of[adapter.base][adapter.ref] = adapter
+    for replica in observed.replicas.values():
+        replicas_of[replica.base].append(replica)
     for ref in sorted(desired.base_models):
         base = desired.base_models[ref]
         artifact = _artifact(base, observed)
-        fleet = fleet_of(base, artifact, observed.replicas.values())
-        adapters = {a.ref: a for a in desired.adapters.values() if a.base == ref}
+        fleet = fleet_of(base, artifact, replicas_of[ref])
+        adapters = adapters_of[ref]
         places = candidates(fleet)
-        held = holder(adapters, [r for r in fleet.kept if r.state == "Ready"], observed)
+        placed = {name: a for name, a in adapters.items() if name not in barred}
+        held = holder(placed, [r for r in fleet.kept if r.state == "Ready"], observed)
         taken = [*observed.replicas, *(start.replica for start in starts)]
         steps = replica_steps(fleet, artifact, taken, held, now)
         steady = [r for r in places if r.name not in {stop.replica for stop in steps.stops}]

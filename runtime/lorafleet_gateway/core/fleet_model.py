@@ -1,7 +1,7 @@
 """The fleet and tenants documents as frozen values, and the indexes that make a look-up cheap.
 
 Knows no files: `fleet.py` reads them. Fields that this gateway does not use are ignored, so that an operator
-may be newer. """
+may be newer."""
 
 from __future__ import annotations
 

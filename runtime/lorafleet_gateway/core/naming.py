@@ -36,7 +36,7 @@ def resolve(model: str, tenant: Tenant, fleet: Fleet) -> Target | None:
     """The tenant's adapter of that served name, else the base model of that name that it may call, else None.
 
     An adapter wins over a base model; of several, the first in the order of the tenant's namespaces, then of
-    base models. """
+    base models."""
     for namespace in tenant.namespaces:
         for part in fleet.bases:
             adapter = part.by_served_name.get((namespace, model))

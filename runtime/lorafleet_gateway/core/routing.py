@@ -48,7 +48,7 @@ def holders(fleet: BaseFleet, adapter: Adapter | None, revision: str | None = No
     """The ready replicas that hold the model ready, each once.
 
     With `revision`, only its holders. Without, the holders of the wanted revision; where there are none yet,
-    those of an older one, because a roll-out must not take a working adapter away. """
+    those of an older one, because a roll-out must not take a working adapter away."""
     ready = [replica for replica in fleet.document.replicas if replica.state == READY]
     if adapter is None:
         return [Choice(replica, "") for replica in ready]

@@ -21,7 +21,7 @@ CONFIG_FILE = "adapter_config.json"
 _REFUSED: tuple[tuple[str, str, str], ...] = (
     ("use_dora", "DoRA", "train with use_dora=false, or merge it into a base model of its own"),
     ("lora_bias", "a bias in lora_B", "train with lora_bias=false"),
-    ("modules_to_save", "replacing whole modules", "train without it, or merge it into a base model of its own"),
+    ("modules_to_save", "replacing whole modules", "train without it, or merge it into a base model"),
     ("trainable_token_indices", "trained token embeddings", "train without trainable_token_indices"),
     ("target_parameters", "LoRA on bare parameters", "use target_modules"),
     ("layer_replication", "layer replication", "serve the replicated model, merged, as a base model"),
@@ -124,7 +124,7 @@ def _warnings(raw: Mapping[str, Any]) -> tuple[str, ...]:
     init = raw.get("init_lora_weights")
     if isinstance(init, str) and init.lower().startswith(_CHANGES_BASE):
         return (
-            f"init_lora_weights is {init!r}: the adapter assumes a base model that its initialisation has changed; "
+            f"init_lora_weights is {init!r}: the adapter assumes a base model changed by its initialisation; "
             "on the plain base model it answers wrongly unless it was converted (PEFT: save_pretrained with "
             "path_initial_model_for_weight_conversion)",
         )

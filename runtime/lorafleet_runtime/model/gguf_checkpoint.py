@@ -38,7 +38,7 @@ _NAMES = {
 }
 _TENSOR = re.compile(r"(?:blk\.(?P<layer>\d+)\.)?(?P<stem>\w+)\.(?P<kind>weight|bias)")
 _ROPE_FREQS = "rope_freqs.weight"
-# Where a chat template ends turns with one of these, it ends an answer, even if the file names another as eos.
+# Where a chat template ends turns with one of these, it ends an answer, even if eos is another token.
 _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|eom_id|>")
 
 
@@ -72,7 +72,7 @@ def load_weights(
 
 
 def _rotate_half_order(values: Tensor, heads: int) -> Tensor:
-    """llama.cpp interleaves each head's rotary pairs (0, d/2, 1, d/2+1, ...); the decoder keeps halves apart."""
+    """llama.cpp interleaves each head's rotary pairs (0, d/2, 1, d/2+1, ...); the decoder has them apart."""
     pairs = values.reshape(heads, values.shape[0] // heads // 2, 2, *values.shape[1:])
     return pairs.transpose(1, 2).reshape(values.shape)
 
@@ -171,8 +171,8 @@ def _refuse(fields: _Fields, file: GgufFile) -> None:
         "context_length"
     ):
         raise UnsupportedModel(
-            f"sliding-window attention ({fields.architecture}.attention.sliding_window) is not supported yet; "
-            "use a model with full attention"
+            f"sliding-window attention ({fields.architecture}.attention.sliding_window) is not supported "
+            "yet; use a model with full attention"
         )
 
 

@@ -41,7 +41,7 @@ _CHUNK = 2**18  # elements dequantised at once: small enough for a core's cache
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """One tensor in the file; `shape` in torch's order (rows first), `offset` in bytes from the file's start."""
+    """One tensor in the file; `shape` in torch's order (rows first), `offset` in bytes of the file."""
 
     name: str
     shape: tuple[int, ...]

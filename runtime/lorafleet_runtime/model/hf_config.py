@@ -120,7 +120,8 @@ def _refuse_sliding_window(raw: Mapping[str, Any], max_positions: int) -> None:
     if (slides or "sliding_attention" in kinds) and (window is None or window < max_positions):
         raise UnsupportedModel(
             f"sliding-window attention (sliding_window={window}) is not supported yet; "
-            f"if a context of {window} tokens is enough, set max_position_embeddings to {window} in config.json"
+            f"if {window} tokens of context are enough, set "
+            f"max_position_embeddings to {window} in config.json"
         )
 
 

@@ -128,10 +128,8 @@ def _layer_views(vector: Tensor, groups: Mapping[str, tuple[Slice, ...]]) -> Map
         ranks = sum(s.rank for s in slices)
         a = vector[slices[0].a : slices[0].a + ranks * k].view(ranks, k)
         parts: list[LoraPart] = []
-        row = 0
         for s in slices:
             b = vector[s.b : s.b + s.rank * (s.end - s.begin)].view(s.rank, s.end - s.begin)
-            parts.append(LoraPart(s.begin, s.end, a[row : row + s.rank], b))
-            row += s.rank
+            parts.append(LoraPart(s.begin, s.end, b))
         found[group] = GroupView(a, tuple(parts))
     return found

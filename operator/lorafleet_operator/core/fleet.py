@@ -1,0 +1,138 @@
+"""What gateways are told: the fleet document of one base model and the tenants document (docs/contracts.md).
+
+Hashes of keys, never keys. The caller owns `generation`: it grows when `differs` says that the content changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from lorafleet_operator.core.objects import (
+    Adapter,
+    Artifact,
+    BaseModel,
+    Desired,
+    Observed,
+    Replica,
+    Resident,
+    Tenant,
+)
+from lorafleet_operator.core.placement import PERMANENT, There, residency
+from lorafleet_operator.core.validation import key_material
+
+VERSION = 1
+REPLICA_STATES = {"Gone": "Failed"}         # gateways know no process that is gone but will be back
+
+
+def fleet_document(base: BaseModel, desired: Desired, observed: Observed, generation: int) -> dict[str, Any]:
+    """The fleet document of one base model."""
+    replicas = sorted((r for r in observed.replicas.values() if r.base == base.ref), key=lambda r: (r.index, r.name))
+    adapters = sorted((a for a in desired.adapters.values() if a.base == base.ref), key=lambda a: a.ref)
+    known = residency(replicas)
+    return {
+        "version": VERSION,
+        "generation": generation,
+        "baseModel": {
+            "namespace": base.ref.namespace,
+            "name": base.ref.name,
+            "servedName": base.served_name,
+            "maxModelLen": base.engine.max_model_len,
+        },
+        "replicas": [_replica(replica) for replica in replicas],
+        "adapters": [_adapter(adapter, replicas, known.get(adapter.ref, {}), observed) for adapter in adapters],
+    }
+
+
+def tenants_document(desired: Desired, generation: int) -> dict[str, Any]:
+    """The tenants document. A tenant or key that cannot be used is absent."""
+    tenants = [_tenant(desired.tenants[name], desired) for name in sorted(desired.tenants)]
+    return {"version": VERSION, "generation": generation, "tenants": tenants}
+
+
+def differs(document: Mapping[str, Any], published: Mapping[str, Any] | None) -> bool:
+    """Does the content differ from what is published? The generation does not count."""
+    if published is None:
+        return True
+    return {**document, "generation": 0} != {**published, "generation": 0}
+
+
+def key_hash(material: bytes) -> str:
+    """Hex of the SHA-256 of a key: all that a gateway needs to recognise it."""
+    return hashlib.sha256(material).hexdigest()
+
+
+def _replica(replica: Replica) -> dict[str, Any]:
+    return {
+        "name": replica.name,
+        "incarnation": replica.incarnation,
+        "url": replica.url,
+        "state": REPLICA_STATES.get(replica.state, replica.state),
+    }
+
+
+def _adapter(adapter: Adapter, replicas: Sequence[Replica], there: There, observed: Observed) -> dict[str, Any]:
+    source = observed.artifacts.get(adapter.ref)
+    revision = source.revision if isinstance(source, Artifact) else ""
+    placed = [(r, found) for r in replicas if (found := serving_resident(there.get(r.name, ()), revision))]
+    reason, message = _failure(adapter, placed, observed)
+    if any(resident.state == "Ready" for replica, resident in placed if replica.state in ("Ready", "Draining")):
+        state, reason, message = "Ready", "", ""
+    else:
+        state = "Failed" if reason else "Loading"
+    return {
+        "id": adapter.ref.wire_id,
+        "namespace": adapter.ref.namespace,
+        "name": adapter.ref.name,
+        "servedName": adapter.served_name,
+        "revision": revision,
+        "state": state,
+        "reason": reason,
+        "message": message,
+        "placements": [
+            {"replica": replica.name, "revision": resident.revision, "state": resident.state}
+            for replica, resident in placed
+        ],
+    }
+
+
+def serving_resident(residents: Iterable[Resident], revision: str) -> Resident | None:
+    """The one entry that says what a replica does with an adapter: what serves, newest first, then what comes."""
+    order = {"Ready": 0, "Loading": 1, "Pending": 1, "Failed": 2, "Draining": 3}
+    return min(residents, key=lambda r: (order[r.state], r.revision != revision, r.revision), default=None)
+
+
+def _failure(adapter: Adapter, placed: Iterable[tuple[Replica, Resident]], observed: Observed) -> tuple[str, str]:
+    """Why clients need not wait for this adapter; empty while waiting makes sense."""
+    source = observed.artifacts.get(adapter.ref)
+    if source is not None and not isinstance(source, Artifact):
+        return source.reason, source.message
+    failed = [resident for _, resident in placed if resident.state == "Failed"]
+    coming = any(resident.state in ("Loading", "Pending") for _, resident in placed)
+    final = [resident for resident in failed if resident.reason in PERMANENT]
+    if not failed or (coming and not final):
+        return "", ""
+    chosen = (final or failed)[0]
+    return chosen.reason or "LoadFailed", chosen.message
+
+
+def _tenant(tenant: Tenant, desired: Desired) -> dict[str, Any]:
+    keys = []
+    for ref in tenant.api_keys:
+        material = key_material(desired, ref)
+        if material is not None:
+            keys.append({"id": f"{ref.namespace}/{ref.name}", "sha256": key_hash(material)})
+    quota = {
+        "requestsPerMinute": tenant.quota.requests_per_minute,
+        "tokensPerMinute": tenant.quota.tokens_per_minute,
+        "maxConcurrentRequests": tenant.quota.max_concurrent_requests,
+    }
+    return {
+        "name": tenant.name,
+        "weight": tenant.weight,
+        "namespaces": sorted(tenant.namespaces),
+        "models": [{"namespace": ref.namespace, "name": ref.name} for ref in tenant.models],
+        "keys": keys,
+        "quota": {name: limit for name, limit in quota.items() if limit is not None},
+    }

@@ -1,0 +1,198 @@
+"""What users are told: (desired, observed, plan) -> the status of every object. Pure; equal inputs give equal status.
+
+Only facts that change rarely are in it: a status that counted requests or free pages would be written all the time.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lorafleet_operator.core.actions import Plan
+from lorafleet_operator.core.adapter_status import (
+    Copies,
+    adapter_conditions,
+    adapter_fields,
+    doing_by_adapter,
+)
+from lorafleet_operator.core.conditions import Condition, rendered, shortened
+from lorafleet_operator.core.objects import (
+    Adapter,
+    Artifact,
+    BaseModel,
+    Desired,
+    ObjectKey,
+    Observed,
+    Problem,
+    Ref,
+    Replica,
+    Tenant,
+    Unresolved,
+)
+from lorafleet_operator.core.placement import residency
+from lorafleet_operator.core.quota import over_byte_quota
+from lorafleet_operator.core.rollout import Fleet, fleet_of
+from lorafleet_operator.core.validation import key_material
+
+Status = dict[str, Any]
+KINDS = ("BaseModel", "LoRAAdapter", "Tenant")
+REPLICAS = 64
+BASE_MODEL_LABEL = "lorafleet.dev/base-model"
+
+
+def statuses(
+    desired: Desired, observed: Observed, plan: Plan, previous: Mapping[ObjectKey, Mapping[str, Any]], now_iso: str
+) -> dict[ObjectKey, Status]:
+    """The status of every object, those that were set aside included.
+
+    `previous` are the statuses written last: transition times are carried over, so that an unchanged world gives an
+    unchanged status. `now_iso` is RFC 3339.
+    """
+    by_base: dict[Ref, list[Replica]] = defaultdict(list)
+    for replica in sorted(observed.replicas.values(), key=lambda r: (r.index, r.name)):
+        by_base[replica.base].append(replica)
+    over = over_byte_quota(desired, observed)
+    known, doing = residency(observed.replicas.values()), doing_by_adapter(plan)
+    notes = _notes(desired)
+    found: dict[ObjectKey, Status] = {}
+    ready: dict[Ref, list[bool]] = defaultdict(list)
+    for ref, adapter in desired.adapters.items():
+        key = ObjectKey("LoRAAdapter", ref.namespace, ref.name)
+        mine = by_base[adapter.base]
+        there = known.get(ref, {})
+        copies = Copies(
+            adapter, observed.artifacts.get(ref), ref in over, tuple(mine),
+            tuple((replica, r) for replica in mine for r in there.get(replica.name, ())),
+            doing.get(ref.wire_id, ()),
+        )  # fmt: skip
+        conditions = adapter_conditions(copies, _accepted(key, desired, notes))
+        ready[adapter.base].append(_holds(conditions, "Ready"))
+        fields = adapter_fields(copies, previous.get(key), now_iso)
+        found[key] = _status(adapter, fields, conditions, previous.get(key), now_iso)
+    for ref, base in desired.base_models.items():
+        key = ObjectKey("BaseModel", ref.namespace, ref.name)
+        source = observed.base_artifacts.get(ref)
+        fleet = fleet_of(base, source if isinstance(source, Artifact) else None, by_base[ref])
+        conditions = (_accepted(key, desired, notes), _workload(fleet, source, plan), _serving(fleet, source))
+        fields = _base_fields(fleet, source, ready[ref])
+        found[key] = _status(base, fields, conditions, previous.get(key), now_iso)
+    for name, tenant in desired.tenants.items():
+        key = ObjectKey("Tenant", "", name)
+        conditions = (_accepted(key, desired, notes), _quota_enforced(tenant))
+        found[key] = _status(tenant, _tenant_fields(tenant, desired), conditions, previous.get(key), now_iso)
+    return {**_aside(desired, previous, now_iso), **found}
+
+
+def _status(
+    owner: BaseModel | Adapter | Tenant, fields: Status, conditions: Sequence[Condition],
+    previous: Mapping[str, Any] | None, now_iso: str,
+) -> Status:  # fmt: skip
+    shown = rendered(conditions, previous, owner.generation, now_iso)
+    return {"observedGeneration": owner.generation, **fields, "conditions": shown}
+
+
+def _aside(desired: Desired, previous: Mapping[ObjectKey, Mapping[str, Any]], now_iso: str) -> dict[ObjectKey, Status]:
+    """Objects that are not acted upon: what was known about them stays, and Accepted and Ready say why."""
+    found: dict[ObjectKey, Status] = {}
+    for key, entry in desired.set_aside.items():
+        if key.kind not in KINDS:
+            continue
+        reason, message = _told(entry.problems)
+        conditions = [Condition("Accepted", False, reason, message)]
+        if key.kind != "Tenant":
+            conditions.append(Condition("Ready", False, reason, message))
+        shown = rendered(conditions, previous.get(key), entry.generation, now_iso)
+        found[key] = {"observedGeneration": entry.generation, "conditions": shown}
+    return found
+
+
+def _notes(desired: Desired) -> Mapping[str, tuple[Problem, ...]]:
+    """Problems by the object they name."""
+    notes: dict[str, tuple[Problem, ...]] = {}
+    for problem in desired.problems:
+        notes[problem.where] = (*notes.get(problem.where, ()), problem)
+    return notes
+
+
+def _accepted(key: ObjectKey, desired: Desired, notes: Mapping[str, tuple[Problem, ...]]) -> Condition:
+    entry = desired.set_aside.get(key)
+    if entry is not None:
+        reason, message = _told(entry.problems)
+        return Condition("Accepted", False, reason, f"{message}; its last good form goes on")
+    noted = notes.get(str(key), ())
+    return Condition("Accepted", True, "Accepted", _told(noted)[1] if noted else "it is acted upon")
+
+
+def _told(problems: Sequence[Problem]) -> tuple[str, str]:
+    texts = [f"{problem.field}: {problem.message}" if problem.field else problem.message for problem in problems]
+    return problems[0].reason, "; ".join(texts)
+
+
+def _holds(conditions: Sequence[Condition], name: str) -> bool:
+    return any(condition.type == name and condition.holds is True for condition in conditions)
+
+
+def _base_fields(fleet: Fleet, source: Artifact | Unresolved | None, adapters: Sequence[bool]) -> Status:
+    everyone = sorted((*fleet.kept, *fleet.surplus, *fleet.outdated, *fleet.draining), key=lambda r: (r.index, r.name))
+    ready = sum(replica.state == "Ready" for replica in everyone)
+    revision = source.revision if isinstance(source, Artifact) else ""
+    return {
+        "servedName": fleet.base.served_name,
+        "revision": revision,
+        "shortRevision": revision.removeprefix("sha256:")[:12],
+        "replicas": fleet.alive,
+        "readyReplicas": ready,
+        "selector": f"{BASE_MODEL_LABEL}={fleet.base.ref.name}",
+        "ready": f"{ready}/{fleet.base.replicas}",
+        "adapters": f"{sum(adapters)}/{len(adapters)}",
+        "replicaStates": [
+            {"name": r.name, "uid": r.incarnation, "state": r.state, "message": shortened(r.message)}
+            for r in everyone[:REPLICAS]
+        ],
+    }
+
+
+def _workload(fleet: Fleet, source: Artifact | Unresolved | None, plan: Plan) -> Condition:
+    name, wanted = "WorkloadReady", fleet.base.replicas
+    if isinstance(source, Unresolved):
+        return Condition(name, False, source.reason, source.message)
+    if source is None:
+        return Condition(name, None, "Resolving", "the source has not been looked up yet")
+    for replica in fleet.kept:
+        if replica.state == "Failed":
+            return Condition(name, False, "ReplicaFailed", f"{replica.name}: {replica.message}")
+    waiting = [f"{r.name} stays: {plan.waits[r.name]}" for r in fleet.outdated if r.name in plan.waits]
+    if fleet.outdated:
+        return Condition(name, False, "RollingOut", "; ".join(waiting) or "new settings reach one replica after another")
+    ready = sum(replica.state == "Ready" for replica in fleet.kept)
+    if ready < wanted:
+        return Condition(name, False, "ReplicasStarting", f"{ready} of {wanted} replicas are Ready")
+    return Condition(name, True, "ReplicasReady", f"{ready} of {wanted} replicas are Ready")
+
+
+def _serving(fleet: Fleet, source: Artifact | Unresolved | None) -> Condition:
+    everyone = (*fleet.kept, *fleet.surplus, *fleet.outdated)
+    if any(replica.state == "Ready" for replica in everyone):
+        return Condition("Ready", True, "Ready", "at least one replica serves")
+    if fleet.base.replicas == 0:
+        return Condition("Ready", False, "ScaledToZero", "spec.replicas is 0")
+    if isinstance(source, Unresolved):
+        return Condition("Ready", False, source.reason, source.message)
+    failed = [replica for replica in everyone if replica.state == "Failed"]
+    if failed:
+        return Condition("Ready", False, "ReplicaFailed", f"{failed[0].name}: {failed[0].message}")
+    return Condition("Ready", False, "Starting", "no replica is Ready yet")
+
+
+def _tenant_fields(tenant: Tenant, desired: Desired) -> Status:
+    seen = sum(key_material(desired, ref) is not None for ref in tenant.api_keys)
+    mine = sum(ref.namespace in tenant.namespaces for ref in desired.adapters)
+    return {"adapters": mine, "keys": f"{seen}/{len(tenant.api_keys)}"}
+
+
+def _quota_enforced(tenant: Tenant) -> Condition:
+    limits = (tenant.quota.requests_per_minute, tenant.quota.tokens_per_minute, tenant.quota.max_concurrent_requests)
+    if all(limit is None for limit in limits):
+        return Condition("QuotaEnforced", True, "NoLimits", "the tenant has no limits for its gateways to keep")
+    return Condition("QuotaEnforced", True, "Published", "the limits are published to every gateway")

@@ -1,0 +1,119 @@
+"""The command line: `lorafleet-runtime serve`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorafleet_runtime import __version__
+from lorafleet_runtime.config import DTYPES, EngineConfig, parse_size
+from lorafleet_runtime.errors import ConfigError
+from lorafleet_runtime.logs import configure_logs
+
+
+@dataclass(frozen=True, slots=True)
+class ServeOptions:
+    """What `serve` was asked for. Tokens come from the environment, never from argv."""
+
+    engine: EngineConfig
+    host: str
+    port: int
+    admin_port: int
+    log_format: str
+    exit_with_parent: bool
+    drain_seconds: float
+    adapters: tuple[tuple[str, Path], ...]
+    serving_token: str
+    admin_token: str
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point. Exit codes: 0 ended as asked, 1 the engine failed, 2 wrong arguments."""
+    parsed = _parser().parse_args(arguments)
+    configure_logs(parsed.log_format)
+    try:
+        options = _options(parsed)
+        # Imported late: `--help` and a wrong flag should answer at once.
+        from lorafleet_runtime.serve import serve
+
+        if sys.platform == "win32":
+            code = asyncio.run(serve(options))
+        else:
+            import uvloop
+
+            code = uvloop.run(serve(options))
+    except ConfigError as error:
+        print(f"lorafleet-runtime: {error}", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(code)
+
+
+def _options(parsed: argparse.Namespace) -> ServeOptions:
+    config = EngineConfig(
+        model=parsed.model,
+        served_name=parsed.served_name or Path(parsed.model).name.removesuffix(".gguf"),
+        dtype=parsed.dtype,
+        max_model_len=parsed.max_model_len,
+        max_num_seqs=parsed.max_num_seqs,
+        max_batched_tokens=parsed.max_batched_tokens,
+        memory_bytes=parse_size(parsed.memory) if parsed.memory else 0,
+        max_lora_rank=parsed.max_lora_rank,
+        threads=parsed.threads,
+    ).check()
+    return ServeOptions(
+        engine=config,
+        host=parsed.host,
+        port=parsed.port,
+        admin_port=parsed.admin_port,
+        log_format=parsed.log_format,
+        exit_with_parent=parsed.exit_with_parent,
+        drain_seconds=parsed.drain_seconds,
+        adapters=tuple(_adapter(text) for text in parsed.adapter),
+        serving_token=os.environ.get("LORAFLEET_SERVING_TOKEN", ""),
+        admin_token=os.environ.get("LORAFLEET_ADMIN_TOKEN", ""),
+    )
+
+
+def _adapter(text: str) -> tuple[str, Path]:
+    name, separator, path = text.partition("=")
+    if not separator or not name or not path:
+        raise ConfigError(f"--adapter {text!r}: write it as ID=FOLDER")
+    if not Path(path).is_dir():
+        raise ConfigError(f"--adapter {name}: {path} is not a folder")
+    return name, Path(path)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lorafleet-runtime", description="Serve one base model and its LoRA adapters."
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    serve = commands.add_parser(
+        "serve",
+        help="run one replica: OpenAI's API on one port, the admin API on another",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = serve.add_argument
+    add("--model", required=True, help="a .gguf file, or a folder with config.json and safetensors")
+    add("--served-name", help="what clients put into `model` (default: the model's file name)")
+    add("--host", default="127.0.0.1", help="address of both ports")
+    add("--port", type=int, default=8000, help="serving port; 0 picks a free one")
+    add("--admin-port", type=int, default=8001, help="admin port; 0 picks a free one")
+    add("--dtype", choices=DTYPES, default="auto", help="auto: what this device runs fastest")
+    add("--max-model-len", type=int, default=0, help="context in tokens; 0: the model's own")
+    add("--max-num-seqs", type=int, default=64, help="requests in one batch")
+    add("--max-batched-tokens", type=int, default=2048, help="tokens of one step")
+    add("--memory", default="", help="page pool for KV and adapters, as 1Gi (default: a share of what is free)")
+    add("--max-lora-rank", type=int, default=64, help="adapters of a higher rank are refused")
+    add("--threads", type=int, default=0, help="CPU threads of the engine; 0: measured")
+    add("--adapter", action="append", default=[], metavar="ID=FOLDER", help="load at start; may be repeated")
+    add("--drain-seconds", type=float, default=20.0, help="how long SIGTERM waits for running requests")
+    add("--log-format", choices=("console", "json"), default="console")
+    add("--exit-with-parent", action="store_true", help="end when standard input ends")
+    return parser
