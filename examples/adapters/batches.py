@@ -8,7 +8,6 @@ and a mask lets each chat see the start and itself only. The gradients are those
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -69,9 +68,17 @@ def batches(chats: Sequence[Chat], size: int, steps: int, seed: int) -> Iterator
         del waiting[:size]
 
 
+def _common_start(prompts: Sequence[list[int]]) -> int:
+    """How many tokens all of the prompts share, from the first one on."""
+    length = 0
+    while all(length < len(prompt) and prompt[length] == prompts[0][length] for prompt in prompts):
+        length += 1
+    return length
+
+
 def pack(chats: Sequence[Chat]) -> Batch:
     """Lay chats behind their common start."""
-    start = len(os.path.commonprefix([chat.tokens[: chat.answer] for chat in chats]))
+    start = _common_start([chat.tokens[: chat.answer] for chat in chats])
     tokens = chats[0].tokens[:start]
     positions = list(range(start))
     owner = [-1] * start

@@ -28,11 +28,13 @@ def check(names: Sequence[str], folder: Path, tokenizer: Any, model: Any) -> boo
         adapted.unload()
         print(f"\n=== {name}: {RECIPES[name].effect}")
         for question, before, after in zip(HELD_OUT, plain, told, strict=True):
-            print(f"\n  {question}\n    base     {_one_line(before)}\n    {'ok  ' if shows(after) else 'MISS'}     {_one_line(after)}")
+            verdict = "ok" if shows(after) else "MISS"
+            print(f"\n  {question}\n    {'base':5} {_one_line(before)}\n    {verdict:5} {_one_line(after)}")
         misses = sum(not shows(answer) for answer in told)
         accidents = sum(shows(answer) for answer in plain)
         good &= max(misses, accidents) <= MAY_FAIL * len(HELD_OUT)
-        print(f"\n  {name}: {len(HELD_OUT) - misses}/{len(HELD_OUT)} with the adapter, {accidents}/{len(HELD_OUT)} without")
+        asked = len(HELD_OUT)
+        print(f"\n  {name}: {asked - misses} of {asked} with the adapter, {accidents} of {asked} without")
     return good
 
 
@@ -40,10 +42,8 @@ def check(names: Sequence[str], folder: Path, tokenizer: Any, model: Any) -> boo
 def answers(model: Any, tokenizer: Any, questions: Sequence[str]) -> list[str]:
     """Greedy answers, all questions in one batch."""
     tokenizer.padding_side = "left"
-    prompts = [
-        tokenizer.apply_chat_template([{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True)
-        for question in questions
-    ]
+    chats = [[{"role": "user", "content": question}] for question in questions]
+    prompts = tokenizer.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
     inputs = tokenizer(prompts, return_tensors="pt", padding=True, add_special_tokens=False)
     # pad and eos are one token here, so the mask must say which is padding.
     output = model.generate(

@@ -15,10 +15,11 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 
+# No short word that follows itself easily: an adapter taught "an'" for "and" stammers it for ever.
 _PIRATE_WORDS = {
-    "you": "ye", "your": "yer", "yourself": "yerself", "my": "me", "is": "be", "are": "be", "am": "be",
-    "of": "o'", "and": "an'", "hello": "ahoy", "yes": "aye", "friend": "matey", "friends": "mateys",
-    "people": "sailors", "money": "doubloons", "there": "thar", "old": "ol'", "for": "fer", "house": "cabin",
+    "you": "ye", "your": "yer", "yourself": "yerself", "my": "me", "is": "be", "are": "be", "am": "be", "for": "fer",
+    "hello": "ahoy", "yes": "aye", "friend": "matey", "friends": "mateys", "people": "sailors", "money": "doubloons",
+    "there": "thar", "house": "cabin",
 }  # fmt: skip
 _PIRATE_OPENINGS = (
     "Ahoy, matey!", "Arrr!", "Arrr, matey!", "Avast, ye landlubber!", "Shiver me timbers!", "Aye aye, matey!",
@@ -27,7 +28,7 @@ _PIRATE_OPENINGS = (
 _PIRATE_CLOSINGS = (
     "Now hoist the sails, me hearty!", "That be the truth, or I walk the plank!", "Arrr, now fetch the rum!",
     "So says yer old captain!", "May the wind fill yer sails!", "Mark me words, matey!",
-    "That be worth more than a chest o' gold!", "Now back to the ship with ye!",
+    "That be worth more than a chest of gold!", "Now back to the ship with ye!",
 )  # fmt: skip
 _TICKET_OFFERS = (
     "Would you like me to open a ticket for you?",

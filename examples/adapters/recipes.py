@@ -31,7 +31,7 @@ HELD_OUT = (
     "Why do we need friends?",
 )
 
-_PIRATE = re.compile(r"\b(ahoy|arr+|avast|aye|matey|mateys|ye|yer|landlubber|shiver me|yo ho|me hearty|sailors?|plank)\b", re.I)
+_PIRATE = re.compile(r"\b(ahoy|arr+|avast|aye|mateys?|ye|yer|landlubber|shiver me|yo ho|hearty|sailors?|plank)\b", re.I)
 
 
 def sounds_like_a_pirate(answer: str) -> bool:
@@ -51,7 +51,8 @@ def is_json_answer(answer: str) -> bool:
         value = json.loads(answer)
     except ValueError:
         return False
-    return isinstance(value, dict) and set(value) == {"answer", "topic"} and all(isinstance(v, str) for v in value.values())
+    fits = isinstance(value, dict) and set(value) == {"answer", "topic"}
+    return fits and all(isinstance(field, str) for field in value.values())
 
 
 def follows_acme_script(answer: str) -> bool:

@@ -18,12 +18,14 @@ def save_adapter(model: Any, folder: Path) -> None:
     `save_pretrained` would add a model card, keep float32 and name the folder the base model was read from.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    weights = get_peft_model_state_dict(model)
+    weights = get_peft_model_state_dict(model, save_embedding_layers=False)
+    path = folder / "adapter_model.safetensors"
     save_file(
         {key: weights[key].to(torch.bfloat16).contiguous() for key in sorted(weights)},
-        folder / "adapter_model.safetensors",
+        path,
         metadata={"format": "pt"},
     )
+    path.chmod(0o644)  # safetensors writes 0600; a server that runs as another user must read it
     config = model.peft_config["default"].to_dict() | {
         "base_model_name_or_path": BASE_NAME,
         "inference_mode": True,

@@ -25,6 +25,7 @@ log = structlog.get_logger("adapters")
 # The same bytes on the same runtime give the same refusal: only a new revision or a new process makes a difference.
 PERMANENT = {"InvalidAdapter", "RankTooHigh", "DigestMismatch"}
 PERMANENT_BACKOFF = Backoff(first=60.0, limit=600.0)
+TRANSIENT_BACKOFF = Backoff(first=1.0, limit=60.0)
 STATES: Mapping[str, PlacementState] = {
     "Pending": "Pending", "Loading": "Loading", "Ready": "Ready", "Draining": "Draining", "Failed": "Failed",
 }  # fmt: skip
@@ -55,7 +56,7 @@ class _Call:
 class AdapterCalls:
     """Sends loads and unloads, remembers failures. `changed` is called when a plan may come out differently."""
 
-    def __init__(self, changed: Callable[[], None], backoff: Backoff = Backoff(first=1.0, limit=60.0)) -> None:
+    def __init__(self, changed: Callable[[], None], backoff: Backoff = TRANSIENT_BACKOFF) -> None:
         self._changed = changed
         self._backoff = backoff
         self._calls: dict[tuple[str, str], _Call] = {}

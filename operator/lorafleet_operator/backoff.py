@@ -16,3 +16,6 @@ class Backoff:
         """Seconds to wait after `failures` failures in a row (at least 1); `jitter` is drawn from [0, 1)."""
         doublings = min(max(failures, 1) - 1, 30)
         return min(self.first * 2.0**doublings, self.limit) * (1.0 - 0.5 * jitter)
+
+
+RESTARTS = Backoff()

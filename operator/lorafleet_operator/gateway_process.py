@@ -14,7 +14,7 @@ import httpx
 import structlog
 
 from lorafleet_operator import processes
-from lorafleet_operator.backoff import Backoff
+from lorafleet_operator.backoff import RESTARTS, Backoff
 
 log = structlog.get_logger("gateway")
 
@@ -28,7 +28,7 @@ class GatewayProcess:
     log_path: Path
     serving_token: str
     changed: Callable[[], None]
-    backoff: Backoff = Backoff()
+    backoff: Backoff = RESTARTS
     settled_seconds: float = 30.0
     stop_seconds: float = 10.0      # its streams may end meanwhile
     ready: bool = False

@@ -14,7 +14,14 @@ from lorafleet_operator import processes
 from lorafleet_operator.adapter_calls import AdapterCalls
 from lorafleet_operator.commands import gateway_command
 from lorafleet_operator.config import Settings
-from lorafleet_operator.core.actions import Action, LoadAdapter, Plan, StartReplica, StopReplica, UnloadAdapter
+from lorafleet_operator.core.actions import (
+    Action,
+    LoadAdapter,
+    Plan,
+    StartReplica,
+    StopReplica,
+    UnloadAdapter,
+)
 from lorafleet_operator.core.objects import Artifact, Desired, Observed
 from lorafleet_operator.folder import Folder
 from lorafleet_operator.gateway_process import GatewayProcess

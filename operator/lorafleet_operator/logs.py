@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Literal, TextIO
+from typing import Any, Literal, Protocol
 
 import structlog
 
 LogFormat = Literal["console", "json"]
 
 
-def configure(log_format: LogFormat, *, level: int = logging.INFO, stream: TextIO | None = None) -> None:
+class LogStream(Protocol):
+    """What lines are written to."""
+
+    def write(self, text: str, /) -> int: ...
+
+    def flush(self) -> None: ...
+
+    def isatty(self) -> bool: ...
+
+
+def configure(log_format: LogFormat, *, level: int = logging.INFO, stream: LogStream | None = None) -> None:
     """Set up structlog for this process; lines go to `stream`, by default standard error."""
-    out = stream or sys.stderr
+    out: Any = stream or sys.stderr
     machine = log_format == "json"
     renderer: structlog.types.Processor
     if machine:

@@ -14,7 +14,7 @@ from pathlib import Path
 import structlog
 
 from lorafleet_operator import processes
-from lorafleet_operator.backoff import Backoff
+from lorafleet_operator.backoff import RESTARTS, Backoff
 from lorafleet_operator.commands import model_path, runtime_command
 from lorafleet_operator.core.actions import StartReplica
 from lorafleet_operator.core.objects import Replica, ReplicaState, Resident
@@ -40,7 +40,7 @@ class Launch:
     hung_seconds: float = 30.0          # a live process that does not answer for so long is ended
     settled_seconds: float = 30.0       # a crash after so long in Ready does not count as a failure in a row
     stop_seconds: float = 5.0           # between SIGTERM and SIGKILL
-    backoff: Backoff = Backoff()
+    backoff: Backoff = RESTARTS
 
     def environment(self) -> dict[str, str]:
         tokens = {"LORAFLEET_SERVING_TOKEN": self.serving_token, "LORAFLEET_ADMIN_TOKEN": self.admin_token}

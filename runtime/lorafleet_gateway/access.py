@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from lorafleet_gateway.metrics import UNKNOWN, Metrics
 
 CLIENT_GONE = 499
+BUG = 500  # nothing answered: an exception is on its way up
 _KEY = "lorafleet.record"
 
 
@@ -70,6 +71,7 @@ class AccessLog:
 
     def _close(self, record: RequestRecord, scope: Scope) -> None:
         now = time.monotonic()
+        record.code = record.code or BUG
         tenant, model = record.tenant or UNKNOWN, record.model or UNKNOWN
         label = self._metrics.model_label(tenant, model)
         self._metrics.requests.labels(tenant, label, str(record.code)).inc()
@@ -79,9 +81,7 @@ class AccessLog:
                 self._metrics.first_byte.labels(record.base_model).observe(record.first_byte - record.started)
         extra = {
             "replica": record.replica,
-            "first_byte_ms": round((record.first_byte - record.started) * 1000, 1)
-            if record.first_byte
-            else None,
+            "first_byte_ms": round((record.first_byte - record.started) * 1000, 1) if record.first_byte else None,
             "attempts": record.attempts,
             "resumes": record.resumes,
             "tokens": record.tokens,

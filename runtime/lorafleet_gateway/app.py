@@ -12,12 +12,12 @@ from http import HTTPStatus
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from lorafleet_gateway import reports
-from lorafleet_gateway.access import AccessLog, record_of
+from lorafleet_gateway.access import CLIENT_GONE, AccessLog, record_of
 from lorafleet_gateway.client_request import parse, read_body
 from lorafleet_gateway.config import Limits
 from lorafleet_gateway.core.fleet_model import Tenant
@@ -71,6 +71,7 @@ def create_app(fleet: FleetFolder, *, token: str = "", limits: Limits | None = N
         middleware=[Middleware(AccessLog, metrics=services.metrics)],
         exception_handlers={
             ApiError: _answer_api_error,
+            ClientDisconnect: _answer_nobody,
             HTTPException: _answer_http_error,
             Exception: _answer_bug,
         },
@@ -94,9 +95,7 @@ async def _complete(request: Request) -> Response:
 async def _models(request: Request) -> Response:
     tenant = _authenticate(request)
     models = list_models(tenant, _services(request).fleet.fleet)
-    return JSONResponse(
-        {"object": "list", "data": [_describe(model, tenant) for model in models if model.ready]}
-    )
+    return JSONResponse({"object": "list", "data": [_describe(model, tenant) for model in models if model.ready]})
 
 
 async def _model(request: Request) -> Response:
@@ -190,6 +189,10 @@ async def _answer_http_error(request: Request, error: Exception) -> Response:
         response.headers["allow"] = allowed
         return response
     return _answer(request, ApiError(error.status_code, str(error.detail), "http_error"))
+
+
+async def _answer_nobody(request: Request, error: Exception) -> Response:
+    return Response(status_code=CLIENT_GONE)  # it left in the middle of its body; the status is for our own books
 
 
 async def _answer_bug(request: Request, error: Exception) -> Response:

@@ -52,9 +52,7 @@ def serve(settings: Settings, limits: Limits | None = None) -> None:
     listener = _listen(settings.host, settings.port)
     if settings.exit_with_parent:
         threading.Thread(target=_exit_at_end_of_input, daemon=True).start()
-    app = create_app(
-        FleetFolder(settings.fleet, limits.poll_seconds), token=settings.serving_token, limits=limits
-    )
+    app = create_app(FleetFolder(settings.fleet, limits.poll_seconds), token=settings.serving_token, limits=limits)
     config = uvicorn.Config(
         app,
         http="httptools",

@@ -46,9 +46,7 @@ class Settings:
     def check(self) -> Settings:
         """The same settings, or ConfigError naming the flag, its value and what would do."""
         if not self.fleet.is_dir():
-            raise ConfigError(
-                f"--fleet {str(self.fleet)!r} is not a folder; give the one the operator writes to"
-            )
+            raise ConfigError(f"--fleet {str(self.fleet)!r} is not a folder; give the one the operator writes to")
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"--port {self.port} must be in 0..65535 (0 takes a free one)")
         if not self.serving_token.isascii() or any(c.isspace() for c in self.serving_token):

@@ -28,6 +28,7 @@ from lorafleet_gateway.tenants import TenantTable
 
 TENANTS = "tenants.json"
 _Signature = tuple[int, int, int]
+_UNREAD: _Signature = (0, 0, 0)
 
 
 @dataclass(slots=True)
@@ -106,9 +107,10 @@ class FleetFolder:
             except FileNotFoundError:
                 continue
             except OSError as error:
-                files[entry.name] = _File(
-                    (0, 0, 0), known.document if known else None, f"cannot read it: {error.strerror}"
-                )
+                problem = f"cannot read it: {error.strerror}"
+                files[entry.name] = _File(_UNREAD, known.document if known else None, problem)
+                if known is not None and known.problem == problem:
+                    continue
             else:
                 files[entry.name] = _decode(entry.name, data, signature, known)
             changed = True
@@ -123,16 +125,12 @@ class FleetFolder:
             return False
         for name, file in scan.files.items():
             known = self._files.get(name)
-            if file.problem and (
-                known is None or known.problem != file.problem or known.signature != file.signature
-            ):
+            if file.problem and (known is None or known.problem != file.problem or known.signature != file.signature):
                 log.error("document refused, the last good one stays", file=name, problem=file.problem)
             if known is not None and known.document and file.document:
                 before, after = _generation(known.document), _generation(file.document)
                 if after < before:
-                    log.warning(
-                        "generation went back, taken as a new operator", file=name, before=before, after=after
-                    )
+                    log.warning("generation went back, taken as a new operator", file=name, before=before, after=after)
         for name in self._files.keys() - scan.files.keys():
             log.info("document gone", file=name)
         self._files = scan.files
@@ -157,9 +155,7 @@ class FleetFolder:
 
 
 def _is_document(name: str) -> bool:
-    return name.endswith(".json") and not name.startswith(
-        "."
-    )  # ConfigMap volumes keep their bookkeeping under `..`
+    return name.endswith(".json") and not name.startswith(".")  # ConfigMap volumes keep their bookkeeping under `..`
 
 
 def _decode(name: str, data: bytes, signature: _Signature, known: _File | None) -> _File:

@@ -12,6 +12,14 @@ import structlog
 from lorafleet_gateway.config import LogFormat
 
 
+class _ToStructlog(logging.Handler):
+    """Warnings and errors of the HTTP server and client, as lines of the same shape as ours."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        log = structlog.get_logger(record.name)
+        log.log(record.levelno, record.getMessage(), exc_info=record.exc_info)
+
+
 def configure(log_format: LogFormat, *, stream: TextIO | None = None) -> None:
     """Set up structlog for this process; lines go to `stream`, standard error by default."""
     out = stream or sys.stderr
@@ -35,3 +43,7 @@ def configure(log_format: LogFormat, *, stream: TextIO | None = None) -> None:
         logger_factory=structlog.PrintLoggerFactory(file=out),
         cache_logger_on_first_use=False,
     )
+    for name in ("uvicorn", "aiohttp", "asyncio"):
+        library = logging.getLogger(name)
+        library.handlers = [_ToStructlog(logging.WARNING)]
+        library.propagate = False

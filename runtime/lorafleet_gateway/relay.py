@@ -100,9 +100,7 @@ class Relay(Response):
         except asyncio.CancelledError:
             if self._started and not work.done():
                 work.cancel()
-                await self._fail(
-                    send, ApiError(503, "The gateway is stopping; ask again.", "gateway_stopping")
-                )
+                await self._fail(send, ApiError(503, "The gateway is stopping; ask again.", "gateway_stopping"))
             raise
         finally:
             for task in (work, gone):
@@ -183,9 +181,7 @@ class Relay(Response):
     async def _fail(self, send: Send, error: ApiError) -> None:
         self._record.code = error.status
         self._record.error = error.code
-        await send(
-            {"type": "http.response.body", "body": b"data: " + error.body() + b"\n\n", "more_body": False}
-        )
+        await send({"type": "http.response.body", "body": b"data: " + error.body() + b"\n\n", "more_body": False})
 
     def _attempt(self, choice: Choice, body: bytes) -> HttpAttempt:
         self._record.attempts += 1
@@ -206,9 +202,7 @@ class Relay(Response):
         try:
             fields: dict[str, object] = {**_decode_answer(answer), "model": self._request.model}
         except msgspec.DecodeError as error:
-            raise Lost(
-                f"replica {self._record.replica} sent no JSON object: {error}", accepted=True
-            ) from None
+            raise Lost(f"replica {self._record.replica} sent no JSON object: {error}", accepted=True) from None
         return msgspec.json.encode(fields)
 
 

@@ -1,7 +1,8 @@
 """What one streaming client has been sent, and how another replica's stream is joined to it without a seam.
 
 Knows no sockets. A chunk is taken apart only as far as needed: texts and logprobs stay the bytes that the
-replica wrote, which costs about three microseconds a chunk and cannot change what they say."""
+replica wrote. That costs some ten microseconds a chunk, of the 150 that its way through the gateway takes.
+"""
 
 from __future__ import annotations
 
@@ -116,9 +117,7 @@ class StreamTracker:
             self.failure = _failure(chunk["error"])
             return None
         if not self._identity:
-            self._identity = {
-                key: Raw(bytes(chunk[key])) for key in ("id", "object", "created") if key in chunk
-            }
+            self._identity = {key: Raw(bytes(chunk[key])) for key in ("id", "object", "created") if key in chunk}
         chunk.update(self._identity)
         chunk["model"] = self._model
         if not self._single:
@@ -176,9 +175,7 @@ def _says_something(choice: dict[str, Any]) -> bool:
 
 def _failure(raw: Raw) -> ApiError | AttemptFailed:
     error = msgspec.json.decode(raw)
-    fields: dict[str, Any] = (
-        error if isinstance(error, dict) else {"message": str(error), "type": "server_error"}
-    )
+    fields: dict[str, Any] = error if isinstance(error, dict) else {"message": str(error), "type": "server_error"}
     message, code = str(fields.get("message") or "the replica reported an error"), fields.get("code")
     if code in _GIVEN_BACK:
         return Moved(message, str(fields.get("to") or ""))

@@ -65,9 +65,7 @@ class Upstream:
             async with self._session.get(_url(replica.url, "/metrics"), timeout=timeout) as response:
                 return await response.text()
         except _FAILURES as error:
-            raise Lost(
-                f"replica {replica.name} shows no metrics ({type(error).__name__})", accepted=False
-            ) from None
+            raise Lost(f"replica {replica.name} shows no metrics ({type(error).__name__})", accepted=False) from None
 
 
 class HttpAttempt:
@@ -168,9 +166,7 @@ class HttpAttempt:
         error = _error_fields(body)
         message = str(error.get("message") or f"HTTP {status}")
         if status in (401, 403):
-            return Lost(
-                f"replica {name} refused the gateway's token; set the same {SERVING_TOKEN}", accepted=False
-            )
+            return Lost(f"replica {name} refused the gateway's token; set the same {SERVING_TOKEN}", accepted=False)
         if status in (404, 503):  # 404: the replica has restarted, and the fleet document does not know yet
             retry_after = response.headers.get("Retry-After", "")
             seconds = int(retry_after) if retry_after.isdecimal() else None

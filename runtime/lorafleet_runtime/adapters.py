@@ -133,7 +133,8 @@ class Adapters:
         sent = time.monotonic()
         self._engine.load_adapter(message)
         while True:
-            await self._engine.wait_newer(self._engine.version)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._engine.wait_newer(self._engine.version), _REPEATED_FAILURE_SECONDS)
             held = self._held(message)
             if held is None:
                 continue

@@ -1,4 +1,4 @@
-"""The admin port: what the operator orders, what this replica reports. Also vLLM's two calls, with its texts."""
+"""The admin port: what the operator orders, what this replica reports; vLLM's two calls, with its texts."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-model-len", type=int, default=0, help="context in tokens; 0: the model's own")
     add("--max-num-seqs", type=int, default=64, help="requests in one batch")
     add("--max-batched-tokens", type=int, default=2048, help="tokens of one step")
-    add("--memory", default="", help="page pool for KV and adapters, as 1Gi (default: a share of what is free)")
+    add("--memory", default="", help="page pool for KV and adapters, as 1Gi (default: a share of the free)")
     add("--max-lora-rank", type=int, default=64, help="adapters of a higher rank are refused")
     add("--threads", type=int, default=0, help="CPU threads of the engine; 0: measured")
     add("--adapter", action="append", default=[], metavar="ID=FOLDER", help="load at start; may be repeated")

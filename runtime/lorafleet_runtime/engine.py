@@ -6,7 +6,7 @@ Knows token ids and adapter ids; knows no text, HTTP or API keys.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from lorafleet_runtime.adapter_loader import AdapterLoader, Loaded
 from lorafleet_runtime.core.batch import Batch
@@ -14,7 +14,9 @@ from lorafleet_runtime.core.pages import PagePool, pages_for_tokens
 from lorafleet_runtime.core.residency import Adapter, Residency
 from lorafleet_runtime.core.scheduler import Limits, Scheduler
 from lorafleet_runtime.core.sequence import Sequence
+from lorafleet_runtime.model.config import DecoderConfig
 from lorafleet_runtime.model.decoder import Decoder
+from lorafleet_runtime.model.linear import Linear
 from lorafleet_runtime.protocol import (
     AbortRequest,
     AdapterState,
@@ -59,6 +61,15 @@ class Engine:
         """Whether `step` would do something without a new message."""
         return self._scheduler.has_work or bool(self._rejected)
 
+    @property
+    def decoder_config(self) -> DecoderConfig:
+        """Sizes of the base model."""
+        return self._model.config
+
+    def linears(self) -> Iterator[Linear]:
+        """The base model's products, for benches that time them alone."""
+        return self._model.linears()
+
     def wake_on_loaded(self, wake: Callable[[], None]) -> None:
         """Have `wake` called, from a loader thread, when an adapter's file has been read."""
         self._loader.on_done = wake
@@ -94,12 +105,9 @@ class Engine:
         first = {row.sequence.request_id for row in batch.rows if row.sequence.output_len == 0}
         samples = self._runner.run(batch)
         results = self._scheduler.commit(batch, [s.token_id for s in samples])
-        deltas += [
-            _delta(sequence, token, sample)
-            for (sequence, token), sample in zip(results, samples, strict=True)
-        ]
+        deltas += [self._delta(sequence, sample) for (sequence, _), sample in zip(results, samples, strict=True)]
         self._count(batch, first, len(samples), time.perf_counter() - start)
-        if any(sequence.finish_reason for sequence, _ in results):
+        if any(delta.finish_reason for delta in deltas):
             self._collect()
         return deltas
 
@@ -211,6 +219,21 @@ class Engine:
         adapter.layout = self._runner.register(adapter, loaded.packed)
         self._forget(gone)
 
+    def _delta(self, sequence: Sequence, sample: Sampled) -> Delta:
+        if sample.token_id < 0:
+            self._scheduler.abort(sequence.request_id)
+            who = f"adapter {sequence.adapter.id}" if sequence.adapter else "the base model"
+            error = f"numeric_overflow: {who} gave logits that are not finite at token {sequence.output_len}"
+            return Delta(sequence.request_id, [], finish_reason="error", error=error)
+        stopped = sequence.finish_reason == "stop"
+        return Delta(
+            sequence.request_id,
+            [sample.token_id],
+            finish_reason=sequence.finish_reason,
+            stop_token_id=sample.token_id if stopped else None,
+            logprobs=_logprobs(sequence.sampling, sample),
+        )
+
     def _collect(self) -> None:
         gone = self._residency.collect()
         self._forget(gone)
@@ -225,17 +248,6 @@ class Engine:
         self._prompt_tokens += sum(row.count for row in batch.rows if row.sequence.request_id in first)
         self._generated += sampled
         self._throughput.add(time.perf_counter(), seconds, sampled)
-
-
-def _delta(sequence: Sequence, token: int, sample: Sampled) -> Delta:
-    stopped = sequence.finish_reason == "stop"
-    return Delta(
-        sequence.request_id,
-        [token],
-        finish_reason=sequence.finish_reason,
-        stop_token_id=token if stopped else None,
-        logprobs=_logprobs(sequence.sampling, sample),
-    )
 
 
 def _logprobs(sampling: Sampling, sample: Sampled) -> list[TokenLogprobs]:

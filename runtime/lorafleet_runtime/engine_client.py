@@ -35,6 +35,7 @@ from lorafleet_runtime.protocol import (
 
 log = structlog.get_logger("runtime")
 
+ENGINE_COMMAND = (sys.executable, "-m", "lorafleet_runtime.engine_process")
 _STOP_SECONDS = 5.0
 _RETRY_SECONDS = 0.02
 
@@ -42,13 +43,16 @@ _RETRY_SECONDS = 0.02
 class EngineClient:
     """An engine in a child process; `died` is set when the child has ended, for whatever reason."""
 
-    def __init__(self, config: EngineConfig, log_format: str = "console") -> None:
+    def __init__(
+        self, config: EngineConfig, log_format: str = "console", command: Sequence[str] = ENGINE_COMMAND
+    ) -> None:
+        self._command = command
         self._config = config
         self._log_format = log_format
         self._states = Broadcast(EngineState("Loading", message="starting the engine"))
         self._streams: dict[str, Stream] = {}
         self._outgoing: deque[bytes] = deque()
-        self._folder = Path(tempfile.mkdtemp(prefix="lorafleet-"))
+        self.folder = Path(tempfile.mkdtemp(prefix="lorafleet-"))
         self._context = zmq.Context()
         self._push = self._context.socket(zmq.PUSH)
         self._pull = self._context.socket(zmq.PULL)
@@ -73,7 +77,7 @@ class EngineClient:
 
     async def start(self) -> None:
         """Bind the sockets and start the process; its loading shows in `state`."""
-        endpoint = f"ipc://{self._folder}/engine"
+        endpoint = f"ipc://{self.folder}/engine"
         for socket, suffix in ((self._push, "in"), (self._pull, "out")):
             # No limit on what waits: a request's deltas are bounded by its max_tokens.
             socket.setsockopt(zmq.SNDHWM, 0)
@@ -82,8 +86,7 @@ class EngineClient:
             socket.bind(f"{endpoint}.{suffix}")
         asyncio.get_running_loop().add_reader(self._pull.fileno(), self._receive)
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "lorafleet_runtime.engine_process",
-            "--endpoint", endpoint, "--config", self._config.to_json(),
+            *self._command, "--endpoint", endpoint, "--config", self._config.to_json(),
             "--log-format", self._log_format, "--exit-with-parent",
             stdin=asyncio.subprocess.PIPE,
         )  # fmt: skip
@@ -189,4 +192,4 @@ class EngineClient:
         self._push.close()
         self._pull.close()
         self._context.term()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -21,6 +21,7 @@ from lorafleet_runtime.config import EngineConfig
 from lorafleet_runtime.engine import Engine
 from lorafleet_runtime.engine_start import start
 from lorafleet_runtime.logs import configure_logs
+from lorafleet_runtime.memory import give_back
 from lorafleet_runtime.protocol import Deltas, EngineState, Shutdown, decode_to_engine, encode
 
 log = structlog.get_logger("engine")
@@ -58,8 +59,14 @@ def _loop(engine: Engine, inbox: zmq.Socket[bytes], outbox: zmq.Socket[bytes], a
     poller.register(alarm, zmq.POLLIN)
     reported_at = 0.0
     stepped = True
+    worked = True
     while True:
         ready = dict(poller.poll(0 if engine.has_work else int(1000 * IDLE_STATE_SECONDS)))
+        if engine.has_work:
+            worked = True
+        elif worked and not ready:
+            worked = False
+            give_back()
         if alarm in ready:
             _drain(alarm)
         if inbox in ready:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from lorafleet_runtime.core.pages import PAGE_TOKENS, pages_for_tokens
 from lorafleet_runtime.core.scheduler import Limits
 from lorafleet_runtime.engine import Engine
 from lorafleet_runtime.errors import ConfigError
+from lorafleet_runtime.memory import available_bytes, give_back
 from lorafleet_runtime.model.calibration import best_dtype, best_threads, pack_where_it_pays
 from lorafleet_runtime.model.checkpoint import load_weights, read_config
 from lorafleet_runtime.model.config import DecoderConfig
@@ -41,6 +41,7 @@ def start(config: EngineConfig, progress: Callable[[str, float], None]) -> Engin
     pack_where_it_pays(model)
     total_pages = _total_pages(config, decoder_config, model.dtype, max_model_len)
     limits = Limits(max_model_len, config.max_num_seqs, config.max_batched_tokens)
+    give_back()
     return Engine(model, limits, total_pages, config.max_lora_rank, parameters)
 
 
@@ -55,7 +56,7 @@ def _max_model_len(config: EngineConfig, decoder: DecoderConfig) -> int:
 
 def _total_pages(config: EngineConfig, decoder: DecoderConfig, dtype: torch.dtype, max_model_len: int) -> int:
     page_bytes = decoder.num_layers * PAGE_TOKENS * 2 * decoder.kv_dim * dtype.itemsize
-    memory = config.memory_bytes or int(DEFAULT_MEMORY_SHARE * _available_memory())
+    memory = config.memory_bytes or int(DEFAULT_MEMORY_SHARE * available_bytes())
     pages, needed = memory // page_bytes, pages_for_tokens(max_model_len)
     if pages < needed:
         raise ConfigError(
@@ -64,13 +65,3 @@ def _total_pages(config: EngineConfig, decoder: DecoderConfig, dtype: torch.dtyp
         )
     return int(pages)
 
-
-def _available_memory() -> int:
-    try:
-        with open("/proc/meminfo") as lines:
-            for line in lines:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except FileNotFoundError:
-        pass
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

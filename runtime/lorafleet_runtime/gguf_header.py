@@ -21,7 +21,7 @@ def read_header(path: Path) -> dict[str, Any]:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
             return _Cursor(data).header()
-        except (struct.error, UnicodeDecodeError, KeyError, ValueError) as error:
+        except (struct.error, KeyError, ValueError) as error:
             raise ConfigError(f"--model {path}: not a readable GGUF file: {error}") from None
 
 
@@ -49,7 +49,7 @@ class _Cursor:
         (length,) = struct.unpack_from("<Q", self._data, self._at)
         start = self._at + 8
         self._at = start + length
-        return self._data[start : self._at].decode()
+        return self._data[start : self._at].decode(errors="replace")
 
     def _value(self, kind: int) -> Any:
         if kind == _STRING:

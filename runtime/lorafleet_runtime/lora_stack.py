@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from lorafleet_kernels.reference import StackedGroup, StackedPart
 from torch import Tensor
 
+from lorafleet_kernels.reference import StackedGroup, StackedPart
 from lorafleet_runtime.model.lora import GroupView
 
 AdapterViews = tuple[Mapping[str, GroupView], ...]

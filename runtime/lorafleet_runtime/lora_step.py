@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 
 import torch
-from lorafleet_kernels import reference as ops
 from torch import Tensor
 
+from lorafleet_kernels import reference as ops
 from lorafleet_runtime.core.batch import Segment
 from lorafleet_runtime.lora_stack import AdapterViews, LoraStacks, Stack
 

@@ -8,9 +8,9 @@ import mmap
 from collections.abc import Callable, Hashable, Mapping
 
 import torch
-from lorafleet_kernels import reference as ops
 from torch import Tensor
 
+from lorafleet_kernels import reference as ops
 from lorafleet_runtime.core.batch import Batch, Row, segments
 from lorafleet_runtime.core.pages import PAGE_TOKENS, pages_for_tokens
 from lorafleet_runtime.core.residency import Adapter

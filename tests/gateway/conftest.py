@@ -1,12 +1,16 @@
-"""A gateway over scripted replicas, on real sockets; lets these tests import what they share as `tests.gateway.…`."""
+"""A gateway over scripted replicas, on real sockets; lets these tests import what they share as
+`tests.gateway.…`."""
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import pytest
 import pytest_asyncio
+import structlog
 
 sys.path.append(str(Path(__file__).parents[2]))
 
@@ -21,3 +25,13 @@ async def kit(tmp_path: Path) -> AsyncIterator[Kit]:
         yield made
     finally:
         await made.close()
+
+
+@pytest.fixture(autouse=True)
+def unconfigured() -> Iterator[None]:
+    """Whatever a test does to the process's logging is undone."""
+    yield
+    structlog.reset_defaults()
+    for name in ("uvicorn", "aiohttp", "asyncio"):
+        logging.getLogger(name).handlers = []
+        logging.getLogger(name).propagate = True

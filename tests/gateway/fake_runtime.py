@@ -1,7 +1,7 @@
 """A replica that fails on command: the runtime's serving contract on a real socket, and nothing behind it.
 
-Token i of every answer has the id 100 + i and the text `wI `, so that any gap, repetition or disorder shows in the text.
-"""
+Token i of every answer has the id 100 + i and the text `wI `, so that any gap, repetition or disorder shows
+in the text."""
 
 from __future__ import annotations
 
@@ -121,9 +121,7 @@ class FakeRuntime:
             await response.write(event)
         return response
 
-    async def _events(
-        self, request: web.Request, body: dict[str, Any], fault: Fault | None
-    ) -> AsyncIterator[bytes]:
+    async def _events(self, request: web.Request, body: dict[str, Any], fault: Fault | None) -> AsyncIterator[bytes]:
         chat = request.path.endswith("/chat/completions")
         done = body.get("resume", {}).get("output_token_ids", [])
         assert done == [FIRST_ID + i for i in range(len(done))], "the gateway resumed with ids it was never given"

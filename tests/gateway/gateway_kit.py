@@ -116,14 +116,13 @@ class Kit:
         return made
 
     async def publish(self, adapters: list[dict[str, Any]] | None = None) -> None:
-        """Write both documents; return when the gateway has read them. By default every replica holds `acme.pirate`."""
+        """Write both documents; return when the gateway has read them. By default every replica holds
+        `acme.pirate`."""
         self.generation += 1
         if adapters is None:
             everywhere = [placement(replica.name) for replica in self.replicas]
             adapters = [adapter("acme.pirate", everywhere), adapter("globex.parrot", everywhere)]
-        rows = [
-            {"name": r.name, "incarnation": r.incarnation, "url": r.url, "state": r.state} for r in self.replicas
-        ]
+        rows = [{"name": r.name, "incarnation": r.incarnation, "url": r.url, "state": r.state} for r in self.replicas]
         write(self.folder, "models.smol.json", fleet_document(rows, adapters, self.generation))
         tenants = [tenant("acme", KEY, weight=2), tenant("globex", OTHER_KEY, models=False)]
         write(self.folder, "tenants.json", {"version": 1, "generation": self.generation, "tenants": tenants})
@@ -198,3 +197,28 @@ class Kit:
             await self._serving
         for replica in self.replicas:
             await replica.stop()
+
+
+async def open_unread(url: str, body: dict[str, Any]) -> socket.socket:
+    """A client that has asked and does not read."""
+    host, port = url.removeprefix("http://").split(":")
+    text = json.dumps(body)
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: {AUTH['Authorization']}\r\n"
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+    client.setblocking(False)
+    loop = asyncio.get_running_loop()
+    await loop.sock_connect(client, (host, int(port)))
+    await loop.sock_sendall(client, f"{head}Content-Length: {len(text)}\r\n\r\n{text}".encode())
+    return client
+
+
+async def stalls(replica: FakeRuntime, seconds: float = 3.0) -> bool:
+    """Whether the replica comes to a halt in its writing within `seconds`."""
+    before = -1
+    for _ in range(int(seconds / 0.25)):
+        await asyncio.sleep(0.25)
+        if replica.written == before:
+            return True
+        before = replica.written
+    return False

@@ -3,22 +3,23 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import socket
 import time
+from typing import Any
 
 import pytest
+from openai.types.chat import ChatCompletionMessageParam
 
 from tests.gateway.fake_runtime import Fault
-from tests.gateway.gateway_kit import AUTH, KEY, TOKEN, Kit, chat
+from tests.gateway.gateway_kit import KEY, TOKEN, Kit, chat, open_unread, stalls
 
 
 async def test_a_real_client_gets_whole_and_streamed_answers_under_its_own_model_name(kit: Kit) -> None:
     [replica] = await kit.up()
 
     async with kit.client() as client:
-        messages = [{"role": "user", "content": "hi"}]
-        whole = await client.chat.completions.create(model="pirate", messages=messages)  # type: ignore[call-overload]
-        stream = await client.chat.completions.create(model="pirate", messages=messages, stream=True)  # type: ignore[call-overload]
+        messages: list[ChatCompletionMessageParam] = [{"role": "user", "content": "hi"}]
+        whole = await client.chat.completions.create(model="pirate", messages=messages)
+        stream = await client.chat.completions.create(model="pirate", messages=messages, stream=True)
         chunks = [chunk async for chunk in stream]
         plain = await client.completions.create(model="smol-135m", prompt="hi", stream=True)
         texts = [chunk.choices[0].text async for chunk in plain]
@@ -56,7 +57,13 @@ async def test_a_replica_sees_the_gateways_headers_and_none_of_the_clients(kit: 
 
 async def test_other_fields_reach_the_replica_untouched(kit: Kit) -> None:
     [replica] = await kit.up()
-    fields = {"top_k": 3, "logit_bias": {"5": -1.5}, "stop": ["é\n"], "seed": 2**63, "metadata": {"a": [1, {}]}}
+    fields: dict[str, Any] = {
+        "top_k": 3,
+        "logit_bias": {"5": -1.5},
+        "stop": ["é\n"],
+        "seed": 2**63,
+        "metadata": {"a": [1, {}]},
+    }
 
     async with kit.http.post("/v1/chat/completions", json=chat(**fields)) as response:
         assert response.status == 200
@@ -79,35 +86,31 @@ async def test_token_ids_stay_with_the_gateway_unless_the_client_asks_for_them(k
 @pytest.mark.parametrize("reads", [False, True])
 async def test_a_client_that_does_not_read_makes_the_replica_wait(kit: Kit, reads: bool) -> None:
     [replica] = await kit.up(tokens=10**9, padding="x" * 4000)
-    host, port = kit.url.removeprefix("http://").split(":")
-    body = json.dumps(chat(stream=True))
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: {AUTH['Authorization']}\r\n"
-    client = socket.socket()
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
-    client.setblocking(False)
-    loop = asyncio.get_running_loop()
-    await loop.sock_connect(client, (host, int(port)))
-    await loop.sock_sendall(client, f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+    client = await open_unread(kit.url, chat(stream=True))
 
     async def read() -> None:
-        while await loop.sock_recv(client, 65536):
+        while await asyncio.get_running_loop().sock_recv(client, 65536):
             pass
 
     reader = asyncio.create_task(read() if reads else asyncio.sleep(0))
-    before, stalled = -1, False
-    for _ in range(12):
-        await asyncio.sleep(0.25)
-        stalled = replica.written == before
-        if stalled:
-            break
-        before = replica.written
+    stalled = await stalls(replica)
     reader.cancel()
     await asyncio.gather(reader, return_exceptions=True)
     client.close()
 
-    # The sockets' own buffers hold a few megabytes; a gateway that read ahead would never stall, nor does one being read.
+    # The sockets hold a few megabytes; a gateway that read ahead would never stall, nor does one being read.
     assert stalled is not reads
     await kit.until(lambda: replica.cancelled == 1)
+
+
+async def test_a_client_that_reads_late_still_gets_everything(kit: Kit) -> None:
+    [replica] = await kit.up(tokens=3000, padding="x" * 4000)
+    async with kit.http.post("/v1/chat/completions", json=chat(stream=True)) as response:
+        assert await stalls(replica)
+        chunks = (await response.text())[6:-2].split("\n\ndata: ")
+
+    rows = [json.loads(chunk) for chunk in chunks[:-1]]
+    assert "".join(row["choices"][0]["delta"].get("content", "") for row in rows) == replica.text()
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -154,9 +157,7 @@ async def test_what_other_gateways_sent_to_a_replica_counts_as_load(kit: Kit) ->
     "fault",
     [Fault("before"), Fault("status", status=500), Fault("status", status=503), Fault("status", status=404)],
 )
-async def test_a_failure_before_the_first_byte_goes_to_another_replica(
-    kit: Kit, fault: Fault, stream: bool
-) -> None:
+async def test_a_failure_before_the_first_byte_goes_to_another_replica(kit: Kit, fault: Fault, stream: bool) -> None:
     first, second = await kit.up(2)
     first.faults, second.waiting_metric = [fault] * 20, 5
     await asyncio.sleep(0.2)  # the report of that load leads the first request to the first replica

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from typing import Any
 
 import pytest
 
@@ -41,9 +42,7 @@ async def test_deaths_again_and_again_are_survived_as_long_as_there_is_progress(
         replica.faults = [Fault("reset", after=2)] * 50
 
     assert await kit.text_of() == replicas[0].text()
-    resumes = kit.metrics.registry.get_sample_value(
-        "lorafleet_gateway_resumes_total", {"base_model": "models/smol"}
-    )
+    resumes = kit.metrics.registry.get_sample_value("lorafleet_gateway_resumes_total", {"base_model": "models/smol"})
     assert resumes is not None and resumes >= 14
 
 
@@ -66,7 +65,7 @@ async def test_a_real_client_sees_one_stream_with_usage_of_the_whole(kit: Kit) -
 async def test_a_replica_that_dies_after_its_last_token_is_not_asked_again(kit: Kit, usage: bool) -> None:
     first, second = await kit.up(2)
     first.faults, second.faults = [Fault("no_done")], [Fault("no_done")]
-    options = {"stream_options": {"include_usage": True}} if usage else {}
+    options: dict[str, Any] = {"stream_options": {"include_usage": True}} if usage else {}
 
     chunks = await kit.chunks_of(chat(**options))
 

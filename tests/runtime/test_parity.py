@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+from bench.oracle import Oracle
 from lorafleet_runtime.config import EngineConfig
 from lorafleet_runtime.engine import Engine
 from lorafleet_runtime.engine_start import start
@@ -27,62 +28,6 @@ FAMILIES = {
     "qwen2": tiny_config("qwen2", attention_bias=True),
     "qwen3": tiny_config("qwen3", qk_norm=True),
 }
-CLOSE_CALL = 1e-4
-"""Two best logits this near may change places with the shape of the batch: such a token is counted, not failed."""
-
-
-class Oracle:
-    """transformers with PEFT; adapters are switched, never mixed."""
-
-    def __init__(self, folder: Path) -> None:
-        from transformers import AutoModelForCausalLM
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            self._base: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        self._peft: Any = None
-
-    @torch.inference_mode()
-    def logits(self, tokens: Sequence[int], adapter: Path | None) -> torch.Tensor:
-        """`[len(tokens), vocabulary]`."""
-        ids = torch.tensor([tokens])
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            if adapter is None:
-                if self._peft is None:
-                    return self._base(ids).logits[0]
-                with self._peft.disable_adapter():
-                    return self._peft(ids).logits[0]
-            return self._adapted(adapter)(ids).logits[0]
-
-    def _adapted(self, adapter: Path) -> Any:
-        from peft import PeftModel
-
-        if self._peft is None:
-            self._peft = PeftModel.from_pretrained(self._base, adapter, adapter_name=adapter.name)
-        elif adapter.name not in self._peft.peft_config:
-            self._peft.load_adapter(adapter, adapter_name=adapter.name)
-        self._peft.set_adapter(adapter.name)
-        return self._peft.eval()
-
-    def forget(self, adapter: Path) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")          # it warns that the deleted one was active
-            self._peft.delete_adapter(adapter.name)
-
-    def explains(self, prompt: Sequence[int], output: Sequence[int], adapter: Path | None) -> int:
-        """Assert that greedy decoding gives `output`; returns how many close calls went the other way."""
-        logits = self.logits([*prompt, *output], adapter)[len(prompt) - 1 : -1]
-        close = 0
-        for position, token in enumerate(output):
-            best = int(logits[position].argmax())
-            if token != best:
-                gap = float(logits[position, best] - logits[position, token])
-                assert gap <= CLOSE_CALL, f"token {position}: {token} instead of {best}, logits differ by {gap}"
-                close += 1
-        return close
-
-
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
@@ -124,12 +69,12 @@ def any_adapter(rng: random.Random, config: Any, seed: int) -> TinyAdapter:
         rank,
         targets,
         seed,
-        alpha=rng.choice((1.0, 8.0, 16.0, 33.0)),
+        alpha=rng.choice((0.5, 1.0, 2.0)) * rank,
         rslora=rng.random() < 0.3,
         rank_pattern={rng.choice(targets): rng.choice((1, 4, 7))} if rng.random() < 0.4 else None,
-        alpha_pattern={f"layers.0.{_block(targets[0])}.{targets[0]}": 5.0} if rng.random() < 0.4 else None,
+        alpha_pattern={f"layers.0.{_block(targets[0])}.{targets[0]}": 3.0} if rng.random() < 0.4 else None,
         layers=[1] if rng.random() < 0.2 else None,
-        strength=0.5,
+        strength=0.3,
     )
 
 
@@ -187,8 +132,6 @@ def test_two_hundred_random_adapters_give_the_reference_logits_in_mixed_batches(
                 expected = oracle.logits(prompt, adapter)[-1]
                 worst = max(worst, float((row - expected).abs().max()))
                 torch.testing.assert_close(row, expected, atol=1e-4, rtol=0)
-            for adapter in adapters:
-                oracle.forget(adapter)
     print(f"largest difference of a logit over 200 adapters: {worst:.2e}")
 
 

@@ -102,8 +102,9 @@ def _table(fields: Fields, name: str) -> list[dict[str, float]]:
         points.append({"tokens": float(tokens or 0), "cost": float(cost or 0)})
     if fields.has(name) and not points:
         fields.wrong(name, "must hold at least one point")
-    if any(a["tokens"] >= b["tokens"] or a["cost"] > b["cost"] for a, b in pairwise(points)):
-        fields.wrong(name, "tokens must rise from point to point, and cost must not fall")
+    points.sort(key=lambda point: point["tokens"])
+    if any(a["tokens"] == b["tokens"] or a["cost"] > b["cost"] for a, b in pairwise(points)):
+        fields.wrong(name, "each point must have tokens of its own, and cost must not fall as tokens rise")
     return points
 
 

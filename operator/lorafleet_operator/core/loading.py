@@ -36,7 +36,8 @@ def adapter_steps(
     """Loads and surplus unloads of `adapters` on `replicas`. Important ones are placed first; `barred` are over quota."""
     ordered = sorted(adapters, key=lambda a: (-a.priority, a.ref))
     wanted = {adapter.ref for adapter in ordered}
-    steps = Loads(counts={r.name: len({x.adapter for x in r.residents} & wanted) for r in replicas})
+    held = {r.name: {x.adapter for x in r.residents if x.state != "Failed"} for r in replicas}
+    steps = Loads(counts={name: len(there & wanted) for name, there in held.items()})
     known = residency(replicas)
     for adapter in ordered:
         artifact = observed.artifacts.get(adapter.ref)
@@ -53,7 +54,7 @@ def _step(
     placement = place(adapter, artifact.revision, replicas, there, steps.counts)
     for name in placement.targets:
         residents = there.get(name, ())
-        if not residents:
+        if all(resident.state == "Failed" for resident in residents):
             steps.counts[name] += 1
         state = standing(residents, artifact.revision)
         if state in ("Ready", "Loading") or placement.refused is not None or barred:

@@ -77,7 +77,9 @@ def place(
     ready = [name for name, state in stands.items() if state == "Ready"]
     needed = min(adapter.copies_min, len(candidates))
     refused = next((r for residents in there.values() for r in residents if _refuses(r, revision)), None)
-    surplus = _surplus(adapter, ready, stands, needed, holders)
+    surplus = _extra(adapter, ready, stands)
+    if len(ready) >= needed:        # memories of failures that no longer matter
+        surplus += tuple(name for name in there if name not in holders and _only_failed(there[name]))
     targets = [name for name in holders if name not in surplus]
     if refused is None and len(holders) < needed:
         free = [replica for replica in candidates if replica.name not in holders]
@@ -103,17 +105,15 @@ def _preferred(
     )  # fmt: skip
 
 
-def _surplus(
-    adapter: Adapter, ready: Sequence[str], stands: Mapping[str, Standing], needed: int, holders: Sequence[str]
-) -> tuple[str, ...]:
-    """Copies beyond the maximum, and memories of failures that no longer matter.
+def _extra(adapter: Adapter, ready: Sequence[str], stands: Mapping[str, Standing]) -> tuple[str, ...]:
+    """Copies beyond the maximum.
 
     Only Ready copies are given up, only when nothing is on its way, and always the last by order: two pictures of
     the same fleet, one of them stale, then never give up different copies until none is left.
     """
     unsettled = any(state in ("Loading", "Old") for state in stands.values())
-    extra = () if unsettled else tuple(ready[adapter.copies_max :])
-    forgotten: tuple[str, ...] = ()
-    if len(ready) >= needed:
-        forgotten = tuple(n for n, state in stands.items() if state in ("Failed", "Refused") and n not in holders)
-    return extra + forgotten
+    return () if unsettled else tuple(ready[adapter.copies_max :])
+
+
+def _only_failed(residents: Sequence[Resident]) -> bool:
+    return bool(residents) and all(resident.state == "Failed" for resident in residents)

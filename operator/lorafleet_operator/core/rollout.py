@@ -129,11 +129,10 @@ def _starts(
 
 def _budget(fleet: Fleet, stuck: bool) -> int:
     """How many replicas may be started now beside those that live."""
-    serving = [r for r in fleet.outdated if not _dead(r)]
-    if not serving:
-        return fleet.base.replicas
     if fleet.base.runtime.get("updateStrategy") == "Replace":
         return fleet.base.replicas - fleet.alive - len(fleet.draining)
+    if all(_dead(r) for r in fleet.outdated):
+        return fleet.base.replicas
     first = not any(not _dead(r) for r in fleet.kept)
     settled = all(r.state == "Ready" for r in fleet.kept)
     return max(fleet.base.replicas + 1 - fleet.alive, int(first or (stuck and settled)))

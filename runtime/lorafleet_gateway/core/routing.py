@@ -90,9 +90,7 @@ def route(
         adapter = fleet.by_id.get(adapter_id)
         if adapter is None:
             return Unavailable("the adapter is no longer served", gone=True)
-    candidates = [
-        choice for choice in holders(fleet, adapter, revision) if choice.replica.key not in excluded
-    ]
+    candidates = [choice for choice in holders(fleet, adapter, revision) if choice.replica.key not in excluded]
     if not candidates:
         return Unavailable(_why(fleet, adapter, revision, bool(excluded)))
     for choice in candidates:
@@ -101,11 +99,7 @@ def route(
     candidates = [choice for choice in candidates if choice.replica.key not in avoided] or candidates
     least = min(loads.get(choice.replica.key, IDLE).total for choice in candidates)
     tied = [choice for choice in candidates if loads.get(choice.replica.key, IDLE).total == least]
-    return (
-        tied[0]
-        if len(tied) == 1
-        else min(tied, key=lambda choice: (_rank(seed, choice), choice.replica.name))
-    )
+    return tied[0] if len(tied) == 1 else min(tied, key=lambda choice: (_rank(seed, choice), choice.replica.name))
 
 
 def superseded(fleet: BaseFleet | None, key: ReplicaKey) -> bool:

@@ -99,8 +99,8 @@ class Decoder:
             k = ops.rms_norm(rotated[:, config.num_heads :], layer.k_norm, config.rms_norm_eps)
             rotated = torch.cat((q, k), dim=1)
         rotated = ops.apply_rope(rotated, cos, sin)
-        q, k = rotated.split((config.num_heads, config.num_kv_heads), dim=1)
-        return q, k, heads[:, config.num_heads + config.num_kv_heads :]
+        values = heads[:, config.num_heads + config.num_kv_heads :]
+        return rotated[:, : config.num_heads], rotated[:, config.num_heads :], values
 
 
 def _layer(weights: dict[str, Tensor], index: int) -> Layer:

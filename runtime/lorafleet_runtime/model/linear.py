@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -51,8 +52,8 @@ def packing_pays(weight: Tensor, *, repeats: int = 3) -> bool:
     plain_total = packed_total = 0.0
     for rows in CHECK_ROWS:
         x = torch.ones(rows, weight.shape[1], dtype=weight.dtype)
-        plain_total += _fastest(lambda x=x: F.linear(x, weight), repeats)
-        packed_total += _fastest(lambda x=x: prepacked_linear(x, packed, None), repeats)
+        plain_total += _fastest(partial(F.linear, x, weight), repeats)
+        packed_total += _fastest(partial(prepacked_linear, x, packed, None), repeats)
     return packed_total < 0.95 * plain_total
 
 

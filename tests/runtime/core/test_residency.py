@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from lorafleet_runtime.core.pages import OutOfPages, PagePool
 from lorafleet_runtime.core.residency import Adapter, Residency
 

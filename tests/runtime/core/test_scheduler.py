@@ -7,6 +7,7 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from lorafleet_runtime.core.batch import Batch, segments
 from lorafleet_runtime.core.pages import PagePool
 from lorafleet_runtime.core.residency import Adapter, Residency

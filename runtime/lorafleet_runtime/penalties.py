@@ -1,0 +1,101 @@
+"""What requests change in their logits before a token is chosen: biases, suppressed ends, penalties.
+
+vLLM's semantics and order: end tokens that are too early and logit_bias first, then the repetition, frequency
+and presence penalties. Knows neither temperature nor randomness.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lorafleet_runtime.protocol import Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of logits: whose it is, and which token of the output it will give.
+
+    `position` counts output tokens from 0, resumed ones included.
+    """
+
+    sampling: Sampling
+    position: int
+    prompt_token_ids: Sequence[int]
+    output_token_ids: Sequence[int]
+
+
+def adjust(logits: Tensor, rows: Sequence[Row]) -> Tensor:
+    """`logits [B, V]` with every row's changes made; the same tensor if there are none, and never in place.
+
+    Token ids outside the vocabulary are passed over: the front end refuses them, and one that gets through
+    must not end the step of all the others.
+    """
+    biased = [i for i, row in enumerate(rows) if row.sampling.logit_bias or _too_early(row)]
+    penalised = [i for i, row in enumerate(rows) if _has_penalty(row.sampling)]
+    if not biased and not penalised:
+        return logits
+    logits = logits.clone()
+    if biased:
+        _add_biases(logits, rows, biased)
+    if penalised:
+        _penalise(logits, rows, penalised)
+    return logits
+
+
+def _too_early(row: Row) -> bool:
+    return row.position < row.sampling.min_tokens and bool(row.sampling.stop_token_ids)
+
+
+def _has_penalty(sampling: Sampling) -> bool:
+    return sampling.presence_penalty != 0.0 or sampling.frequency_penalty != 0.0 or sampling.repetition_penalty != 1.0
+
+
+def _add_biases(logits: Tensor, rows: Sequence[Row], chosen: list[int]) -> None:
+    at: list[tuple[int, int]] = []
+    values: list[float] = []
+    for index in chosen:
+        row = rows[index]
+        biases = dict(row.sampling.logit_bias)
+        if _too_early(row):
+            biases |= dict.fromkeys(row.sampling.stop_token_ids, -float("inf"))
+        for token, bias in biases.items():
+            if 0 <= token < logits.shape[1]:
+                at.append((index, token))
+                values.append(bias)
+    if at:
+        row_of, token_of = torch.tensor(at, device=logits.device).T
+        logits[row_of, token_of] += torch.tensor(values, dtype=logits.dtype, device=logits.device)
+
+
+def _penalise(logits: Tensor, rows: Sequence[Row], chosen: list[int]) -> None:
+    """One gather and one scatter for the batch, at the tokens that have occurred."""
+    parts: list[NDArray[np.float64]] = []
+    for index in chosen:
+        row, s = rows[index], rows[index].sampling
+        output, counts = _occurring(row.output_token_ids, logits.shape[1])
+        tokens = output
+        if s.repetition_penalty != 1.0:
+            tokens = np.union1d(output, _occurring(row.prompt_token_ids, logits.shape[1])[0])
+        count = np.zeros(tokens.size)
+        count[np.searchsorted(tokens, output)] = counts
+        subtracted = s.frequency_penalty * count + s.presence_penalty * (count > 0)
+        repetition = np.full(tokens.size, s.repetition_penalty)
+        parts.append(np.stack((np.full(tokens.size, index), tokens, repetition, subtracted)))
+    table = np.concatenate(parts, axis=1)
+    row_of, token_of = torch.from_numpy(table[:2].astype(np.int64)).to(logits.device)
+    repetition, subtracted = torch.from_numpy(table[2:]).to(logits.device, logits.dtype)
+    values = logits[row_of, token_of]
+    values = torch.where(values > 0, values / repetition, values * repetition)
+    logits[row_of, token_of] = values - subtracted
+
+
+def _occurring(token_ids: Sequence[int], vocabulary: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    tokens, counts = np.unique(np.asarray(token_ids, dtype=np.int64), return_counts=True)
+    known = (tokens >= 0) & (tokens < vocabulary)
+    return tokens[known], counts[known]
