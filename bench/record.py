@@ -21,7 +21,7 @@ DATA = Path(__file__).parent / "data"
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """`ratio` is value / baseline where there is a baseline; `met` says whether the goal was reached, None without a goal."""
+    """`ratio` is value / baseline where there is one; `met` says whether the goal was reached, None without a goal."""
 
     bench: str
     case: str

@@ -1,7 +1,8 @@
 """The runtime against transformers + PEFT, against itself without adapters, and against the machine's own limit.
 
-`python -m bench.runtime [--quick] [--threads N] [--rounds N]`: SmolLM2-135M in float32, 32 requests over 8 adapters of rank 16 on
-all linear layers, distinct random prompts, greedy. Gate: greedy output of a mixed batch equals PEFT's, token by token.
+`python -m bench.runtime [--quick] [--threads N] [--rounds N]`: SmolLM2-135M in float32, 32 requests over 8 adapters of
+rank 16 on all linear layers, distinct random prompts, greedy. Gate: greedy output of a mixed batch equals PEFT's, token
+by token.
 """
 
 from __future__ import annotations
@@ -67,7 +68,9 @@ def make_adapters(folder: Path, engine: Engine, count: int, seed: int = 0) -> li
     """Adapters that are heard and stay finite: rank 16 on every linear layer."""
     config = engine.decoder_config
     return [
-        save_adapter(folder / f"adapter{i}", random_adapter(config, RANK, LORA_TARGETS, seed + i, alpha=RANK, strength=0.02))
+        save_adapter(
+            folder / f"adapter{i}", random_adapter(config, RANK, LORA_TARGETS, seed + i, alpha=RANK, strength=0.02)
+        )
         for i in range(count)
     ]
 
@@ -77,10 +80,14 @@ def make_prompts(count: int, length: int) -> list[list[int]]:
     return [torch.randint(10, 49000, (length,), generator=generator).tolist() for _ in range(count)]
 
 
-def serve(engine: Engine, prompts: Sequence[list[int]], adapters: Sequence[str | None], length: int) -> tuple[dict[int, list[int]], float, list[float]]:
+def serve(
+    engine: Engine, prompts: Sequence[list[int]], adapters: Sequence[str | None], length: int
+) -> tuple[dict[int, list[int]], float, list[float]]:
     """All requests at once. Returns outputs by request, seconds, and the durations of steps in which all decoded."""
     for i, prompt in enumerate(prompts):
-        engine.handle(AddRequest(str(i), prompt, Sampling(max_tokens=length, temperature=0), adapters[i % len(adapters)]))
+        engine.handle(
+            AddRequest(str(i), prompt, Sampling(max_tokens=length, temperature=0), adapters[i % len(adapters)])
+        )
     outputs: dict[int, list[int]] = {i: [] for i in range(len(prompts))}
     decoding: list[float] = []
     begun = time.perf_counter()

@@ -1,7 +1,8 @@
 """Every operation in plain torch: the specification, and the CPU path.
 
-A step's batch is ragged: T tokens of many sequences in one flat tensor, decode rows first. H hidden, K input and O output
-features, R rank, P pages, D head size. The pool of one layer is `[P, 2, 16, kv_heads, D]`: keys, then values, of 16 tokens.
+A step's batch is ragged: T tokens of many sequences in one flat tensor, decode rows first. H hidden, K input and O
+output features, R rank, P pages, D head size. The pool of one layer is `[P, 2, 16, kv_heads, D]`: keys, then values,
+of 16 tokens.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def paged_decode(q: Tensor, pool: Tensor, meta: DecodeMeta, scratch: Tensor) -> 
     """Attention of one new token per row over its own pages. `q [B, heads, D]` → `[B, heads, D]`.
 
     The query heads of one KV head stand where a prompt has its tokens, so grouped heads need no copy of K and V.
-    `scratch [2, ≥ B·M, 16, kv_heads, D]` holds the gathered pages: reused over layers and steps, it costs no page faults.
+    `scratch [2, ≥ B·M, 16, kv_heads, D]` holds the gathered pages: reused over layers and steps, it costs no faults.
     """
     rows, heads, size = q.shape
     kv_heads = pool.shape[-2]
@@ -82,12 +83,14 @@ def paged_decode(q: Tensor, pool: Tensor, meta: DecodeMeta, scratch: Tensor) -> 
     for half in (0, 1):
         torch.index_select(pool[:, half], 0, meta.pages, out=gathered[half])
     keys, values = gathered.view(2, rows, -1, kv_heads, size).transpose(2, 3).unbind(0)
-    out = F.scaled_dot_product_attention(q.view(rows, kv_heads, heads // kv_heads, size), keys, values, attn_mask=meta.bias)
+    out = F.scaled_dot_product_attention(
+        q.view(rows, kv_heads, heads // kv_heads, size), keys, values, attn_mask=meta.bias
+    )
     return out.reshape(rows, heads, size)
 
 
 def paged_prefill(q: Tensor, k: Tensor, v: Tensor, pool: Tensor, meta: PrefillMeta) -> Tensor:
-    """Attention of one chunk. `q [count, heads, D]`, the chunk's own `k, v [count, kv_heads, D]` → `[count, heads, D]`."""
+    """Attention of one chunk. `q [n, heads, D]`, the chunk's own `k, v [n, kv_heads, D]` → `[n, heads, D]`."""
     if meta.mask is None:
         keys, values = k, v
     else:
@@ -108,8 +111,8 @@ def paged_prefill(q: Tensor, k: Tensor, v: Tensor, pool: Tensor, meta: PrefillMe
 
 @dataclass(frozen=True, slots=True)
 class LoraPart:
-    """One projection of an adapter inside a fused layer: output columns `begin .. end`, `b [R, O]` (Bᵀ, with the scale in
-    it)."""
+    """One projection of an adapter inside a fused layer: output columns `begin .. end`, `b [R, O]`, which is Bᵀ with the
+    scale in it."""
 
     begin: int
     end: int
@@ -148,8 +151,8 @@ class StackedGroup:
 
 @dataclass(frozen=True, slots=True)
 class StackedRows:
-    """`gather [slots · width]`: the batch row at each padded place (any row where there is none); `back [n]`: the place of
-    each of the n rows. The rows are `begin .. end`, or `scattered [n]` where they are not adjacent."""
+    """`gather [slots · width]`: the batch row at each padded place (any row where there is none); `back [n]`: the place
+    of each of the n rows. The rows are `begin .. end`, or `scattered [n]` where they are not adjacent."""
 
     slots: int
     gather: Tensor

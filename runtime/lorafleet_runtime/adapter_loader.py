@@ -72,6 +72,8 @@ class AdapterLoader:
             outcome = Loaded(message, reason=error.reason, error=str(error))
         except Exception as error:
             # A reader's bug must fail this adapter alone, never the engine.
-            outcome = Loaded(message, reason="InvalidAdapter", error=f"reading {message.folder}: {type(error).__name__}: {error}")
+            outcome = Loaded(
+                message, reason="InvalidAdapter", error=f"reading {message.folder}: {type(error).__name__}: {error}"
+            )
         self._done.put(outcome)
         self.on_done()

@@ -1,6 +1,6 @@
-"""The engine: messages in, deltas out, one step at a time. In-process and synchronous; `engine_process` puts it behind ZeroMQ.
+"""The engine: messages in, deltas out, one step at a time.
 
-Knows token ids and adapter ids; knows no text, HTTP or API keys.
+In-process and synchronous; `engine_process` puts it behind ZeroMQ. Knows token ids and adapter ids; knows no text, HTTP or API keys.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ class Engine:
         self._scheduler = Scheduler(self._pool, self._residency, limits)
         self._runner = Runner(model, total_pages)
         self._loader = AdapterLoader(model.config, page_elements(model.config.kv_dim), model.dtype, max_rank)
-        self._unusable: dict[str, AdapterState] = {}       # loading or failed, by adapter id
+        self._unusable: dict[str, AdapterState] = {}  # loading or failed, by adapter id
         self._rejected: list[Delta] = []
         self._prompt_tokens = self._generated = self._steps = 0
         self._throughput = Throughput()
-        self.changed = True                                # an adapter changed state since the owner last looked
+        self.changed = True  # an adapter changed state since the owner last looked
 
     @property
     def has_work(self) -> bool:
@@ -185,7 +185,9 @@ class Engine:
             self._unusable.pop(message.adapter, None)
             self._loader.cancel(message.adapter)
         else:
-            self._unusable[message.adapter] = AdapterState(message.adapter, message.revision, "Loading", pinned=message.pinned)
+            self._unusable[message.adapter] = AdapterState(
+                message.adapter, message.revision, "Loading", pinned=message.pinned
+            )
             self._loader.submit(message)
         self.changed = True
 
@@ -195,11 +197,16 @@ class Engine:
         self.changed = True
         reason, text = loaded.reason, loaded.error
         if loaded.packed is not None:
-            needed = loaded.packed.layout.pages + pages_for_tokens(self._limits.max_model_len) + self._residency.pinned_pages
+            needed = (
+                loaded.packed.layout.pages + pages_for_tokens(self._limits.max_model_len) + self._residency.pinned_pages
+            )
             if needed > self._pool.total:
-                reason, text = "NoRoom", (
-                    f"adapter {message.adapter} needs {loaded.packed.layout.pages} pages; with a full context and the pinned "
-                    f"adapters that makes {needed}, and the pool has {self._pool.total}: raise engine.memory"
+                reason, text = (
+                    "NoRoom",
+                    (
+                        f"adapter {message.adapter} needs {loaded.packed.layout.pages} pages; with a full context and the pinned "
+                        f"adapters that makes {needed}, and the pool has {self._pool.total}: raise engine.memory"
+                    ),
                 )
         if loaded.packed is None or reason:
             self._unusable[message.adapter] = AdapterState(

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 
 import structlog
+import torch
 import zmq
 
 from lorafleet_runtime.config import EngineConfig
@@ -45,7 +46,7 @@ def serve(config: EngineConfig, endpoint: str) -> None:
         outbox.send(encode(EngineState("Failed", message=f"{error}")))
         raise
     engine.wake_on_loaded(_alarm_bell(context))
-    log.info("the engine is ready", pages=engine.state().pages)
+    log.info("the engine is ready", threads=torch.get_num_threads())
     try:
         _loop(engine, inbox, outbox, alarm)
     finally:
@@ -61,7 +62,7 @@ def _loop(engine: Engine, inbox: zmq.Socket[bytes], outbox: zmq.Socket[bytes], a
     stepped = True
     worked = True
     while True:
-        ready = dict(poller.poll(0 if engine.has_work else int(1000 * IDLE_STATE_SECONDS)))
+        ready = dict(poller.poll(0 if engine.has_work or engine.changed else int(1000 * IDLE_STATE_SECONDS)))
         if engine.has_work:
             worked = True
         elif worked and not ready:

@@ -64,4 +64,3 @@ def _total_pages(config: EngineConfig, decoder: DecoderConfig, dtype: torch.dtyp
             f"needs {needed}: raise --memory to {needed * page_bytes} or lower --max-model-len"
         )
     return int(pages)
-

@@ -1,7 +1,7 @@
-"""Copies of the active adapters' matrices, stacked by layout, so that a CPU multiplies many adapters in one batched product.
+"""Copies of the active adapters' matrices, stacked by layout, so that a CPU multiplies many in one batched product.
 
-Only adapters of one layout are stacked: they have the same ranks, so nothing is padded. A stack keeps its slots from step to
-step; an adapter that joins is copied once, and takes the slot of one that has left.
+Only adapters of one layout are stacked: they have the same ranks, so nothing is padded. A stack keeps its slots from
+step to step; an adapter that joins is copied once, and takes the slot of one that has left.
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ PADDING_LIMIT = 2
 class LoraStep:
     """Callable as the decoder's `LoraHook`. Base rows cost nothing: they are in no segment here.
 
-    Decode rows of adapters with one layout are multiplied together, from their stack; prompts' segments are long enough to be
-    multiplied one by one, straight from the pool.
+    Decode rows of adapters with one layout are multiplied together, from their stack; prompts' segments are long enough
+    to be multiplied one by one, straight from the pool.
     """
 
     def __init__(

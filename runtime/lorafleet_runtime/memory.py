@@ -7,7 +7,7 @@ import os
 
 
 def give_back() -> None:
-    """Return freed heap to the operating system, where the C library can: after loading it holds hundreds of megabytes."""
+    """Return freed heap to the operating system, where the C library can: loading leaves hundreds of megabytes."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

@@ -22,7 +22,7 @@ from lorafleet_runtime.sampling import Row as SamplingRow
 from lorafleet_runtime.sampling import Sampled, sample
 
 STACK_BYTES = 256 * 2**20
-"""Bound of the copies that let adapters of one layout be multiplied together; beyond it they are multiplied one by one."""
+"""Bound of the copies that let adapters of one layout be multiplied together; beyond it they go one by one."""
 
 
 def zeros_on_demand(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -46,9 +46,7 @@ class Runner:
         self.model = model
         self._page_elements = page_elements(config.kv_dim)
         self.pool = zeros_on_demand((config.num_layers, total_pages, self._page_elements), model.dtype)
-        self._kv = self.pool.view(
-            config.num_layers, total_pages, 2, PAGE_TOKENS, config.num_kv_heads, config.head_dim
-        )
+        self._kv = self.pool.view(config.num_layers, total_pages, 2, PAGE_TOKENS, config.num_kv_heads, config.head_dim)
         self._scratch = torch.empty(2, 0, *self._kv.shape[3:], dtype=model.dtype)
         self._views: dict[int, tuple[Mapping[str, GroupView], ...]] = {}
         self._packed: dict[int, PackedAdapter] = {}

@@ -11,7 +11,7 @@ class Throughput:
     """Sums over the steps of the last ten seconds."""
 
     def __init__(self) -> None:
-        self._steps: deque[tuple[float, float, int]] = deque()     # (ended at, seconds, tokens)
+        self._steps: deque[tuple[float, float, int]] = deque()  # (ended at, seconds, tokens)
         self._seconds = 0.0
         self._tokens = 0
 

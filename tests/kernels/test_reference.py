@@ -27,7 +27,9 @@ def attention_longhand(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, start:
     return out
 
 
-def filled_pool(pages: int, heads: int, size: int, tables: list[list[int]], lengths: list[int]) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
+def filled_pool(
+    pages: int, heads: int, size: int, tables: list[list[int]], lengths: list[int]
+) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
     pool = torch.zeros(pages, 2, ops.PAGE_TOKENS, heads, size)
     sequences = []
     for table, length in zip(tables, lengths, strict=True):
@@ -139,7 +141,9 @@ def test_stacked_adapters_equal_their_segments(rows_of: list[list[int]]) -> None
     adjacent = flat == list(range(flat[0], flat[-1] + 1))
 
     ops.lora_stacked(
-        y, x, group,
+        y,
+        x,
+        group,
         ops.StackedRows(len(rows_of), gather, back, flat[0], flat[-1] + 1, None if adjacent else torch.tensor(flat)),
     )
 

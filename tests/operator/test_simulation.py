@@ -17,7 +17,7 @@ from lorafleet_operator.reconcile import reconcile
 from lorafleet_sim.fleets import BASE, adapter, base_model, desired
 from lorafleet_sim.world import Laws, SimWorld, run, settle
 
-MANY = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+MANY = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @st.composite

@@ -28,6 +28,8 @@ FAMILIES = {
     "qwen2": tiny_config("qwen2", attention_bias=True),
     "qwen3": tiny_config("qwen3", qk_norm=True),
 }
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
@@ -153,7 +155,11 @@ def test_greedy_output_is_the_references_in_a_mixed_batch_with_joins_and_leaves(
     oracle = Oracle(folder)
     choices: list[Path | None] = [None, *adapters]
     requests = {
-        f"r{i}": ([rng.randrange(256) for _ in range(rng.randint(1, 60))], choices[i % len(choices)], rng.randint(3, 40))
+        f"r{i}": (
+            [rng.randrange(256) for _ in range(rng.randint(1, 60))],
+            choices[i % len(choices)],
+            rng.randint(3, 40),
+        )
         for i in range(40)
     }
     outputs: dict[str, list[int]] = {name: [] for name in requests}
@@ -189,5 +195,3 @@ def test_rows_of_a_batch_do_not_depend_on_how_a_prompt_was_cut(tmp_path: Path, e
         outputs.append(tokens)
 
     assert outputs[0] == outputs[1] == outputs[2]
-
-

@@ -172,9 +172,7 @@ def test_a_row_gets_the_same_token_in_any_batch(rows: list[Row], seed: int, rand
     ],
     ids=str,
 )
-def test_filters_over_a_wide_vocabulary_keep_what_the_slow_formula_keeps(
-    fields: dict[str, Any], spread: float
-) -> None:
+def test_filters_over_a_wide_vocabulary_keep_what_the_slow_formula_keeps(fields: dict[str, Any], spread: float) -> None:
     """Spreads from flat to peaked, so that a few hundred, some thousand and all tokens decide."""
     logits = random_logits(6, 5, spread, vocabulary=20011)
     rows = [row(position, seed=11, **fields) for position in range(6)]

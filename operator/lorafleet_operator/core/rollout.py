@@ -142,21 +142,24 @@ def _stops(fleet: Fleet, held: Held) -> tuple[tuple[StopReplica, ...], list[tupl
     stops: list[StopReplica] = []
     waits: list[tuple[str, str, bool]] = []
     spare = _spare(fleet)
+    settled = sum(r.state == "Ready" for r in fleet.kept) >= fleet.base.replicas
     why = f"{fleet.base.replicas} replicas are wanted"
     leaving = [(r, why) for r in reversed(fleet.surplus)]
     leaving += [(r, "the settings it runs with have changed") for r in fleet.outdated]
     for replica, reason in leaving:
         if replica.state == "Gone":
             continue
-        if replica.state != "Ready":
+        ready = replica.state == "Ready"
+        if replica.state == "Failed":
             stops.append(StopReplica(replica.name, 0.0, reason, replica.incarnation))
-        elif spare <= 0:
+        elif spare <= 0 if ready else not settled:      # on a stale picture a Ready one is still Starting
             waits.append((replica.name, "too few others are Ready", False))
         elif fleet.base.replicas and (blocked := _blocked(fleet, replica, held)):
             waits.append((replica.name, *blocked))
         else:
-            stops.append(StopReplica(replica.name, _drain(fleet.base), reason, replica.incarnation))
-            spare -= 1
+            drain = _drain(fleet.base) if ready else 0.0
+            stops.append(StopReplica(replica.name, drain, reason, replica.incarnation))
+            spare -= ready
     return tuple(stops), waits
 
 

@@ -40,7 +40,7 @@ class Batch:
     """Decode rows first, each part sorted by adapter, so that a segment is a slice and an adapter has at most two."""
 
     rows: tuple[Row, ...]
-    uploads: tuple[Adapter, ...] = ()        # pages were given to these adapters; their weights must be copied first
+    uploads: tuple[Adapter, ...] = ()  # pages were given to these adapters; their weights must be copied first
     preempted: tuple[Sequence, ...] = field(default=(), compare=False)
 
     @property

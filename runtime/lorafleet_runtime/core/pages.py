@@ -7,6 +7,7 @@ A page id names the same page in every layer. Host-side, O(1) per page, referenc
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 PAGE_TOKENS = 16
 """Tokens of KV that one page holds in one layer."""
@@ -95,4 +96,4 @@ class PagePool:
 
 def is_run(pages: Sequence[int]) -> bool:
     """Whether the ids are consecutive, so that a slice reads them."""
-    return all(b == a + 1 for a, b in zip(pages, pages[1:], strict=False))
+    return all(b == a + 1 for a, b in pairwise(pages))

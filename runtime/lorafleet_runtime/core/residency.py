@@ -25,10 +25,10 @@ class Adapter:
     bytes: int
     targets: tuple[str, ...]
     pinned: bool = False
-    layout: int = -1                     # adapters with one layout have the same ranks and targets
+    layout: int = -1  # adapters with one layout have the same ranks and targets
     pages: list[int] = field(default_factory=list)
-    users: int = 0                       # admitted sequences
-    waiting: int = 0                     # queued sequences
+    users: int = 0  # admitted sequences
+    waiting: int = 0  # queued sequences
     draining: bool = False
 
     @property
@@ -43,7 +43,7 @@ class Residency:
         self._pool = pool
         self._current: dict[str, Adapter] = {}
         self._draining: list[Adapter] = []
-        self._idle: OrderedDict[int, Adapter] = OrderedDict()      # resident, unused, unpinned; oldest first
+        self._idle: OrderedDict[int, Adapter] = OrderedDict()  # resident, unused, unpinned; oldest first
         self._next_handle = 0
         self.loads = 0
         self.evictions = 0

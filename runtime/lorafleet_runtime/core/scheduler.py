@@ -31,7 +31,7 @@ class Scheduler:
         self._residency = residency
         self._limits = limits
         self._waiting: deque[Sequence] = deque()
-        self._running: list[Sequence] = []             # in order of arrival: the last is preempted first
+        self._running: list[Sequence] = []  # in order of arrival: the last is preempted first
         self._by_id: dict[str, Sequence] = {}
         self._arrivals = 0
         self.preemptions = 0
@@ -154,7 +154,7 @@ class Scheduler:
                     return False
 
     def _admit(self, rows: list[Row], budget: int) -> list[Adapter]:
-        """Move waiting sequences into the running set while tokens, seats and pages last. Returns adapters to upload."""
+        """Move waiting sequences into the running set while tokens, seats and pages last. Returns what to upload."""
         uploads: list[Adapter] = []
         while self._waiting and budget > 0 and len(self._running) < self._limits.max_num_seqs:
             sequence = self._waiting[0]
@@ -210,4 +210,3 @@ class Scheduler:
         sequence.computed = 0
         if sequence.adapter is not None:
             self._residency.release(sequence.adapter)
-

@@ -20,12 +20,12 @@ class Sequence:
     """
 
     request_id: str
-    tokens: list[int]                    # prompt, then output
+    tokens: list[int]  # prompt, then output
     prompt_len: int
     sampling: Sampling
     adapter: Adapter | None
     tenant: str = ""
-    arrival: int = 0                     # order of admission to the queue; ties of policy are broken by it
+    arrival: int = 0  # order of admission to the queue; ties of policy are broken by it
     computed: int = 0
     pages: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None

@@ -128,7 +128,9 @@ def _fuse(weights: dict[str, Tensor], prefix: str, names: tuple[str, ...]) -> Li
     present = [b for b in biases if b is not None]
     bias = None
     if present:
-        bias = torch.cat([b if b is not None else torch.zeros(p.shape[0], dtype=p.dtype) for b, p in zip(biases, parts, strict=True)])
+        bias = torch.cat(
+            [b if b is not None else torch.zeros(p.shape[0], dtype=p.dtype) for b, p in zip(biases, parts, strict=True)]
+        )
     return Linear(torch.cat(parts) if len(parts) > 1 else parts[0], bias)
 
 

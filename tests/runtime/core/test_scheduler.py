@@ -29,7 +29,12 @@ class Bench:
         return self.residency.register(name, "r1", 8, pages, 100, (), False)[0]
 
     def add(
-        self, name: str, prompt: int, max_tokens: int = 4, adapter: Adapter | None = None, stop: tuple[int, ...] = (),
+        self,
+        name: str,
+        prompt: int,
+        max_tokens: int = 4,
+        adapter: Adapter | None = None,
+        stop: tuple[int, ...] = (),
         min_tokens: int = 0,
     ) -> Sequence:
         sampling = Sampling(max_tokens=max_tokens, stop_token_ids=stop, min_tokens=min_tokens)
@@ -187,7 +192,10 @@ def test_rows_of_one_adapter_are_adjacent_and_decodes_come_first() -> None:
     assert batch is not None
     assert [row.sequence.request_id for row in batch.rows] == ["2", "5", "3", "1", "4", "6"]
     assert [(s.begin, s.end, s.adapter and s.adapter.id) for s in segments(batch.rows)] == [
-        (0, 2, None), (2, 3, "x"), (3, 5, "y"), (5, 10, "x"),
+        (0, 2, None),
+        (2, 3, "x"),
+        (3, 5, "y"),
+        (5, 10, "x"),
     ]
 
 
