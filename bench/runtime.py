@@ -200,7 +200,7 @@ def measure(folder: Path, threads: int, quick: bool, rounds: int) -> list[Result
         runs["matmul"].append(matmul_seconds(engine, REQUESTS, 5 if quick else 15))
         runs["peft"].append(peft_seconds(oracle, folders, prompts, length))
     engine.close()
-    return results(runs, REQUESTS * length, threads, rounds) + [resident_result(folder, threads)]
+    return [*results(runs, REQUESTS * length, threads, rounds), resident_result(folder, threads)]
 
 
 def results(runs: dict[str, list[float]], tokens: int, threads: int, rounds: int) -> list[Result]:
@@ -214,12 +214,16 @@ def results(runs: dict[str, list[float]], tokens: int, threads: int, rounds: int
     case = f"32 requests, 8 adapters r16, float32, {threads} thread(s)"
     over_peft, overhead = ratio("peft", "lora"), ratio("lora", "base")
     step_overhead, of_limit = ratio("lora step", "base step"), ratio("matmul", "base step")
-    return [
-        Result("runtime", case, "output speed, over PEFT swapping adapters", speed["lora"], "tokens/s", speed["peft"], over_peft, ">= 4", over_peft >= 4, rounds),
-        Result("runtime", case, "LoRA overhead, whole run (base / LoRA)", speed["lora"], "tokens/s", speed["base"], overhead, "<= 1.25", overhead <= 1.25, rounds),
-        Result("runtime", case, "LoRA overhead, decode step", step["lora step"], "ms", step["base step"], step_overhead, "<= 1.25", step_overhead <= 1.25, rounds),
-        Result("runtime", case, "bare products / base step", step["base step"], "ms", step["matmul"], of_limit, ">= 0.60", of_limit >= 0.6, rounds),
+    rows: list[tuple[str, float, str, float, float, str, bool]] = [
+        ("output speed, over PEFT swapping adapters", speed["lora"], "tokens/s", speed["peft"], over_peft,
+         ">= 4", over_peft >= 4),
+        ("LoRA overhead, whole run (base / LoRA)", speed["lora"], "tokens/s", speed["base"], overhead,
+         "<= 1.25", overhead <= 1.25),
+        ("LoRA overhead, decode step", step["lora step"], "ms", step["base step"], step_overhead,
+         "<= 1.25", step_overhead <= 1.25),
+        ("bare products / base step", step["base step"], "ms", step["matmul"], of_limit, ">= 0.60", of_limit >= 0.6),
     ]  # fmt: skip
+    return [Result("runtime", case, *row, repeats=rounds) for row in rows]
 
 
 if __name__ == "__main__":

@@ -111,8 +111,8 @@ def paged_prefill(q: Tensor, k: Tensor, v: Tensor, pool: Tensor, meta: PrefillMe
 
 @dataclass(frozen=True, slots=True)
 class LoraPart:
-    """One projection of an adapter inside a fused layer: output columns `begin .. end`, `b [R, O]`, which is Bᵀ with the
-    scale in it."""
+    """One projection of an adapter inside a fused layer: output columns `begin .. end`, `b [R, O]`, which is Bᵀ with
+    the scale in it."""
 
     begin: int
     end: int

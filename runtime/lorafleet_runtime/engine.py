@@ -1,7 +1,7 @@
 """The engine: messages in, deltas out, one step at a time.
 
-In-process and synchronous; `engine_process` puts it behind ZeroMQ. Knows token ids and adapter ids; knows no text, HTTP or API keys.
-"""
+In-process and synchronous; `engine_process` puts it behind ZeroMQ. Knows token ids and adapter ids; knows no text,
+HTTP or API keys. """
 
 from __future__ import annotations
 
@@ -196,18 +196,8 @@ class Engine:
         message = loaded.message
         self.changed = True
         reason, text = loaded.reason, loaded.error
-        if loaded.packed is not None:
-            needed = (
-                loaded.packed.layout.pages + pages_for_tokens(self._limits.max_model_len) + self._residency.pinned_pages
-            )
-            if needed > self._pool.total:
-                reason, text = (
-                    "NoRoom",
-                    (
-                        f"adapter {message.adapter} needs {loaded.packed.layout.pages} pages; with a full context and the pinned "
-                        f"adapters that makes {needed}, and the pool has {self._pool.total}: raise engine.memory"
-                    ),
-                )
+        if loaded.packed is not None and (text := self._why_no_room(message.adapter, loaded.packed.layout.pages)):
+            reason = "NoRoom"
         if loaded.packed is None or reason:
             self._unusable[message.adapter] = AdapterState(
                 message.adapter, message.revision, "Failed", reason=reason, message=text
@@ -239,6 +229,16 @@ class Engine:
             finish_reason=sequence.finish_reason,
             stop_token_id=sample.token_id if stopped else None,
             logprobs=_logprobs(sequence.sampling, sample),
+        )
+
+    def _why_no_room(self, adapter: str, pages: int) -> str:
+        """Why an adapter could never run beside a full context and the pinned adapters, or nothing."""
+        needed = pages + pages_for_tokens(self._limits.max_model_len) + self._residency.pinned_pages
+        if needed <= self._pool.total:
+            return ""
+        return (
+            f"adapter {adapter} needs {pages} pages; with a full context and the pinned adapters that makes {needed}, "
+            f"and the pool has {self._pool.total}: raise engine.memory"
         )
 
     def _collect(self) -> None:

@@ -60,7 +60,8 @@ def _total_pages(config: EngineConfig, decoder: DecoderConfig, dtype: torch.dtyp
     pages, needed = memory // page_bytes, pages_for_tokens(max_model_len)
     if pages < needed:
         raise ConfigError(
-            f"--memory {memory} bytes is {pages} pages of {page_bytes} bytes; one sequence of --max-model-len {max_model_len} "
-            f"needs {needed}: raise --memory to {needed * page_bytes} or lower --max-model-len"
+            f"--memory {memory} bytes is {pages} pages of {page_bytes} bytes; one sequence of "
+            f"--max-model-len {max_model_len} needs {needed}: raise --memory to "
+            f"{needed * page_bytes} or lower --max-model-len"
         )
     return int(pages)

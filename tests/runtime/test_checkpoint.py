@@ -16,14 +16,15 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
 from lorafleet_runtime.model.checkpoint import load_weights, read_config
 from lorafleet_runtime.model.config import DecoderConfig, RopeScaling
 from lorafleet_runtime.model.errors import CheckpointError, InvalidCheckpoint, UnsupportedModel
 from lorafleet_runtime.model.rope import inverse_frequencies
 from lorafleet_runtime.model.tiny import LLAMA3_SCALING, hf_config, random_weights, save_tiny_model, tiny_config
 from lorafleet_runtime.model.weights import expected_shapes
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 FAMILIES = {
     "llama": tiny_config(),
@@ -298,7 +299,7 @@ def save_gguf(
     weights = random_weights(config, seed)
     for name, tensor in weights.items():
         array = tensor.numpy()
-        if architecture == "llama" and ".q_proj." in name or architecture == "llama" and ".k_proj." in name:
+        if (architecture == "llama" and ".q_proj." in name) or (architecture == "llama" and ".k_proj." in name):
             heads = config.num_heads if ".q_proj." in name else config.num_kv_heads
             # convert_hf_to_gguf.py, LlamaModel.permute
             array = array.reshape(heads, 2, len(array) // heads // 2, *array.shape[1:]).swapaxes(1, 2)

@@ -12,11 +12,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import Tensor
+
 from lorafleet_runtime.philox import philox4x32, uniforms
 from lorafleet_runtime.protocol import Sampling
 from lorafleet_runtime.sampling import Row, Sampled, sample
-from numpy.typing import NDArray
-from torch import Tensor
 
 VOCABULARY = 97
 

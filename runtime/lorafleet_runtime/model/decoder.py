@@ -1,7 +1,7 @@
 """The decoder of the Llama and Qwen families over paged KV, with LoRA at every linear layer.
 
-Written as a function of a flat batch: it knows tokens, positions and where KV goes; not requests, ranks or adapters' names.
-"""
+Written as a function of a flat batch: it knows tokens, positions and where KV goes; not requests, ranks or adapters'
+names. """
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from lorafleet_kernels import reference as ops
 from torch import Tensor
 
+from lorafleet_kernels import reference as ops
 from lorafleet_runtime.model.config import DecoderConfig
 from lorafleet_runtime.model.linear import Linear
 from lorafleet_runtime.model.rope import tables

@@ -1,9 +1,8 @@
 """How an adapter's weights lie in pool pages, and how a layer finds them there.
 
-A decoder layer has four fused linear groups; an adapter has A and Bᵀ of some of their projections. Per layer they form one
-vector, group after group: the A rows of the group's projections, then their Bᵀ rows. The vector is cut into pages; page
-ids are the same in every layer, as for KV. Rank-exact: nothing is padded but the last page.
-"""
+A decoder layer has four fused linear groups; an adapter has A and Bᵀ of some of their projections. Per layer they
+form one vector, group after group: the A rows of the group's projections, then their Bᵀ rows. The vector is cut into
+pages; page ids are the same in every layer, as for KV. Rank-exact: nothing is padded but the last page. """
 
 from __future__ import annotations
 
@@ -11,9 +10,9 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
 import torch
-from lorafleet_kernels.reference import LoraPart
 from torch import Tensor
 
+from lorafleet_kernels.reference import LoraPart
 from lorafleet_runtime.core.pages import is_run
 from lorafleet_runtime.model.adapter import AdapterWeights
 from lorafleet_runtime.model.config import DecoderConfig
@@ -40,8 +39,8 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Slices by layer and group, and the pages that the longest layer needs. Two adapters with the same `signature` have
-    the same ranks and targets everywhere, so that their matrices can be stacked."""
+    """Slices by layer and group, and the pages that the longest layer needs. Two adapters with the same `signature`
+    have the same ranks and targets everywhere, so that their matrices can be stacked."""
 
     layers: tuple[Mapping[str, tuple[Slice, ...]], ...]
     pages: int
