@@ -22,7 +22,7 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.text import Text
 
-DEMO_KEYS = ("acme=sk-acme-demo", "globex=sk-globex-demo")     # of examples/quickstart/tenants.yaml
+DEMO_KEYS = ("acme=sk-acme-demo", "globex=sk-globex-demo")  # of examples/quickstart/tenants.yaml
 NARROWEST = 30
 
 
@@ -35,7 +35,7 @@ class Answer:
     client: AsyncOpenAI
     text: str = ""
     tokens: int = 0
-    first: float | None = None      # seconds to the first token
+    first: float | None = None  # seconds to the first token
     seconds: float = 0.0
     error: str = ""
 
@@ -46,11 +46,11 @@ class Answer:
 
     @property
     def timing(self) -> str:
-        """The two figures users feel: the wait for the first token, and the pace of the others."""
+        """The two figures that users feel: seconds to the first token, and the pace of the others."""
         if self.first is None:
             return "waiting"
         pace = (self.tokens - 1) / (self.seconds - self.first) if self.tokens > 1 else 0.0
-        return f"first token {self.first:.2f} s, then {pace:.1f} tokens/s"
+        return f"{self.first:.2f} s, then {pace:.1f} tok/s"
 
 
 async def find_models(clients: dict[str, AsyncOpenAI]) -> list[Answer]:
@@ -61,7 +61,7 @@ async def find_models(clients: dict[str, AsyncOpenAI]) -> list[Answer]:
             # `parent` is not among OpenAI's fields: an adapter's names its base model, a base model has none.
             base = (model.model_extra or {}).get("parent") is None
             found.setdefault(("" if base else tenant, model.id), Answer(tenant, model.id, client))
-    return sorted(found.values(), key=lambda answer: (answer.model, answer.tenant))
+    return [found[key] for key in sorted(found)]
 
 
 async def ask(answer: Answer, question: str, max_tokens: int) -> None:
@@ -84,7 +84,7 @@ async def ask(answer: Answer, question: str, max_tokens: int) -> None:
                 answer.tokens += 1
             if chunk.usage:
                 answer.tokens = chunk.usage.completion_tokens
-    except APIError as error:       # refused, unreachable, or broken off in mid-stream
+    except APIError as error:  # refused, unreachable, or broken off in mid-stream
         answer.error = str(error)
 
 
@@ -106,7 +106,9 @@ async def answer_all(answers: Sequence[Answer], question: str, max_tokens: int) 
     if not console.is_terminal:
         await everything
         for answer in answers:
-            print(f"\n--- {answer.title}: {answer.timing}\n{answer.error or answer.text.strip()}")
+            print(f"\n--- {answer.title}: {answer.timing}\n{answer.text.strip()}")
+            if answer.error:
+                print(answer.error)
         return
     with Live(side_by_side(answers, console.width), console=console, auto_refresh=False) as live:
         while not everything.done():

@@ -1,9 +1,9 @@
 """Trains the example adapters with PEFT, in minutes on two CPU cores, and checks that they do what they are for.
 
-    python examples/adapters/train.py --list           # what there is
-    python examples/adapters/train.py                  # train all of them
-    python examples/adapters/train.py --only pirate    # or some
-    python examples/adapters/train.py --check          # ask each one held-out questions; exit 1 if the effect is weak
+python examples/adapters/train.py --list           # what there is
+python examples/adapters/train.py                  # train all of them
+python examples/adapters/train.py --only pirate    # or some
+python examples/adapters/train.py --check          # ask each one held-out questions; exit 1 if the effect is weak
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    revision: str       # "" for an unload
+    revision: str  # "" for an unload
     task: asyncio.Task[None]
 
 
@@ -61,7 +61,7 @@ class AdapterCalls:
         self._backoff = backoff
         self._calls: dict[tuple[str, str], _Call] = {}
         self._failures: dict[tuple[str, str], Failure] = {}
-        self._asked: dict[tuple[str, str], str] = {}        # the revision last asked for
+        self._asked: dict[tuple[str, str], str] = {}  # the revision last asked for
 
     def load(self, replica: LocalReplica, adapter: Ref, artifact: Artifact, *, pinned: bool) -> None:
         """Ask `replica` for this revision, unless that is already on its way."""
@@ -84,7 +84,7 @@ class AdapterCalls:
         for report in state.adapters:
             key = (replica.name, report.id)
             if self._asked.get(key) != report.revision:
-                continue                    # an older revision's fate decides nothing
+                continue  # an older revision's fate decides nothing
             known = self._failures.get(key)
             if report.state == "Failed" and (known is None or known.retrying or known.revision != report.revision):
                 self._fail(key, report.revision, report.reason or "LoadFailed", report.message, reported=True)
@@ -143,19 +143,19 @@ class AdapterCalls:
     async def _put(self, key: tuple[str, str], replica: LocalReplica, artifact: Artifact, pinned: bool) -> None:
         client = replica.client
         if client is None:
-            return                          # it ended meanwhile; the next pass knows
+            return  # it ended meanwhile; the next pass knows
         self._asked[key] = artifact.revision
         before = self._failures.get(key)
         try:
             await client.put_adapter(key[1], artifact, pinned=pinned)
         except RuntimeCallError as error:
-            if replica.client is client:    # a process that ended took the failure with it
+            if replica.client is client:  # a process that ended took the failure with it
                 self._fail(key, artifact.revision, error.reason, str(error), reported=False)
             return
-        if before is not None and self._failures.get(key) is before:    # else a poll has told of this attempt
+        if before is not None and self._failures.get(key) is before:  # else a poll has told of this attempt
             self._failures[key] = replace(before, retrying=True)
         await self._look(replica)
-        if replica.report is not None:      # a second failure just like the first is no new state, but it counts
+        if replica.report is not None:  # a second failure just like the first is no new state, but it counts
             self.reported(replica, replica.report)
 
     async def _delete(self, key: tuple[str, str], replica: LocalReplica) -> None:

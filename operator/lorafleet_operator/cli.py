@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 
-from lorafleet_operator import __version__, cli_demo, cli_get, cli_plan, cli_up
+from lorafleet_operator import __version__
 from lorafleet_operator.config import DEFAULT_HOST, DEFAULT_PORT
 from lorafleet_operator.errors import LorafleetError
 
@@ -25,7 +26,7 @@ STATE = "where the fleet keeps its state (default: $LORAFLEET_STATE_DIR, else ~/
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line; each command's function is in `run`."""
+    """The parser of the whole command line; `module` names the module whose `run` is the command."""
     root = argparse.ArgumentParser(
         prog="lorafleet",
         description="Serve many LoRA adapters on shared base models, declared in YAML.",
@@ -34,23 +35,24 @@ def parser() -> argparse.ArgumentParser:
     )
     root.add_argument("--version", action="version", version=f"lorafleet {__version__}")
     commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    _up(_command(commands, "up", "bring the fleet up on this machine, and keep it as declared", cli_up.run))
-    _get(_command(commands, "get", "print the objects of the running fleet", cli_get.run))
-    _plan(_command(commands, "plan", "print what `up` would do, without doing it", cli_plan.run))
-    _demo(_command(commands, "demo", "bring the fleet up, ask it a few questions, print the answers", cli_demo.run))
+    _up(_command(commands, "up", "bring the fleet up on this machine, and keep it as declared"))
+    _get(_command(commands, "get", "print the objects of the running fleet"))
+    _plan(_command(commands, "plan", "print what `up` would do, without doing it"))
+    _demo(_command(commands, "demo", "bring the fleet up, ask it a few questions, print the answers"))
     return root
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit status: 0 done, 1 failed, 2 wrongly asked, 130 interrupted."""
     options = parser().parse_args(argv)
-    run: Callable[[argparse.Namespace], int] = options.run
     try:
+        # Imported here, so that `get` does not pay for an HTTP client that only `up` needs.
+        run: Callable[[argparse.Namespace], int] = import_module(options.module).run
         return run(options)
     except LorafleetError as error:
         print(f"lorafleet: {error}", file=sys.stderr)
         return error.exit_code
-    except BrokenPipeError:             # `lorafleet get | head` is no failure
+    except BrokenPipeError:  # `lorafleet get | head` is no failure
         sys.stderr.close()
         return 0
     except KeyboardInterrupt:
@@ -58,13 +60,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str,
-    run: Callable[[argparse.Namespace], int],
-) -> argparse.ArgumentParser:  # fmt: skip
-    command = commands.add_parser(
-        name, help=text, description=text[0].upper() + text[1:] + ".", formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    command.set_defaults(run=run)
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str
+) -> argparse.ArgumentParser:
+    described = text[0].upper() + text[1:] + "."
+    raw = argparse.RawDescriptionHelpFormatter
+    command = commands.add_parser(name, help=text, description=described, formatter_class=raw)
+    command.set_defaults(module=f"lorafleet_operator.cli_{name}")
     command.add_argument("--state-dir", metavar="DIR", help=STATE)
     return command
 
@@ -89,7 +90,9 @@ def _up(command: argparse.ArgumentParser) -> None:
 
 
 def _get(command: argparse.ArgumentParser) -> None:
-    command.add_argument("kind", metavar="KIND", help="basemodels (bm), loraadapters (lad), tenants (ten), lorafleet (all)")
+    command.add_argument(
+        "kind", metavar="KIND", help="basemodels (bm), loraadapters (lad), tenants (ten), lorafleet (all)"
+    )
     command.add_argument("name", metavar="NAME", nargs="?", help="one object only")
     command.add_argument("-n", "--namespace", help="of one namespace only (default: all of them)")
     command.add_argument("-A", "--all-namespaces", action="store_true", help="of all namespaces, which is the default")

@@ -95,7 +95,7 @@ async def _answers(
         await asyncio.wait([stopped, asyncio.ensure_future(asyncio.wait(asked))], return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
         for task in asked:
-            task.cancel()       # of no effect on an answer that is there
+            task.cancel()  # of no effect on an answer that is there
         found = await asyncio.gather(*asked, return_exceptions=True)
         answers = [answer if isinstance(answer, str) else f"[no answer: {answer}]" for answer in found]
         complete = complete and all(isinstance(answer, str) for answer in found)

@@ -81,12 +81,16 @@ def _identity(document: Object) -> tuple[str, str, str]:
 def _objects(state: StateFolder) -> list[Object]:
     document = read_json(state.status)
     if not isinstance(document, dict) or document.get("version") != 1:
-        raise FleetNotRunning(f"no fleet has run with the state folder {state.root}: start one with lorafleet up -f DIR")
+        raise FleetNotRunning(
+            f"no fleet has run with the state folder {state.root}: start one with lorafleet up -f DIR"
+        )
     return list(document["objects"])
 
 
 def _structured(found: Sequence[Object], output: str, *, single: bool) -> str:
-    document: Any = found[0] if single and len(found) == 1 else {"apiVersion": "v1", "kind": "List", "items": list(found)}
+    document: Any = (
+        found[0] if single and len(found) == 1 else {"apiVersion": "v1", "kind": "List", "items": list(found)}
+    )
     if output == "json":
         return json.dumps(document, indent=2, ensure_ascii=False)
     return str(yaml.safe_dump(document, sort_keys=False, allow_unicode=True)).rstrip()

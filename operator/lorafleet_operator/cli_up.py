@@ -6,9 +6,11 @@ import argparse
 import asyncio
 import logging
 import sys
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from lorafleet_operator import logs
 from lorafleet_operator.cli_plan import opened
@@ -18,10 +20,10 @@ from lorafleet_operator.example import Access, accesses, curl
 from lorafleet_operator.folder import Folder
 from lorafleet_operator.progress import Item
 from lorafleet_operator.session import Session, fleet
-from lorafleet_operator.terminal import CurrentStderr, console
+from lorafleet_operator.terminal import CurrentStderr, console, plain_table
 from lorafleet_operator.waiting import Bars, Lines
 
-MARKS = {"ready": "[green]ready[/]", "failed": "[red]failed[/]"}
+COLOURS = {"ready": "green", "failed": "red"}
 
 
 def run(options: argparse.Namespace) -> int:
@@ -68,9 +70,10 @@ def announce(session: Session, out: Console, chosen: Settings) -> None:
     """Print what serves, for whom, and a first call to paste."""
     desired, items = session.world.last[0], session.items()
     found = accesses(desired, session.world.folder.documents(), items)
-    out.print(_models(items))
+    _table(out, ("Model", "Kind", "Object", "State", ""), _model_rows(items))
     if desired.tenants:
-        out.print(_tenants(desired, found))
+        out.print()
+        _table(out, ("Tenant", "Weight", "May call"), _tenant_rows(desired, found))
     out.print(f"\nserving OpenAI's API at [bold]{chosen.gateway_url}/v1[/]; state and logs in {chosen.state_dir}")
     callers = [access for access in found if access.models]
     if callers:
@@ -97,20 +100,22 @@ async def _tell_changes(session: Session, out: Console) -> None:
         before = {key: item if item.settled else before.get(key, item) for key, item in after.items()}
 
 
-def _models(items: list[Item]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("Model", "Kind", "Object", "State", ""):
-        table.add_column(name, overflow="fold")
-    for item in items:
-        table.add_row(item.served_name, item.kind, item.name, MARKS.get(item.stage, item.stage), item.message)
-    return table
+def _model_rows(items: list[Item]) -> list[list[str]]:
+    return [[item.served_name, item.kind, item.name, item.stage, item.message] for item in items]
 
 
-def _tenants(desired: Desired, found: list[Access]) -> Table:
-    callable_by = {access.tenant: access.models for access in found}
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("\nTenant", "\nWeight", "\nMay call"):
-        table.add_column(name, overflow="fold")
-    for name, tenant in sorted(desired.tenants.items()):
-        table.add_row(name, str(tenant.weight), ", ".join(callable_by.get(name, ())) or "nothing yet")
-    return table
+def _tenant_rows(desired: Desired, found: list[Access]) -> list[list[str]]:
+    models = {access.tenant: ", ".join(access.models) for access in found}
+    tenants = sorted(desired.tenants.items())
+    return [[name, str(tenant.weight), models.get(name) or "nothing yet"] for name, tenant in tenants]
+
+
+def _table(out: Console, header: Sequence[str], rows: list[list[str]]) -> None:
+    if not out.is_terminal:
+        for line in plain_table(header, rows):
+            out.print(line, markup=False)
+        return
+    table = Table(*header, box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        table.add_row(*(Text(cell, style=COLOURS.get(cell, "")) for cell in row))
+    out.print(table)

@@ -35,9 +35,7 @@ def runtime_command(
     return argv
 
 
-def gateway_command(
-    command: tuple[str, ...], fleet: Path, *, host: str, port: int, log_format: str
-) -> list[str]:
+def gateway_command(command: tuple[str, ...], fleet: Path, *, host: str, port: int, log_format: str) -> list[str]:
     """The argv of the gateway over the fleet documents in `fleet`."""
     where = ["--fleet", str(fleet), "--host", host, "--port", str(port)]
     return [*command, "serve", *where, "--log-format", log_format, "--exit-with-parent"]

@@ -19,7 +19,7 @@ class DigestCache:
         self._capacity = capacity
         self._digests: OrderedDict[Key, str] = OrderedDict()
         self._lock = threading.Lock()
-        self.reads = 0                      # files hashed, not taken from the cache
+        self.reads = 0  # files hashed, not taken from the cache
 
     def digest(self, path: Path) -> tuple[str, int]:
         """(SHA-256 in hex, size in bytes) of `path`. Raises OSError when it cannot be read.

@@ -1,21 +1,21 @@
 """Every error the operator raises, drawn once.
 
-    LorafleetError                 the command line prints it as one sentence and ends with `exit_code`
-    ├── UsageError                 options that cannot be followed
-    ├── InputError                 nothing usable in the YAML
-    ├── StateFolderBusy            another `lorafleet up` holds this state folder
-    ├── PortTaken                  the gateway's port belongs to someone else
-    ├── FleetNotRunning            `get` without a fleet to ask
-    ├── FleetFailed                the fleet did not become ready (demo)
-    └── RuntimeCallError           one call to one runtime's admin port; the world catches it
-        ├── RuntimeUnreachable     no connection, or no answer in time: starting, hung or dead
-        ├── RuntimeProtocolError   an answer that the contract does not know
-        └── RuntimeRefused         an error answer, with its HTTP status and code
-            ├── Unauthorized       wrong token: this runtime belongs to another fleet
-            ├── StaleEpoch         a newer operator has acted: this one must stop acting
-            ├── NoRoom             no pages for this adapter now; later there may be
-            ├── FetchFailed        the runtime could not read the artifact; it may be able to later
-            └── AdapterRefused     this revision will never load here: digest, rank or content
+LorafleetError                 the command line prints it as one sentence and ends with `exit_code`
+├── UsageError                 options that cannot be followed
+├── InputError                 nothing usable in the YAML
+├── StateFolderBusy            another `lorafleet up` holds this state folder
+├── PortTaken                  the gateway's port belongs to someone else
+├── FleetNotRunning            `get` without a fleet to ask
+├── FleetFailed                the fleet did not become ready (demo)
+└── RuntimeCallError           one call to one runtime's admin port; the world catches it
+    ├── RuntimeUnreachable     no connection, or no answer in time: starting, hung or dead
+    ├── RuntimeProtocolError   an answer that the contract does not know
+    └── RuntimeRefused         an error answer, with its HTTP status and code
+        ├── Unauthorized       wrong token: this runtime belongs to another fleet
+        ├── StaleEpoch         a newer operator has acted: this one must stop acting
+        ├── NoRoom             no pages for this adapter now; later there may be
+        ├── FetchFailed        the runtime could not read the artifact; it may be able to later
+        └── AdapterRefused     this revision will never load here: digest, rank or content
 """
 
 from __future__ import annotations

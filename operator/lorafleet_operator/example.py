@@ -20,7 +20,7 @@ class Access:
     """How one tenant calls the fleet: `key` is None when it must not be shown; then `secret` says where it is."""
 
     tenant: str
-    models: tuple[str, ...]     # served names that answer now: its adapters, then its base models
+    models: tuple[str, ...]  # served names that answer now: its adapters, then its base models
     key: str | None
     secret: SecretKeyRef
 
@@ -47,7 +47,9 @@ def curl(access: Access, url: str, prompt: str = "Who are you?") -> str:
 
 
 def _models(tenant: Tenant, desired: Desired, ready: Mapping[tuple[str, str], str]) -> tuple[str, ...]:
-    adapters = [ready.get(("LoRAAdapter", str(ref))) for ref in sorted(desired.adapters) if ref.namespace in tenant.namespaces]
+    adapters = [
+        ready.get(("LoRAAdapter", str(ref))) for ref in sorted(desired.adapters) if ref.namespace in tenant.namespaces
+    ]
     bases = [ready.get(("BaseModel", str(ref))) for ref in tenant.models]
     return tuple(name for name in [*adapters, *bases] if name is not None)
 

@@ -55,7 +55,7 @@ class Folder:
         for path in changed:
             self._take(path, now[path])
         for path in removed:
-            if path not in missing and path.parent not in missing:      # what `-f` names is missed, not removed
+            if path not in missing and path.parent not in missing:  # what `-f` names is missed, not removed
                 del self._files[path]
         self._missing = missing
         self._assemble()

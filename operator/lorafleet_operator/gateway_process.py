@@ -30,7 +30,7 @@ class GatewayProcess:
     changed: Callable[[], None]
     backoff: Backoff = RESTARTS
     settled_seconds: float = 30.0
-    stop_seconds: float = 10.0      # its streams may end meanwhile
+    stop_seconds: float = 10.0  # its streams may end meanwhile
     ready: bool = False
     message: str = ""
     child: processes.Child | None = None

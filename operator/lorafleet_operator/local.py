@@ -44,7 +44,7 @@ class LocalWorld:
         self.calls = AdapterCalls(self.wake)
         self.resolver = Resolver(self.wake)
         self.publisher = Publisher(state, folder, settings.gateway_url)
-        self.last = (folder.desired, Observed())      # what the last pass saw, for people who watch
+        self.last = (folder.desired, Observed())  # what the last pass saw, for people who watch
         self._state = state
         self._dirty = asyncio.Event()
         self._stops: dict[str, asyncio.Task[None]] = {}
@@ -106,7 +106,7 @@ class LocalWorld:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set, then end every process in order: the gateway first, then the replicas."""
-        await self._pass()                  # the gateway starts with this fleet's documents, not with an old one's
+        await self._pass()  # the gateway starts with this fleet's documents, not with an old one's
         desired = lambda: self.folder.desired  # noqa: E731  # read anew on every round
         resolving = self.resolver.follow(desired, self.settings.resync_seconds)
         loops = (self._scan(), self._passes(), self.gateway.run(), resolving, _until(stop))
@@ -114,7 +114,7 @@ class LocalWorld:
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
-                task.result()               # a loop ends only by an error of ours: say it, after the order below
+                task.result()  # a loop ends only by an error of ours: say it, after the order below
         finally:
             await self._shut_down(tasks)
 
@@ -135,6 +135,8 @@ class LocalWorld:
         await asyncio.gather(*(replica.stop(drain) for replica in self.replicas.values()))
         await asyncio.gather(*self._stops.values(), return_exceptions=True)
         self.replicas.clear()
+        with contextlib.suppress(OSError):  # a full disk must not hide what ended the fleet
+            await self.publish(*await self.observe(), Plan())
 
     async def _pass(self) -> float:
         """One pass; how many seconds later the next is due at the latest."""
@@ -154,7 +156,7 @@ class LocalWorld:
             delay = await self._pass()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._dirty.wait(), delay)
-            await asyncio.sleep(0.02)       # one pass for a burst of events
+            await asyncio.sleep(0.02)  # one pass for a burst of events
 
     async def _scan(self) -> None:
         while True:

@@ -56,7 +56,7 @@ class Child:
     def signal(self, number: signal.Signals) -> None:
         """Send a signal, unless it has ended."""
         if self.process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):       # it ended between the look and the signal
+            with contextlib.suppress(ProcessLookupError):  # it ended between the look and the signal
                 self.process.send_signal(number)
 
     def _release(self) -> None:
@@ -71,7 +71,7 @@ async def spawn(argv: Sequence[str], *, env: Mapping[str, str], log: Path) -> Ch
     The child gets its own session: Ctrl-C at the terminal reaches only us, and we end the fleet in order.
     """
     rotate(log)
-    reader, writer = os.pipe()          # neither end is inheritable: no child holds another's lifeline
+    reader, writer = os.pipe()  # neither end is inheritable: no child holds another's lifeline
     try:
         with log.open("ab") as output:
             process = await asyncio.create_subprocess_exec(

@@ -104,7 +104,11 @@ def _settled(document: Any) -> Any:
         return None
     volatile = {"running": 0, "waiting": 0, "pages_free": 0, "progress": 0.0}
     replicas = [
-        {**replica, **volatile, "residents": [{**resident, "running": 0, "waiting": 0} for resident in replica["residents"]]}
+        {
+            **replica,
+            **volatile,
+            "residents": [{**resident, "running": 0, "waiting": 0} for resident in replica["residents"]],
+        }
         for replica in document["observed"]["replicas"]
     ]
     return {**document, "observed": {**document["observed"], "replicas": replicas}}

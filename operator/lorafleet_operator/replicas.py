@@ -37,9 +37,9 @@ class Launch:
     log_format: str = "console"
     epoch: int = 1
     poll_seconds: float = 0.25
-    hung_seconds: float = 30.0          # a live process that does not answer for so long is ended
-    settled_seconds: float = 30.0       # a crash after so long in Ready does not count as a failure in a row
-    stop_seconds: float = 5.0           # between SIGTERM and SIGKILL
+    hung_seconds: float = 30.0  # a live process that does not answer for so long is ended
+    settled_seconds: float = 30.0  # a crash after so long in Ready does not count as a failure in a row
+    stop_seconds: float = 5.0  # between SIGTERM and SIGKILL
     backoff: Backoff = RESTARTS
 
     def environment(self) -> dict[str, str]:
@@ -73,7 +73,7 @@ class LocalReplica:
         self._action: StartReplica | None = None
         self._life: asyncio.Task[None] | None = None
         self._ready_since: float | None = None
-        self._verdict = ""                  # why this process ends, when we know better than its log
+        self._verdict = ""  # why this process ends, when we know better than its log
         self._stopping = False
 
     @property
@@ -158,7 +158,7 @@ class LocalReplica:
         polling = asyncio.create_task(self._poll(child, client), name=f"poll {self.name}")
         try:
             code = await child.wait()
-        except asyncio.CancelledError:      # the world ends without order: leave no process behind
+        except asyncio.CancelledError:  # the world ends without order: leave no process behind
             await child.kill()
             raise
         finally:

@@ -73,7 +73,7 @@ class RuntimeClient:
             headers={"Authorization": f"Bearer {token}"},
             timeout=timeout,
             transport=transport,
-            trust_env=False,                # a proxy from the environment has no business on this machine's loopback
+            trust_env=False,  # a proxy from the environment has no business on this machine's loopback
         )
 
     async def state(self) -> RuntimeState:

@@ -66,7 +66,9 @@ def locate(source: Source) -> Path:
     scheme = source.uri.split(":", 1)[0].lower() if ":" in source.uri else ""
     if scheme in ("file", "package") and (source.revision is not None or source.secret is not None):
         field = "revision" if source.revision is not None else "secretRef"
-        raise SourceError("UnsupportedSource", f"{source.uri}: .spec.source.{field} says nothing about a file here: leave it out")
+        raise SourceError(
+            "UnsupportedSource", f"{source.uri}: .spec.source.{field} says nothing about a file here: leave it out"
+        )
     if scheme == "file":
         path = _file_path(source)
     elif scheme == "package":
@@ -102,11 +104,13 @@ def _file_path(source: Source) -> Path:
 def _package_path(uri: str) -> Path:
     match = re.fullmatch(r"package://([A-Za-z_][A-Za-z0-9_]*)/(.+)", uri)
     if match is None:
-        raise SourceError("UnsupportedSource", f"{uri}: write package://MODULE/FILE, such as package://my_weights/model.gguf")
+        raise SourceError(
+            "UnsupportedSource", f"{uri}: write package://MODULE/FILE, such as package://my_weights/model.gguf"
+        )
     module, inside = match[1], Path(unquote(match[2]))
     if inside.is_absolute() or ".." in inside.parts:
         raise SourceError("UnsupportedSource", f"{uri}: the file must lie inside the package {module}")
-    spec = importlib.util.find_spec(module)     # a top-level name is found without running the package's code
+    spec = importlib.util.find_spec(module)  # a top-level name is found without running the package's code
     if spec is None or not spec.submodule_search_locations:
         install = PIP_INSTALL.get(module, f"pip install {module.replace('_', '-')}")
         raise SourceError("PackageNotInstalled", f"{uri}: Python package {module} is not installed: {install}")

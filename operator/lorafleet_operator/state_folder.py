@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,19 +42,17 @@ class StateFolder:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         descriptor = os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
+            if not _locked(descriptor):
                 raise StateFolderBusy(
                     f"a fleet already runs with the state folder {self.root} (pid {self.owner() or 'unknown'}): "
                     "stop it first, or give this one its own with --state-dir"
-                ) from error
+                )
             os.ftruncate(descriptor, 0)
             os.write(descriptor, f"{os.getpid()}\n".encode())
             yield
             os.ftruncate(descriptor, 0)
         finally:
-            os.close(descriptor)            # the lock goes with it
+            os.close(descriptor)  # the lock goes with it
 
     def owner(self) -> int | None:
         """The pid of the process that holds the folder; None when nobody does. A dead owner's lock is no lock."""
@@ -69,6 +68,18 @@ class StateFolder:
         finally:
             os.close(descriptor)
         return None
+
+
+def _locked(descriptor: int, attempts: int = 4) -> bool:
+    """Take the lock; more than one attempt, for whoever asks for the owner holds it for a moment."""
+    for attempt in range(attempts):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if attempt < attempts - 1:
+                time.sleep(0.05)
+    return False
 
 
 def write_json(path: Path, document: Any) -> None:

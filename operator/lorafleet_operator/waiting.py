@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from lorafleet_operator.progress import Item
 
-ADAPTERS_SHOWN = 12         # bars of single adapters; beyond, one bar counts them all
+ADAPTERS_SHOWN = 12  # bars of single adapters; beyond, one bar counts them all
 
 
 class Lines:

@@ -27,7 +27,9 @@ def _mapping(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Hashable, An
     for key_node, _ in node.value:
         if isinstance(key_node, yaml.ScalarNode):
             if key_node.value in seen and key_node.value != "<<":
-                raise yaml.MarkedYAMLError(problem=f"{key_node.value!r} is written twice", problem_mark=key_node.start_mark)
+                raise yaml.MarkedYAMLError(
+                    problem=f"{key_node.value!r} is written twice", problem_mark=key_node.start_mark
+                )
             seen.add(key_node.value)
     loader.flatten_mapping(node)
     return loader.construct_mapping(node, deep=True)
@@ -40,7 +42,7 @@ _StrictLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _m
 class Parsed:
     """The documents of a file, with the line where each starts; or, when it is no YAML, the one problem."""
 
-    documents: tuple[Any, ...] = field(default=(), repr=False)      # they may be Secrets
+    documents: tuple[Any, ...] = field(default=(), repr=False)  # they may be Secrets
     lines: tuple[int, ...] = ()
     problem: Problem | None = None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from lorafleet_operator.core.actions import LoadAdapter, Plan, StartReplica, StopReplica, UnloadAdapter
 from lorafleet_operator.core.objects import (
     Adapter,
     Artifact,
@@ -86,3 +87,19 @@ def observed(wanted: Desired, *replicas: Replica, **more: Any) -> Observed:
     artifacts |= more.pop("artifacts", {})
     bases |= more.pop("base_artifacts", {})
     return Observed({r.name: r for r in replicas}, artifacts, bases, **more)
+
+
+def brief(decided: Plan) -> list[str]:
+    """A plan in short: +start, -stop, >load and <unload, each with its replica and adapter."""
+    lines: list[str] = []
+    for action in decided.actions:
+        match action:
+            case StartReplica():
+                lines.append(f"+{action.replica}")
+            case StopReplica():
+                lines.append(f"-{action.replica}")
+            case LoadAdapter():
+                lines.append(f">{action.replica} {action.adapter.wire_id}")
+            case UnloadAdapter():
+                lines.append(f"<{action.replica} {action.adapter_id}")
+    return lines

@@ -33,12 +33,12 @@ class Laws:
     drain_seconds: float = 2.0
     pages: int = 4096
     adapter_pages: int = 12
-    crash_rate: float = 0.0             # crashes of one replica per second
-    failed_starts: float = 0.0          # chance that a start ends in a crash
-    failed_loads: float = 0.0           # chance that a load fails for a reason that passes
-    stale: float = 0.0                  # chance that an observation is an old one
-    stale_views: int = 8                # how many observations back it may be
-    refused: Mapping[Ref, str] = field(default_factory=dict)    # adapter -> permanent reason
+    crash_rate: float = 0.0  # crashes of one replica per second
+    failed_starts: float = 0.0  # chance that a start ends in a crash
+    failed_loads: float = 0.0  # chance that a load fails for a reason that passes
+    stale: float = 0.0  # chance that an observation is an old one
+    stale_views: int = 8  # how many observations back it may be
+    refused: Mapping[Ref, str] = field(default_factory=dict)  # adapter -> permanent reason
 
 
 class SimWorld:
@@ -48,7 +48,7 @@ class SimWorld:
         self.desired = desired
         self.laws = laws or Laws()
         self.replicas: dict[str, SimReplica] = {}
-        self.unresolved: dict[Ref, Unresolved] = {}     # by adapter or base model: sources that are away
+        self.unresolved: dict[Ref, Unresolved] = {}  # by adapter or base model: sources that are away
         self.plans: list[Plan] = []
         self._random = random.Random(seed)
         self._now = 0.0

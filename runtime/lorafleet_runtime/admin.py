@@ -32,6 +32,7 @@ _ERRORS = {
     "NoRoom": (507, "no_room"),
 }
 
+
 class Fence:
     """The highest epoch seen. An operator that lost its lease must not undo what its successor did."""
 

@@ -37,9 +37,7 @@ class Choice:
         self.finish_reason: str | None = None
         self.cached_tokens = 0
         self._clock = clock
-        self._detokenizer = Detokenizer(
-            table, job.stop, include_stop=job.include_stop, show_special=job.show_special
-        )
+        self._detokenizer = Detokenizer(table, job.stop, include_stop=job.include_stop, show_special=job.show_special)
 
     @property
     def completion_tokens(self) -> int:

@@ -1,7 +1,7 @@
 """The engine: messages in, deltas out, one step at a time.
 
 In-process and synchronous; `engine_process` puts it behind ZeroMQ. Knows token ids and adapter ids; knows no text,
-HTTP or API keys. """
+HTTP or API keys."""
 
 from __future__ import annotations
 

@@ -15,9 +15,7 @@ from lorafleet_runtime.errors import ConfigError
 
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_LLAMA3 = (
-    _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+_LLAMA3 = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _QWEN2 = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _TEKKEN = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
@@ -79,9 +77,7 @@ def _sentencepiece_bpe(tokens: list[str], header: dict[str, Any]) -> Tokenizer:
     types: list[int] = header.get("tokenizer.ggml.token_type", [])
     merges = list(_merges(vocab, header["tokenizer.ggml.scores"], types))
     unknown = tokens[header.get("tokenizer.ggml.unknown_token_id", 0)]
-    tokenizer = Tokenizer(
-        models.BPE(vocab=vocab, merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
-    )
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
     space = [normalizers.Replace(" ", "▁")]
     if header.get("tokenizer.ggml.add_space_prefix", True):
         space.insert(0, normalizers.Prepend("▁"))

@@ -136,9 +136,7 @@ def _job(
         for choice in range(request.n):
             sampling = _sampling(request, max_tokens, (seed + choice) % 2**64, logprobs, service)
             index = len(requests)
-            requests.append(
-                AddRequest(f"{unique}-{index}", prompt, sampling, adapter, resumed or [], tenant, weight)
-            )
+            requests.append(AddRequest(f"{unique}-{index}", prompt, sampling, adapter, resumed or [], tenant, weight))
     return Job(
         kind=kind,
         id=("chatcmpl-" if kind == "chat" else "cmpl-") + unique,
@@ -157,9 +155,7 @@ def _job(
     )
 
 
-def _sampling(
-    request: GenerationRequest, max_tokens: int, seed: int, logprobs: int, service: Service
-) -> Sampling:
+def _sampling(request: GenerationRequest, max_tokens: int, seed: int, logprobs: int, service: Service) -> Sampling:
     ends = () if request.ignore_eos else service.tokenizer.eos_token_ids
     return Sampling(
         max_tokens=max_tokens,

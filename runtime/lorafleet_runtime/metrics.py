@@ -38,9 +38,7 @@ class Metrics:
         self._prompt = counter("vllm:prompt_tokens", "Prompt tokens of admitted requests")
         self._generated = counter("vllm:generation_tokens", "Tokens generated")
         labels = ["model_name", "finished_reason"]
-        self._finished = Counter(
-            "vllm:request_success", "Finished requests", labels, registry=self._registry
-        )
+        self._finished = Counter("vllm:request_success", "Finished requests", labels, registry=self._registry)
 
     def render(self) -> bytes:
         """The exposition text."""

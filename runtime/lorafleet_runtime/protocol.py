@@ -14,24 +14,24 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     max_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
-    top_k: int = 0                       # 0: all
+    top_k: int = 0  # 0: all
     min_p: float = 0.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
-    seed: int = 0                        # 64 bits; the front end draws one when the client gave none
+    seed: int = 0  # 64 bits; the front end draws one when the client gave none
     logit_bias: dict[int, float] = {}
     stop_token_ids: tuple[int, ...] = ()  # the model's own end tokens included, unless ignore_eos
-    min_tokens: int = 0                  # stop ids are not sampled before
-    logprobs: int = -1                   # -1: none; 0: the chosen token's; k: and the k best
+    min_tokens: int = 0  # stop ids are not sampled before
+    logprobs: int = -1  # -1: none; 0: the chosen token's; k: and the k best
 
 
 class AddRequest(msgspec.Struct, frozen=True, tag=True):
     request_id: str
     prompt_token_ids: list[int]
     sampling: Sampling
-    adapter: str | None = None           # adapter id; None is the base model
-    output_token_ids: list[int] = []     # resume: already generated
+    adapter: str | None = None  # adapter id; None is the base model
+    output_token_ids: list[int] = []  # resume: already generated
     tenant: str = ""
     weight: float = 1.0
 
@@ -63,7 +63,7 @@ ToEngine = AddRequest | AbortRequest | LoadAdapter | UnloadAdapter | Shutdown
 class TokenLogprobs(msgspec.Struct, frozen=True):
     token_id: int
     logprob: float
-    top: list[tuple[int, float]] = []    # best first
+    top: list[tuple[int, float]] = []  # best first
 
 
 class Delta(msgspec.Struct, frozen=True):
@@ -71,10 +71,10 @@ class Delta(msgspec.Struct, frozen=True):
 
     request_id: str
     token_ids: list[int]
-    finish_reason: str | None = None     # "stop" | "length" | "abort" | "error"
-    stop_token_id: int | None = None     # the stop id that ended it; it is also the last of token_ids
-    logprobs: list[TokenLogprobs] = []   # one per token id, when asked for
-    error: str = ""                      # with finish_reason "error": "CODE: message"
+    finish_reason: str | None = None  # "stop" | "length" | "abort" | "error"
+    stop_token_id: int | None = None  # the stop id that ended it; it is also the last of token_ids
+    logprobs: list[TokenLogprobs] = []  # one per token id, when asked for
+    error: str = ""  # with finish_reason "error": "CODE: message"
     cached_tokens: int = 0
 
 
@@ -85,8 +85,8 @@ class Deltas(msgspec.Struct, frozen=True, tag=True):
 class AdapterState(msgspec.Struct, frozen=True, rename="camel"):
     id: str
     revision: str
-    state: str                           # Loading | Ready | Draining | Failed
-    reason: str = ""                     # InvalidAdapter | RankTooHigh | NoRoom
+    state: str  # Loading | Ready | Draining | Failed
+    reason: str = ""  # InvalidAdapter | RankTooHigh | NoRoom
     message: str = ""
     rank: int = 0
     pages: int = 0
@@ -138,9 +138,9 @@ class Counters(msgspec.Struct, frozen=True, rename="camel"):
 class EngineState(msgspec.Struct, frozen=True, tag=True, rename="camel"):
     """Sent when something changed, at most every 100 ms, and on every change of phase or of an adapter's state."""
 
-    phase: str                           # Loading | Ready | Failed
+    phase: str  # Loading | Ready | Failed
     message: str = ""
-    progress: float = 0.0                # 0..1 while Loading
+    progress: float = 0.0  # 0..1 while Loading
     model: ModelInfo | None = None
     pages: PagesInfo | None = None
     load: LoadInfo | None = None

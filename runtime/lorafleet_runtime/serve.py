@@ -80,9 +80,7 @@ async def _service(engine: EngineClient, options: ServeOptions) -> Service:
     )
 
 
-async def _until_the_end(
-    engine: EngineClient, service: Service, stop: _StopRequest, drain_seconds: float
-) -> int:
+async def _until_the_end(engine: EngineClient, service: Service, stop: _StopRequest, drain_seconds: float) -> int:
     died = asyncio.create_task(engine.died.wait())
     asked = asyncio.create_task(stop.asked.wait())
     await asyncio.wait([died, asked], return_when=asyncio.FIRST_COMPLETED)
@@ -145,9 +143,7 @@ class _Server(uvicorn.Server):
 
 
 def _server(app: FastAPI) -> _Server:
-    return _Server(
-        uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", http="httptools", ws="none")
-    )
+    return _Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", http="httptools", ws="none"))
 
 
 def _listen(host: str, port: int, flag: str) -> socket.socket:

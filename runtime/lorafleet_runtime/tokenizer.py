@@ -90,16 +90,12 @@ def _from_folder(folder: Path) -> ModelTokenizer:
     return _assemble(backend, template, special, ends)
 
 
-def _assemble(
-    backend: Tokenizer, template: str | None, special: dict[str, str], ends: Iterable[int]
-) -> ModelTokenizer:
+def _assemble(backend: Tokenizer, template: str | None, special: dict[str, str], ends: Iterable[int]) -> ModelTokenizer:
     backend.no_truncation()
     backend.no_padding()
     added = backend.get_added_tokens_decoder()
     named = [token_id for token_id, token in added.items() if token.special and token.content in _END_NAMES]
-    return ModelTokenizer(
-        backend, TokenBytes(backend), ChatTemplate(template, special), tuple(sorted({*ends, *named}))
-    )
+    return ModelTokenizer(backend, TokenBytes(backend), ChatTemplate(template, special), tuple(sorted({*ends, *named})))
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def errors(kind: str, document: dict[str, Any], old: dict[str, Any] | None = Non
     validator = jsonschema.Draft202012Validator(_strict(schema(kind), root=True))
     found = [f"{error.json_path}: {error.message}" for error in validator.iter_errors(stored)]
     if found:
-        return found        # the API server, too, runs CEL only on what fits the schema
+        return found  # the API server, too, runs CEL only on what fits the schema
     return list(_broken_rules(schema(kind), stored, None if old is None else defaulted(kind, old), "$"))
 
 
@@ -76,8 +76,7 @@ def _strict(node: dict[str, Any], *, root: bool = False) -> dict[str, Any]:
     closed = {key: value for key, value in node.items() if not key.startswith("x-")}
     if "properties" in node:
         closed["properties"] = {
-            name: child if root and name == "metadata" else _strict(child)
-            for name, child in node["properties"].items()
+            name: child if root and name == "metadata" else _strict(child) for name, child in node["properties"].items()
         }
         closed["additionalProperties"] = False
     if "items" in node:

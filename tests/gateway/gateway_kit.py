@@ -222,3 +222,17 @@ async def stalls(replica: FakeRuntime, seconds: float = 3.0) -> bool:
             return True
         before = replica.written
     return False
+
+
+async def error_of(
+    kit: Kit, *, key: str = KEY, path: str = "/v1/chat/completions", **request: Any
+) -> tuple[int, dict[str, Any]]:
+    """The status and error object of an answer that must have OpenAI's shape."""
+    request.setdefault("headers", {})
+    headers = {"Authorization": f"Bearer {key}", **request.pop("headers")}
+    method = request.pop("method", "POST")
+    async with kit.http.request(method, path, headers=headers, **request) as response:
+        body = await response.json()
+    assert body.keys() == {"error"}
+    assert body["error"].keys() == {"message", "type", "param", "code"}
+    return response.status, body["error"]

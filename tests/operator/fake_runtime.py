@@ -88,7 +88,7 @@ class Handler(BaseHTTPRequestHandler):
         self._answer(status, {"error": {"message": message, "type": "error", "param": None, "code": code}})
 
     def _admitted(self) -> bool:
-        if self.path == "/health":          # as a gateway
+        if self.path == "/health":  # as a gateway
             self._answer(200, {})
             return False
         while self.fake.told("hang") is not None:

@@ -242,7 +242,9 @@ def test_a_named_path_that_vanishes_is_missed_not_obeyed(folder: Folder, yaml: P
 
 
 def test_a_list_of_objects_is_its_items(yaml: Path) -> None:
-    (yaml / "adapters.yml").write_text("apiVersion: v1\nkind: List\nitems:\n- " + lora("a").strip().replace("\n", "\n  "))
+    (yaml / "adapters.yml").write_text(
+        "apiVersion: v1\nkind: List\nitems:\n- " + lora("a").strip().replace("\n", "\n  ")
+    )
     folder = Folder([yaml])
     folder.scan()
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import httpx
+import httpx2
 import openai
 import pytest
 
 from lorafleet_runtime.adapters import Adapters
-from lorafleet_runtime.artifacts import ArtifactStore
+from lorafleet_runtime.admin import create_admin_app
+from lorafleet_runtime.artifacts import ArtifactStore, read_folder, revision_of
 from lorafleet_runtime.metrics import Metrics
 from lorafleet_runtime.model.tiny_tokenizer import save_tiny_tokenizer
 from lorafleet_runtime.scripted_engine import ScriptedEngine
@@ -50,5 +53,35 @@ async def http(service: Service) -> AsyncIterator[httpx.AsyncClient]:
 
 
 @pytest.fixture
-async def client(http: httpx.AsyncClient) -> openai.AsyncOpenAI:
-    return openai.AsyncOpenAI(api_key="none", base_url="http://runtime/v1", http_client=http, max_retries=0)
+async def client(service: Service) -> AsyncIterator[openai.AsyncOpenAI]:
+    transport = httpx2.ASGITransport(create_app(service))  # the library that the openai package is built on
+    async with httpx2.AsyncClient(transport=transport) as http:
+        yield openai.AsyncOpenAI(api_key="none", base_url="http://runtime/v1", http_client=http, max_retries=0)
+
+
+@pytest.fixture
+async def admin(service: Service) -> AsyncIterator[httpx.AsyncClient]:
+    transport = httpx.ASGITransport(create_admin_app(service))
+    async with httpx.AsyncClient(transport=transport, base_url="http://admin") as client:
+        yield client
+
+
+@pytest.fixture
+def order(tmp_path: Path) -> Callable[[str], dict[str, Any]]:
+    """The body that orders an adapter; its files lie under that name in the test's folder."""
+
+    def make(name: str) -> dict[str, Any]:
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        (folder / "adapter_config.json").write_text(name)
+        (folder / "adapter_model.safetensors").write_text(name)
+        files = read_folder(folder)
+        described = [{"name": f.name, "url": f.url, "sha256": f.sha256, "size": f.size} for f in files]
+        return {"revision": revision_of(files), "files": described}
+
+    return make
+
+
+@pytest.fixture
+def first(order: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+    return order("first")

@@ -19,7 +19,7 @@ from lorafleet_runtime.scripted_engine import ScriptedEngine
 
 # A process that speaks the protocol and has no model: it echoes prompts, forwards what it was told as its state's
 # message, and misbehaves on request.
-ECHO = '''
+ECHO = """
 import os, sys, threading, time, zmq
 from lorafleet_runtime.protocol import *
 
@@ -49,7 +49,7 @@ while True:
                 outbox.send(encode(Deltas([delta])))
         case _:
             outbox.send(encode(EngineState("Ready", message=repr(message))))
-'''
+"""
 
 
 @pytest.fixture

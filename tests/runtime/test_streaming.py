@@ -41,7 +41,7 @@ async def test_a_chat_in_one_piece(client: openai.AsyncOpenAI, engine: ScriptedE
     assert answer.choices[0].message.content == "Hello, wörld 😀!"
     assert answer.choices[0].finish_reason == "stop"
     assert answer.usage is not None
-    assert answer.usage.prompt_tokens == len("user\nhi" "\n" "assistant\n") + 3  # and three special tokens
+    assert answer.usage.prompt_tokens == len("user\nhi\nassistant\n") + 3  # and three special tokens
     assert answer.usage.completion_tokens == len("Hello, wörld 😀!".encode()) + 1
     assert (engine.requests[0].sampling.seed, engine.requests[0].sampling.temperature) == (7, 0.5)
 
@@ -84,9 +84,7 @@ async def test_a_stop_string_ends_the_request_in_the_engine_too(
     assert engine.aborted == [engine.requests[0].request_id]
 
 
-async def test_every_choice_has_a_seed_and_a_stream_of_its_own(
-    http: httpx.AsyncClient, engine: ScriptedEngine
-) -> None:
+async def test_every_choice_has_a_seed_and_a_stream_of_its_own(http: httpx.AsyncClient, engine: ScriptedEngine) -> None:
     engine.reply = lambda request: [*f"seed {request.sampling.seed}".encode(), EOS]
     asked = {"model": "tiny", "prompt": ["a", "bc"], "n": 2, "seed": 40, "max_tokens": 20}
     whole = (await http.post("/v1/completions", json=asked)).json()

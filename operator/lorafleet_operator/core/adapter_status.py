@@ -23,7 +23,7 @@ class Copies:
     over_quota: bool
     replicas: tuple[Replica, ...]
     found: tuple[tuple[Replica, Resident], ...]
-    doing: tuple[str, ...]          # why of each action about it in this plan
+    doing: tuple[str, ...]  # why of each action about it in this plan
 
     @property
     def revision(self) -> str:
@@ -106,7 +106,8 @@ def _verified(copies: Copies) -> Condition:
 
 def _placed(copies: Copies) -> Condition:
     able = [replica for replica in copies.replicas if replica.state == "Ready"]
-    held = {replica.name for replica, r in copies.found if r.state in ("Pending", "Loading", "Ready")}
+    alive = ("Pending", "Loading", "Ready")
+    held = {replica.name for replica, r in copies.found if replica.state == "Ready" and r.state in alive}
     wanted = copies.adapter.copies_min
     if len(held) >= wanted:
         return Condition("Placed", True, "Placed", f"on {', '.join(sorted(held)[:PLACEMENTS])}")
@@ -121,7 +122,9 @@ def _placed(copies: Copies) -> Condition:
 def _ready(copies: Copies) -> Condition:
     wanted = copies.adapter.copies_min
     if len(copies.current) >= wanted:
-        return Condition("Ready", True, "Ready", f"{len(copies.current)} copies serve {copies.revision or 'it'}")
+        count = len(copies.current)
+        serve = "1 copy serves" if count == 1 else f"{count} copies serve"
+        return Condition("Ready", True, "Ready", f"{serve} {copies.revision or 'it'}")
     if len(copies.serving) >= wanted:
         old = copies.serving[0].revision
         return Condition("Ready", True, "ServingOldRevision", f"{old} serves until {copies.revision} is Ready")

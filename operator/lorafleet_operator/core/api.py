@@ -192,9 +192,7 @@ def _namespaces(spec: Fields) -> list[str]:
 def _api_key(item: Fields) -> SecretKeyRef:
     ref = item.section("secretRef", required=True)
     named = item.has("secretRef")
-    key = SecretKeyRef(
-        read_namespace(ref, required=named), read_name(ref, required=named), read_secret_key(ref, "key")
-    )
+    key = SecretKeyRef(read_namespace(ref, required=named), read_name(ref, required=named), read_secret_key(ref, "key"))
     ref.close()
     item.close()
     return key

@@ -60,7 +60,7 @@ def columns(kind: str) -> tuple[Column, ...]:
 
 
 def evaluate(json_path: str, document: Mapping[str, Any]) -> Any:
-    """The value at a column's path, or None. Knows fields and one filter, `[?(@.name=="value")]`, as columns use them."""
+    """The value at a column's path, or None. Knows fields and one filter, `[?(@.name=="value")]`."""
     steps = list(_STEP.finditer(json_path))
     if "".join(step[0] for step in steps) != json_path:
         raise ValueError(f"{json_path!r} is not a path that columns use")

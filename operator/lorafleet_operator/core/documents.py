@@ -29,7 +29,7 @@ V = TypeVar("V")
 class Document:
     """One parsed YAML document: `where` is its file for people, `base_dir` the folder of that file."""
 
-    value: object = field(repr=False)      # it may be a Secret
+    value: object = field(repr=False)  # it may be a Secret
     where: str = ""
     base_dir: str = ""
 
@@ -46,7 +46,7 @@ def assemble(documents: Iterable[Document], unreadable: Iterable[Problem] = ()) 
     complete = not lost
     places: dict[ObjectKey, str] = {}
     for document in documents:
-        if document.value is None:      # an empty document between two `---`
+        if document.value is None:  # an empty document between two `---`
             continue
         read = api.read(document.value, document.where, document.base_dir)
         key = read.key if isinstance(read, Problems) else api.key_of(read)

@@ -23,7 +23,7 @@ from lorafleet_operator.core.placement import PERMANENT, There, residency
 from lorafleet_operator.core.validation import key_material
 
 VERSION = 1
-REPLICA_STATES = {"Gone": "Failed"}         # gateways know no process that is gone but will be back
+REPLICA_STATES = {"Gone": "Failed"}  # gateways know no process that is gone but will be back
 
 
 def fleet_document(base: BaseModel, desired: Desired, observed: Observed, generation: int) -> dict[str, Any]:

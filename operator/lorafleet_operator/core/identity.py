@@ -44,10 +44,10 @@ class ObjectKey:
 class Problem:
     """One thing wrong with the input: where (file, object, field path), what, and what to do."""
 
-    where: str          # "adapters.yaml: LoRAAdapter acme/pirate"
-    field: str          # ".spec.copies.min", or "" for the whole object
+    where: str  # "adapters.yaml: LoRAAdapter acme/pirate"
+    field: str  # ".spec.copies.min", or "" for the whole object
     message: str
-    reason: str = "Invalid"     # CamelCase, for conditions
+    reason: str = "Invalid"  # CamelCase, for conditions
 
     def __str__(self) -> str:
         return f"{self.where}{': ' + self.field if self.field else ''}: {self.message}"

@@ -33,7 +33,7 @@ class Loads:
 def adapter_steps(
     adapters: Iterable[Adapter], replicas: Sequence[Replica], observed: Observed, barred: frozenset[Ref], now: float
 ) -> Loads:
-    """Loads and surplus unloads of `adapters` on `replicas`. Important ones are placed first; `barred` are over quota."""
+    """Loads and surplus unloads of `adapters` on `replicas`, important ones first; `barred` are over quota."""
     ordered = sorted(adapters, key=lambda a: (-a.priority, a.ref))
     wanted = {adapter.ref for adapter in ordered}
     held = {r.name: {x.adapter for x in r.residents if x.state != "Failed"} for r in replicas}
@@ -115,7 +115,7 @@ def holder(adapters: Mapping[Ref, Adapter], stay: Sequence[Replica], observed: O
             revision = artifact.revision if isinstance(artifact, Artifact) else ""
             failures = [r for r in elsewhere if r.state == "Failed" and r.revision == revision]
             if any(failure.reason in PERMANENT for failure in failures):
-                continue        # it will never be Ready there: waiting would not end
+                continue  # it will never be Ready there: waiting would not end
             return f"it serves the last copy of {ref}", bool(failures)
         return None
 

@@ -100,7 +100,7 @@ class BaseModel:
     runtime: Mapping[str, Any] = field(default_factory=dict)
     allowed_namespaces: AllowedNamespaces = AllowedNamespaces()
     generation: int = 1
-    created: str = ""          # RFC 3339, "" outside a cluster; among objects that conflict the oldest wins
+    created: str = ""  # RFC 3339, "" outside a cluster; among objects that conflict the oldest wins
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,9 +76,9 @@ class Replica:
     pages_free: int = 0
     running: int = 0
     waiting: int = 0
-    failures: int = 0          # starts in a row that did not reach Ready
-    retry_at: float = 0.0      # monotonic seconds; a Failed replica is not started before
-    since: float = 0.0         # monotonic seconds of the last change of state
+    failures: int = 0  # starts in a row that did not reach Ready
+    retry_at: float = 0.0  # monotonic seconds; a Failed replica is not started before
+    since: float = 0.0  # monotonic seconds of the last change of state
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +86,6 @@ class Observed:
     """What the world looks like. It may be stale: the planner must be safe on yesterday's picture."""
 
     replicas: Mapping[str, Replica] = field(default_factory=dict)
-    artifacts: Mapping[Ref, Artifact | Unresolved] = field(default_factory=dict)        # by adapter
-    base_artifacts: Mapping[Ref, Artifact | Unresolved] = field(default_factory=dict)   # by base model
-    load_retry_at: Mapping[tuple[Ref, str], float] = field(default_factory=dict)        # by (adapter, replica)
+    artifacts: Mapping[Ref, Artifact | Unresolved] = field(default_factory=dict)  # by adapter
+    base_artifacts: Mapping[Ref, Artifact | Unresolved] = field(default_factory=dict)  # by base model
+    load_retry_at: Mapping[tuple[Ref, str], float] = field(default_factory=dict)  # by (adapter, replica)

@@ -78,7 +78,7 @@ def place(
     needed = min(adapter.copies_min, len(candidates))
     refused = next((r for residents in there.values() for r in residents if _refuses(r, revision)), None)
     surplus = _extra(adapter, ready, stands)
-    if len(ready) >= needed:        # memories of failures that no longer matter
+    if len(ready) >= needed:  # memories of failures that no longer matter
         surplus += tuple(name for name in there if name not in holders and _only_failed(there[name]))
     targets = [name for name in holders if name not in surplus]
     if refused is None and len(holders) < needed:
@@ -95,9 +95,7 @@ def _refuses(resident: Resident, revision: str) -> bool:
     return resident.revision == revision and resident.state == "Failed" and resident.reason in PERMANENT
 
 
-def _preferred(
-    free: Sequence[Replica], stands: Mapping[str, Standing], counts: Mapping[str, int]
-) -> list[Replica]:
+def _preferred(free: Sequence[Replica], stands: Mapping[str, Standing], counts: Mapping[str, int]) -> list[Replica]:
     """Where a load failed comes last: it stays remembered there until the copies are made good elsewhere."""
     return sorted(
         free,

@@ -15,7 +15,7 @@ from lorafleet_operator.core.actions import StartReplica, StopReplica
 from lorafleet_operator.core.objects import Artifact, BaseModel, Replica
 
 DRAIN_SECONDS = 30.0
-OVERDUE_SECONDS = 10.0      # a drain that takes so much longer than allowed has lost whoever was to end it
+OVERDUE_SECONDS = 10.0  # a drain that takes so much longer than allowed has lost whoever was to end it
 
 # Says why a replica must not stop yet, or None; the flag is set when loading elsewhere fails for want of room.
 Held = Callable[[Replica], tuple[str, bool] | None]
@@ -26,7 +26,7 @@ class Fleet:
     """The replicas of one base model, sorted by what they are to its current settings."""
 
     base: BaseModel
-    spec_hash: str                          # "" while the weights are unresolved: then nothing counts as outdated
+    spec_hash: str  # "" while the weights are unresolved: then nothing counts as outdated
     kept: tuple[Replica, ...]
     surplus: tuple[Replica, ...]
     outdated: tuple[Replica, ...]
@@ -114,7 +114,7 @@ def _starts(
             wakes.append(replica.retry_at)
     room = min(fleet.base.replicas - len(fleet.kept), _budget(fleet, stuck))
     reused = [r for r in fleet.outdated if _dead(r)][: max(room, 0)]
-    for replica in reused:      # a dead one is no loss: its index starts again with the new settings, at once
+    for replica in reused:  # a dead one is no loss: its index starts again with the new settings, at once
         starts.append(_start(fleet, artifact, replica.name, replica.index, "the settings it ran with have changed"))
     names = set(taken)
     indexes = {r.index for r in (*fleet.kept, *fleet.surplus, *fleet.outdated, *fleet.draining)}
@@ -152,7 +152,7 @@ def _stops(fleet: Fleet, held: Held) -> tuple[tuple[StopReplica, ...], list[tupl
         ready = replica.state == "Ready"
         if replica.state == "Failed":
             stops.append(StopReplica(replica.name, 0.0, reason, replica.incarnation))
-        elif spare <= 0 if ready else not settled:      # on a stale picture a Ready one is still Starting
+        elif spare <= 0 if ready else not settled:  # on a stale picture a Ready one is still Starting
             waits.append((replica.name, "too few others are Ready", False))
         elif fleet.base.replicas and (blocked := _blocked(fleet, replica, held)):
             waits.append((replica.name, *blocked))

@@ -164,7 +164,9 @@ def _workload(fleet: Fleet, source: Artifact | Unresolved | None, plan: Plan) ->
             return Condition(name, False, "ReplicaFailed", f"{replica.name}: {replica.message}")
     waiting = [f"{r.name} stays: {plan.waits[r.name]}" for r in fleet.outdated if r.name in plan.waits]
     if fleet.outdated:
-        return Condition(name, False, "RollingOut", "; ".join(waiting) or "new settings reach one replica after another")
+        return Condition(
+            name, False, "RollingOut", "; ".join(waiting) or "new settings reach one replica after another"
+        )
     ready = sum(replica.state == "Ready" for replica in fleet.kept)
     if ready < wanted:
         return Condition(name, False, "ReplicasStarting", f"{ready} of {wanted} replicas are Ready")

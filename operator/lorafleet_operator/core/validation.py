@@ -106,7 +106,7 @@ def _tenant_findings(desired: Desired) -> Iterator[Finding]:
         yield from missing
         yield from _missing_models(tenant, desired)
         if refusals or any(finding.refuses for finding in missing):
-            continue        # what a refused tenant claims stays free for the next
+            continue  # what a refused tenant claims stays free for the next
         for index, namespace in enumerate(tenant.namespaces):
             namespaces[namespace] = _Owner(tenant.name, f".spec.namespaces[{index}]")
         for index, ref in enumerate(tenant.api_keys):

@@ -97,9 +97,7 @@ def _refuse_missing(folder: Path) -> None:
                 f"{name} is a pickle, which can run code when it is read, and is never loaded; "
                 f"save the adapter as {WEIGHTS_FILE} (PEFT: save_pretrained with safe_serialization=True)"
             )
-    raise InvalidAdapter(
-        f"{WEIGHTS_FILE} is missing; an adapter is a folder that PEFT's save_pretrained wrote"
-    )
+    raise InvalidAdapter(f"{WEIGHTS_FILE} is missing; an adapter is a folder that PEFT's save_pretrained wrote")
 
 
 def _modules(keys: list[str], config: DecoderConfig) -> list[_Module]:
@@ -128,13 +126,9 @@ def _modules(keys: list[str], config: DecoderConfig) -> list[_Module]:
             )
         module.keys[match["half"]] = key
     if not found:
-        raise InvalidAdapter(
-            f"{WEIGHTS_FILE} holds no LoRA tensor; was the adapter saved before it was trained?"
-        )
+        raise InvalidAdapter(f"{WEIGHTS_FILE} holds no LoRA tensor; was the adapter saved before it was trained?")
     if len(names) > 1:
-        raise InvalidAdapter(
-            f"{WEIGHTS_FILE} holds several adapters ({', '.join(sorted(names))}); save one a folder"
-        )
+        raise InvalidAdapter(f"{WEIGHTS_FILE} holds several adapters ({', '.join(sorted(names))}); save one a folder")
     return [found[place] for place in sorted(found, key=lambda at: (at[0], LORA_TARGETS.index(at[1])))]
 
 
@@ -167,9 +161,7 @@ def _check_shapes(
     for module in modules:
         for half, other in (("A", "B"), ("B", "A")):
             if half not in module.keys:
-                raise InvalidAdapter(
-                    f"{module.keys[other]} has no lora_{half} beside it; the file is incomplete"
-                )
+                raise InvalidAdapter(f"{module.keys[other]} has no lora_{half} beside it; the file is incomplete")
         out, width = config.linear_shape(module.target)
         a, b = (list(file.get_slice(module.keys[half]).get_shape()) for half in "AB")
         for half, shape, fits, wanted in (
@@ -204,8 +196,6 @@ def _pair(module: _Module, file: Any, settings: AdapterConfig) -> LoraPair:
         # A copy, never a view of the mapped file: the file may be replaced while the adapter is being served.
         halves[half] = tensor.to(torch.float32, copy=True)
         if not bool(torch.isfinite(halves[half]).all()):
-            raise InvalidAdapter(
-                f"{key} has NaN or infinite values; the training diverged or the file is damaged"
-            )
+            raise InvalidAdapter(f"{key} has NaN or infinite values; the training diverged or the file is damaged")
     rank = halves["A"].shape[0]
     return LoraPair(halves["A"], halves["B"].mul_(settings.scale(module.path, rank)))

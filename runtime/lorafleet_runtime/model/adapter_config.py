@@ -5,13 +5,15 @@ Knows no tensors. Ranks are not read from here: tensor shapes say them, as confi
 
 from __future__ import annotations
 
+import functools
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import regex  # type: ignore[import-untyped]
 
 from lorafleet_runtime.model.errors import InvalidAdapter
 
@@ -36,6 +38,7 @@ _REFUSED: tuple[tuple[str, str, str], ...] = (
 # Initialisations that subtract their start from the base model's weights. PEFT writes `true` in their place
 # once such an adapter has been converted into a plain one, so the name alone tells an unconverted one.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+_MATCH_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,7 @@ class AdapterConfig:
         """PEFT's scale of one module (`model.layers.0.self_attn.q_proj`): α/r, or α/√r with rsLoRA."""
         alpha = self.alpha
         for pattern, value in self.alpha_pattern.items():
-            if re.match(rf"(.*\.)?({pattern})$", module):
+            if _matches(pattern, module):
                 alpha = value
                 break
         return alpha / (math.sqrt(rank) if self.rslora else rank)
@@ -81,6 +84,21 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
     )
 
 
+@functools.lru_cache(maxsize=4096)  # PEFT may write a pattern a module, and every module tries every pattern
+def _compile(pattern: str) -> Any:
+    return regex.compile(rf"(.*\.)?({pattern})$")
+
+
+def _matches(pattern: str, module: str) -> bool:
+    """PEFT's rule. Patterns come from tenants, and the standard library's `re` has no limit of time."""
+    try:
+        return _compile(pattern).match(module, timeout=_MATCH_SECONDS) is not None
+    except TimeoutError:
+        raise InvalidAdapter(
+            f"{CONFIG_FILE}: matching the pattern {pattern!r} takes too long; write it plainly"
+        ) from None
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
@@ -95,9 +113,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     return raw
 
 
-def _number(raw: Mapping[str, Any], field: str, default: float) -> float:
+def _number(raw: Mapping[str, Any], field: str, default: float | None = None) -> float:
     value = raw.get(field)
-    if value is None:
+    if value is None and default is not None:
         return default
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise InvalidAdapter(f"{CONFIG_FILE}: {field} must be a finite number, got {value!r}")
@@ -107,17 +125,15 @@ def _number(raw: Mapping[str, Any], field: str, default: float) -> float:
 def _pattern(raw: Mapping[str, Any], field: str) -> dict[str, float]:
     patterns = raw.get(field) or {}
     if not isinstance(patterns, dict):
-        raise InvalidAdapter(
-            f"{CONFIG_FILE}: {field} must be an object of module pattern to number, got {patterns!r}"
-        )
+        raise InvalidAdapter(f"{CONFIG_FILE}: {field} must be an object of module pattern to number, got {patterns!r}")
     for pattern in patterns:
         try:
-            re.compile(rf"(.*\.)?({pattern})$")
-        except re.error as error:
+            _compile(pattern)
+        except regex.error as error:
             raise InvalidAdapter(
                 f"{CONFIG_FILE}: {field} key {pattern!r} is not a regular expression: {error}"
             ) from None
-    return {pattern: _number(patterns, pattern, 8.0) for pattern in patterns}
+    return {pattern: _number(patterns, pattern) for pattern in patterns}
 
 
 def _warnings(raw: Mapping[str, Any]) -> tuple[str, ...]:

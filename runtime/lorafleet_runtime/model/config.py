@@ -34,10 +34,10 @@ class DecoderConfig:
     max_position_embeddings: int
     rope_scaling: RopeScaling | None = None
     tie_word_embeddings: bool = False
-    attention_bias: bool = False         # q, k, v have a bias (Qwen2); o as well when attention_output_bias
+    attention_bias: bool = False  # q, k, v have a bias (Qwen2); o as well when attention_output_bias
     attention_output_bias: bool = False
     mlp_bias: bool = False
-    qk_norm: bool = False                # RMSNorm over head_dim of q and k before RoPE (Qwen3)
+    qk_norm: bool = False  # RMSNorm over head_dim of q and k before RoPE (Qwen3)
     eos_token_ids: tuple[int, ...] = ()
     bos_token_id: int | None = None
 

@@ -1,7 +1,7 @@
 """The decoder of the Llama and Qwen families over paged KV, with LoRA at every linear layer.
 
 Written as a function of a flat batch: it knows tokens, positions and where KV goes; not requests, ranks or adapters'
-names. """
+names."""
 
 from __future__ import annotations
 

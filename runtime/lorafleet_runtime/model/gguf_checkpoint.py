@@ -146,9 +146,7 @@ class _Fields:
                 f"{self.architecture}.{key} differs by layer, which is not supported yet; use a uniform model"
             )
         if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-            raise InvalidCheckpoint(
-                f"{self.file}: {self.architecture}.{key} must be a number above 0, got {value!r}"
-            )
+            raise InvalidCheckpoint(f"{self.file}: {self.architecture}.{key} must be a number above 0, got {value!r}")
         return float(value)
 
     def size(self, key: str, default: int | None = None) -> int:
@@ -182,9 +180,7 @@ def _linear_scaling(fields: _Fields) -> RopeScaling | None:
         return None
     if kind == "linear":
         return RopeScaling("linear", fields.number("rope.scaling.factor"))
-    raise UnsupportedModel(
-        f"rope scaling {kind!r} is not supported yet; supported are none, linear and Llama 3's"
-    )
+    raise UnsupportedModel(f"rope scaling {kind!r} is not supported yet; supported are none, linear and Llama 3's")
 
 
 def _with_llama3_scaling(config: DecoderConfig, file: GgufFile, fields: _Fields) -> DecoderConfig:
@@ -204,9 +200,7 @@ def _with_llama3_scaling(config: DecoderConfig, file: GgufFile, fields: _Fields)
     if (
         divisors.shape != (config.head_dim // 2,)
         or config.rope_scaling is not None
-        or not torch.allclose(
-            inverse_frequencies(plain) / divisors, inverse_frequencies(scaled), rtol=1e-4, atol=0.0
-        )
+        or not torch.allclose(inverse_frequencies(plain) / divisors, inverse_frequencies(scaled), rtol=1e-4, atol=0.0)
     ):
         raise UnsupportedModel(
             f"{_ROPE_FREQS} is not a Llama 3 rope scaling with low_freq_factor 1 and high_freq_factor 4, "

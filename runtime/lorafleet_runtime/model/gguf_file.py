@@ -111,14 +111,10 @@ class _Header:
 
     def read(self) -> GgufFile:
         if self._data[:4] != b"GGUF":
-            raise InvalidCheckpoint(
-                f"{self._path.name} is not a GGUF file (it starts with {self._data[:4]!r})"
-            )
+            raise InvalidCheckpoint(f"{self._path.name} is not a GGUF file (it starts with {self._data[:4]!r})")
         version = self._scalar("<I")
         if version not in (2, 3):
-            raise UnsupportedModel(
-                f"{self._path.name} is GGUF version {version}; supported are 2 and 3, little-endian"
-            )
+            raise UnsupportedModel(f"{self._path.name} is GGUF version {version}; supported are 2 and 3, little-endian")
         tensors, fields = self._scalar("<Q"), self._scalar("<Q")
         metadata: dict[str, Any] = {}
         for _ in range(fields):
@@ -127,9 +123,7 @@ class _Header:
         table = [self._tensor() for _ in range(tensors)]
         alignment = int(metadata.get("general.alignment", 32)) or 32
         start = -(-self._at // alignment) * alignment
-        return GgufFile(
-            self._path, metadata, {t.name: t for t in (self._place(entry, start) for entry in table)}
-        )
+        return GgufFile(self._path, metadata, {t.name: t for t in (self._place(entry, start) for entry in table)})
 
     def _scalar(self, form: str) -> Any:
         value = struct.unpack_from(form, self._data, self._at)[0]
@@ -177,9 +171,7 @@ class _Header:
         elements = 1
         for dimension in entry.shape:
             elements *= dimension
-        placed = StoredTensor(
-            entry.name, entry.shape, entry.kind, start + entry.offset, elements // block * size
-        )
+        placed = StoredTensor(entry.name, entry.shape, entry.kind, start + entry.offset, elements // block * size)
         if not entry.shape or entry.shape[-1] % block:
             raise InvalidCheckpoint(
                 f"{self._path.name}: {entry.name} has shape {list(entry.shape)}, "

@@ -18,14 +18,8 @@ SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
 
 def unsupported_architecture(name: object) -> UnsupportedModel:
     """The refusal of a model family, with the families that are supported."""
-    moe = (
-        "; mixture-of-experts models are not supported yet"
-        if any(w in str(name) for w in ("moe", "mixtral"))
-        else ""
-    )
-    return UnsupportedModel(
-        f"architecture {name!r} is not supported yet; supported are {', '.join(SUPPORTED)}{moe}"
-    )
+    moe = "; mixture-of-experts models are not supported yet" if any(w in str(name) for w in ("moe", "mixtral")) else ""
+    return UnsupportedModel(f"architecture {name!r} is not supported yet; supported are {', '.join(SUPPORTED)}{moe}")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -33,9 +27,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InvalidCheckpoint(
-            f"{path.name} is missing in {path.parent}; give the folder that it lies in"
-        ) from None
+        raise InvalidCheckpoint(f"{path.name} is missing in {path.parent}; give the folder that it lies in") from None
     except (OSError, ValueError) as error:
         raise InvalidCheckpoint(f"{path.name} cannot be read: {error}") from error
     if not isinstance(raw, dict):
@@ -97,9 +89,7 @@ def _refuse(raw: Mapping[str, Any]) -> None:
         raise UnsupportedModel(f"hidden_act {raw['hidden_act']!r} is not supported yet; supported is silu")
     for field in ("num_local_experts", "num_experts"):
         if raw.get(field):
-            raise UnsupportedModel(
-                f"mixture of experts ({field}={raw[field]}) is not supported yet; use a dense model"
-            )
+            raise UnsupportedModel(f"mixture of experts ({field}={raw[field]}) is not supported yet; use a dense model")
     if quantization := raw.get("quantization_config"):
         method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
         raise UnsupportedModel(

@@ -2,7 +2,7 @@
 
 A decoder layer has four fused linear groups; an adapter has A and Bᵀ of some of their projections. Per layer they
 form one vector, group after group: the A rows of the group's projections, then their Bᵀ rows. The vector is cut into
-pages; page ids are the same in every layer, as for KV. Rank-exact: nothing is padded but the last page. """
+pages; page ids are the same in every layer, as for KV. Rank-exact: nothing is padded but the last page."""
 
 from __future__ import annotations
 

@@ -80,16 +80,12 @@ def _files(folder: Path) -> list[Path]:
     """The shards that the index names, or else the folder's safetensors files."""
     if (folder / INDEX_FILE).exists():
         shards = read_json(folder / INDEX_FILE).get("weight_map")
-        if not isinstance(shards, dict) or not all(
-            isinstance(s, str) and Path(s).name == s for s in shards.values()
-        ):
+        if not isinstance(shards, dict) or not all(isinstance(s, str) and Path(s).name == s for s in shards.values()):
             raise InvalidCheckpoint(f"{INDEX_FILE}: weight_map must map tensor names to files in this folder")
         paths = [folder / name for name in sorted(set(shards.values()))]
         for path in paths:
             if not path.is_file():
-                raise InvalidCheckpoint(
-                    f"{path.name} is missing, and {INDEX_FILE} names it; copy the checkpoint again"
-                )
+                raise InvalidCheckpoint(f"{path.name} is missing, and {INDEX_FILE} names it; copy the checkpoint again")
         return paths
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
@@ -102,7 +98,5 @@ def _files(folder: Path) -> list[Path]:
                 "use a checkpoint in safetensors or GGUF"
             )
         if path.suffix == ".gguf":
-            raise InvalidCheckpoint(
-                f"{folder} holds no safetensors; to load its GGUF file, give {path} itself"
-            )
+            raise InvalidCheckpoint(f"{folder} holds no safetensors; to load its GGUF file, give {path} itself")
     raise InvalidCheckpoint(f"{folder} holds no *.safetensors file; copy the checkpoint again")

@@ -31,9 +31,7 @@ LLAMA3_SCALING = RopeScaling("llama3", 8.0, 1.0, 4.0, original_max_position_embe
 """Stretches a tiny model's low frequencies within its few hundred positions."""
 
 
-def tiny_config(
-    architecture: Literal["llama", "mistral", "qwen2", "qwen3"] = "llama", **changes: Any
-) -> DecoderConfig:
+def tiny_config(architecture: Literal["llama", "mistral", "qwen2", "qwen3"] = "llama", **changes: Any) -> DecoderConfig:
     """A decoder of about 0.1 million weights with grouped heads; `changes` are fields of DecoderConfig.
 
     Its vocabulary is that of `tiny_tokenizer`: bytes, then the special tokens, of which 258 ends a turn.

@@ -7,10 +7,7 @@ from collections.abc import Iterable
 from lorafleet_runtime.model.config import LORA_TARGETS, DecoderConfig
 from lorafleet_runtime.model.errors import InvalidCheckpoint
 
-BLOCKS = {
-    target: "mlp" if target in ("gate_proj", "up_proj", "down_proj") else "self_attn"
-    for target in LORA_TARGETS
-}
+BLOCKS = {target: "mlp" if target in ("gate_proj", "up_proj", "down_proj") else "self_attn" for target in LORA_TARGETS}
 
 
 def has_bias(config: DecoderConfig, target: str) -> bool:
@@ -51,9 +48,7 @@ def check_complete(found: Iterable[tuple[str, str, tuple[int, ...]]], config: De
     seen: set[str] = set()
     for name, stored_name, shape in found:
         if name in seen:
-            raise InvalidCheckpoint(
-                f"tensor {stored_name} occurs twice; the checkpoint's files do not belong together"
-            )
+            raise InvalidCheckpoint(f"tensor {stored_name} occurs twice; the checkpoint's files do not belong together")
         if name not in missing:
             raise InvalidCheckpoint(
                 f"tensor {stored_name} is not part of this {config.architecture} decoder; "

@@ -1,0 +1,162 @@
+"""The admin port's answers become values or typed errors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from lorafleet_operator import errors
+from lorafleet_operator.core.objects import Artifact, ArtifactFile
+from lorafleet_operator.runtime_client import RuntimeClient, parse_state
+
+ARTIFACT = Artifact("sha256:1", (ArtifactFile("adapter_config.json", "file:///a", "ab", 2),))
+STATE = {
+    "version": 1, "incarnation": "i1", "epoch": 3, "phase": "Ready", "message": "", "progress": 1.0,
+    "pages": {"total": 10, "free": 4}, "load": {"running": 2, "waiting": 1},
+    "adapters": [{"id": "acme.pirate", "revision": "sha256:1", "state": "Ready", "rank": 8, "pages": 1, "bytes": 5,
+                  "resident": True, "running": 1, "waiting": 0}],
+}  # fmt: skip
+
+Answer = Callable[[httpx.Request], httpx.Response]
+
+
+class Port:
+    """An admin port in memory: remembers the requests, answers as told."""
+
+    def __init__(self) -> None:
+        self.requests: list[httpx.Request] = []
+        self.answer: Answer = lambda request: httpx.Response(200, json={})
+        self.client = RuntimeClient("http://runtime", "secret", epoch=7, transport=httpx.MockTransport(self._handle))
+
+    def _handle(self, request: httpx.Request) -> httpx.Response:
+        self.requests.append(request)
+        return self.answer(request)
+
+
+@pytest.fixture
+async def port() -> AsyncIterator[Port]:
+    port = Port()
+    yield port
+    await port.client.close()
+
+
+def refusal(status: int, code: str, message: str = "because") -> Answer:
+    return lambda request: httpx.Response(status, json={"error": {"message": message, "type": "t", "code": code}})
+
+
+async def test_the_state_is_read_with_what_decisions_need(port: Port) -> None:
+    port.answer = lambda request: httpx.Response(200, json=STATE, headers={"ETag": '"1"'})
+    state = await port.client.state()
+
+    assert (state.incarnation, state.phase, state.epoch) == ("i1", "Ready", 3)
+    assert (state.pages_total, state.pages_free, state.running, state.waiting) == (10, 4, 2, 1)
+    assert [(a.id, a.state, a.rank, a.running) for a in state.adapters] == [("acme.pirate", "Ready", 8, 1)]
+
+
+async def test_an_unchanged_state_is_the_same_object(port: Port) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        unchanged = request.headers.get("If-None-Match") == '"1"'
+        return httpx.Response(304) if unchanged else httpx.Response(200, json=STATE, headers={"ETag": '"1"'})
+
+    port.answer = answer
+    first, second = await port.client.state(), await port.client.state()
+
+    assert first is second
+    assert len(port.requests) == 2
+
+
+async def test_a_load_carries_token_epoch_and_files(port: Port) -> None:
+    port.answer = lambda request: httpx.Response(202, json={"id": "acme.pirate", "state": "Loading"})
+    state = await port.client.put_adapter("acme.pirate", ARTIFACT, pinned=True)
+    (request,) = port.requests
+
+    assert state == "Loading"
+    assert (request.method, request.url.path) == ("PUT", "/admin/adapters/acme.pirate")
+    assert request.headers["Authorization"] == "Bearer secret"
+    assert request.headers["Lorafleet-Epoch"] == "7"
+    assert json.loads(request.content) == {
+        "revision": "sha256:1", "pinned": True,
+        "files": [{"name": "adapter_config.json", "url": "file:///a", "sha256": "ab", "size": 2}],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("status", "gone"), [(204, True), (202, False)])
+async def test_an_unload_says_whether_it_is_gone(port: Port, status: int, gone: bool) -> None:
+    port.answer = lambda request: httpx.Response(status, json={} if status == 202 else None)
+
+    assert await port.client.delete_adapter("acme.pirate") is gone
+
+
+async def test_a_drain_is_fenced(port: Port) -> None:
+    await port.client.drain()
+
+    assert [(r.method, r.url.path, r.headers["Lorafleet-Epoch"]) for r in port.requests] == [
+        ("POST", "/admin/drain", "7")
+    ]
+
+
+@pytest.mark.parametrize(("status", "code", "kind", "reason"), [
+    (401, "unauthorized", errors.Unauthorized, "Unauthorized"),
+    (409, "stale_epoch", errors.StaleEpoch, "StaleEpoch"),
+    (409, "digest_mismatch", errors.AdapterRefused, "DigestMismatch"),
+    (422, "invalid_adapter", errors.AdapterRefused, "InvalidAdapter"),
+    (422, "rank_too_high", errors.AdapterRefused, "RankTooHigh"),
+    (502, "fetch_failed", errors.FetchFailed, "FetchFailed"),
+    (507, "no_room", errors.NoRoom, "NoRoom"),
+    (500, "internal", errors.RuntimeRefused, "RuntimeRefused"),
+])  # fmt: skip
+async def test_each_refusal_has_its_type_and_reason(
+    port: Port, status: int, code: str, kind: type[errors.RuntimeRefused], reason: str
+) -> None:
+    port.answer = refusal(status, code)
+    with pytest.raises(kind, match="because") as caught:
+        await port.client.put_adapter("acme.pirate", ARTIFACT)
+
+    assert type(caught.value) is kind
+    assert (caught.value.reason, caught.value.status, caught.value.code) == (reason, status, code)
+
+
+async def test_an_error_without_the_contracts_body_is_still_a_refusal(port: Port) -> None:
+    port.answer = lambda request: httpx.Response(503, text="<html>no</html>")
+    with pytest.raises(errors.RuntimeRefused, match="<html>no") as caught:
+        await port.client.state()
+
+    assert caught.value.status == 503
+
+
+@pytest.mark.parametrize("failure", [
+    httpx.ConnectError("refused"), httpx.ReadTimeout("slow"), httpx.RemoteProtocolError("cut"),
+])  # fmt: skip
+async def test_no_answer_is_unreachable(port: Port, failure: httpx.TransportError) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        raise failure
+
+    port.answer = answer
+    with pytest.raises(errors.RuntimeUnreachable, match="GET http://runtime/admin/state"):
+        await port.client.state()
+
+
+@pytest.mark.parametrize(
+    "body", [b"not json", b"[]", b"{}", b'{"incarnation": "i", "phase": "Ready", "adapters": [{}]}']
+)
+async def test_an_answer_outside_the_contract_is_a_protocol_error(port: Port, body: bytes) -> None:
+    port.answer = lambda request: httpx.Response(200, content=body)
+    with pytest.raises(errors.RuntimeProtocolError):
+        await port.client.state()
+
+
+def test_a_state_while_loading_may_lack_what_is_not_known_yet() -> None:
+    body: dict[str, Any] = {
+        "incarnation": "i",
+        "phase": "Loading",
+        "progress": 0.5,
+        "model": None,
+        "pages": None,
+        "load": None,
+    }
+
+    assert parse_state(body).progress == 0.5
