@@ -13,7 +13,9 @@ class World(Protocol):
     """What the planner's shell needs of a world. Executing is dumb and idempotent: a failed action is not retried in
     place, the next pass plans again from what is observed."""
 
-    async def observe(self) -> tuple[Desired, Observed]: ...
+    async def observe(self) -> tuple[Desired, Observed]:
+        """What is wanted, without the objects that `validation.admit` refuses, and what is there."""
+        ...
 
     async def execute(self, action: Action) -> None: ...
 

@@ -78,7 +78,7 @@ def _sentencepiece_bpe(tokens: list[str], header: dict[str, Any]) -> Tokenizer:
     merges = list(_merges(vocab, header["tokenizer.ggml.scores"], types))
     unknown = tokens[header.get("tokenizer.ggml.unknown_token_id", 0)]
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
-    space = [normalizers.Replace(" ", "▁")]
+    space: list[normalizers.Normalizer] = [normalizers.Replace(" ", "▁")]
     if header.get("tokenizer.ggml.add_space_prefix", True):
         space.insert(0, normalizers.Prepend("▁"))
     tokenizer.normalizer = normalizers.Sequence(space)

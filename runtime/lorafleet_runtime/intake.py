@@ -126,7 +126,7 @@ def _job(
     unique = uuid.uuid4().hex
     tenant, weight = _identity(service, headers)
     seed = random.getrandbits(63) if request.seed is None else request.seed
-    requests = []
+    requests: list[AddRequest] = []
     for prompt in prompts:
         limits.check_ids(prompt, "prompt")
         max_tokens = limits.max_tokens(prompt)

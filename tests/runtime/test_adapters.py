@@ -8,10 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from lorafleet_runtime.admin import create_admin_app
 from lorafleet_runtime.protocol import AddRequest, Sampling
 from lorafleet_runtime.scripted_engine import ScriptedEngine
-from lorafleet_runtime.service import Service, Settings
 
 PATH = "/admin/adapters/acme.pirate"
 
@@ -112,6 +110,7 @@ async def test_what_cannot_be_fetched_is_told_and_kept_until_the_next_order(
     status: int,
     code: str,
     reason: str,
+    order: Callable[[str], dict[str, Any]],
     tmp_path: Path,
 ) -> None:
     good = dict(first)
@@ -158,7 +157,7 @@ async def test_delete_drains_while_requests_hold_the_adapter(
 
 
 async def test_a_newer_revision_replaces_one_that_is_still_being_fetched(
-    admin: httpx.AsyncClient, engine: ScriptedEngine, first: dict[str, Any], tmp_path: Path
+    admin: httpx.AsyncClient, engine: ScriptedEngine, first: dict[str, Any], order: Callable[[str], dict[str, Any]]
 ) -> None:
     second = order("second")
     old = asyncio.create_task(admin.put(PATH, params={"wait": 5}, json=first))

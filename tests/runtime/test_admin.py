@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,6 @@ import httpx
 import pytest
 
 from lorafleet_runtime.admin import create_admin_app
-from lorafleet_runtime.protocol import AddRequest, Sampling
 from lorafleet_runtime.scripted_engine import ScriptedEngine
 from lorafleet_runtime.service import Service, Settings
 
@@ -116,7 +114,10 @@ async def test_the_admin_token_guards_everything_but_health(service: Service) ->
     assert (allowed.status_code, health.status_code) == (200, 200)
 
 
-async def test_vllms_calls_answer_with_vllms_texts(admin: httpx.AsyncClient, tmp_path: Path) -> None:
+async def test_vllms_calls_answer_with_vllms_texts(
+    admin: httpx.AsyncClient, order: Callable[[str], dict[str, Any]], tmp_path: Path
+) -> None:
+    order("sql")
     body = {"lora_name": "sql", "lora_path": str(tmp_path / "sql")}
     loaded = await admin.post("/v1/load_lora_adapter", json=body)
     again = await admin.post("/v1/load_lora_adapter", json=body)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,7 +48,7 @@ def test_the_defaults_are_accepted(config: EngineConfig) -> None:
         ("threads", -1, "--threads"),
     ],
 )
-def test_every_bound_names_its_flag(config: EngineConfig, field: str, value: object, flag: str) -> None:
+def test_every_bound_names_its_flag(config: EngineConfig, field: str, value: Any, flag: str) -> None:
     changed = dataclasses.replace(config, **{field: value})
 
     with pytest.raises(ConfigError, match=f"^{flag} "):

@@ -13,7 +13,7 @@ from lorafleet_runtime.token_bytes import TokenBytes
 
 TOKENIZER = tiny_tokenizer()  # a token a byte: every character above ASCII is split
 TABLE = TokenBytes(TOKENIZER)
-EOS = TOKENIZER.token_to_id("<|im_end|>")
+EOS = TOKENIZER.encode("<|im_end|>").ids[0]
 
 ids_lists = st.lists(st.integers(0, 270), max_size=40)
 texts = st.text(st.sampled_from("abcé😀\u0301 \n"), max_size=20)

@@ -1,4 +1,4 @@
-"""The engine in-process on a tiny model: adapters come and go under traffic, and one bad request never harms another."""
+"""The engine in-process on a tiny model: adapters come and go under traffic, and no request harms another."""
 
 from __future__ import annotations
 
@@ -57,8 +57,9 @@ def make(model: Path) -> Iterator[Callable[..., Engine]]:
         engine.close()
 
 
-def adapter_at(folder: Path, seed: int, **changes: float) -> Path:
-    return save_adapter(folder, random_adapter(CONFIG, 4, ("q_proj", "down_proj"), seed, **changes))
+def adapter_at(folder: Path, seed: int, *, alpha: float = 16.0, strength: float = 1.0) -> Path:
+    adapter = random_adapter(CONFIG, 4, ("q_proj", "down_proj"), seed, alpha=alpha, strength=strength)
+    return save_adapter(folder, adapter)
 
 
 def settle(engine: Engine) -> dict[str, tuple[str, str]]:
