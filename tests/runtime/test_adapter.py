@@ -1,11 +1,9 @@
-"""Adapters read as PEFT reads them, and refused by name where they cannot be served."""
+"""Adapters read as PEFT reads them."""
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import json
-import math
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,12 +18,10 @@ from torch import Tensor
 from lorafleet_runtime.model.adapter import AdapterWeights, read_adapter
 from lorafleet_runtime.model.adapter_config import AdapterConfig
 from lorafleet_runtime.model.config import LORA_TARGETS
-from lorafleet_runtime.model.errors import AdapterError, InvalidAdapter, RankTooHigh
 from lorafleet_runtime.model.tiny import random_adapter, save_adapter, save_tiny_model, tiny_config
 from lorafleet_runtime.model.weights import BLOCKS
 
 CONFIG = tiny_config()
-Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
 
 
 @pytest.fixture(autouse=True)
@@ -41,18 +37,6 @@ def edit_config(folder: Path, **changes: Any) -> None:
 def rename(folder: Path, change: Callable[[str], str]) -> None:
     tensors = load_file(folder / "adapter_model.safetensors")
     save_file({change(key): tensor for key, tensor in tensors.items()}, folder / "adapter_model.safetensors")
-
-
-def edit_tensors(folder: Path, **changes: Any) -> None:
-    """Replace, add or (with ...) drop tensors; `Q0` stands for layer 0's q_proj in names."""
-    tensors = load_file(folder / "adapter_model.safetensors")
-    for name, value in changes.items():
-        key = name.replace("Q0", Q0).replace("__", ".")
-        if value is ...:
-            del tensors[key]
-        else:
-            tensors[key] = value
-    save_file(tensors, folder / "adapter_model.safetensors")
 
 
 def deltas(adapter: AdapterWeights) -> dict[tuple[int, str], Tensor]:
@@ -84,16 +68,20 @@ PEFT_CASES: dict[str, dict[str, Any]] = {
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.parametrize("case", PEFT_CASES.values(), ids=PEFT_CASES.keys())
 @pytest.mark.parametrize("architecture", ["llama", "qwen3"])
-def test_updates_are_those_that_peft_merges(architecture: Any, case: dict[str, Any], tmp_path: Path) -> None:
+def test_updates_are_those_that_peft_loads(architecture: Any, case: dict[str, Any], tmp_path: Path) -> None:
     import peft
     import transformers
 
     config = tiny_config(architecture)
     save_tiny_model(tmp_path / "model", config)
-    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    load_base = functools.partial(
+        transformers.AutoModelForCausalLM.from_pretrained, tmp_path / "model", dtype=torch.float32
+    )
     torch.manual_seed(7)
-    model = peft.get_peft_model(base, peft.LoraConfig(**case, task_type="CAUSAL_LM", init_lora_weights=False))
-    model.save_pretrained(tmp_path / "adapter")
+    settings = peft.LoraConfig(**case, task_type="CAUSAL_LM", init_lora_weights=False)
+    peft.get_peft_model(load_base(), settings).save_pretrained(tmp_path / "adapter")
+    # Loaded again: PEFT sorts patterns when it saves them, and of two that match, the first counts.
+    model = peft.PeftModel.from_pretrained(load_base(), tmp_path / "adapter")
     theirs = {
         (layer, target): module.get_delta_weight("default")
         for layer, block in enumerate(model.base_model.model.model.layers)
@@ -194,137 +182,3 @@ def test_initialisations_that_change_the_base_model_are_warned_of(init: Any, war
     warnings = read_adapter(tmp_path, CONFIG, 64).warnings
 
     assert [("init_lora_weights" in w, repr(init) in w) for w in warnings] == ([(True, True)] if warns else [])
-
-
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        ({"peft_type": "IA3"}, "peft_type 'IA3' is not supported yet"),
-        ({"peft_type": ...}, "peft_type None is not supported yet"),
-        ({"use_dora": True}, "DoRA .*not supported yet; train with use_dora=false"),
-        ({"lora_bias": True}, r"\(lora_bias\) is not supported yet"),
-        ({"bias": "lora_only"}, "bias='lora_only'.* not supported yet"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-        ({"trainable_token_indices": {"embed_tokens": [1]}}, "trainable_token_indices"),
-        ({"target_parameters": ["mlp.experts"]}, "target_parameters"),
-        ({"layer_replication": [[0, 2], [1, 2]]}, "layer_replication"),
-        ({"use_qalora": True}, "use_qalora"),
-        ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens"),
-        ({"use_bdlora": {"nblocks": 2}}, "use_bdlora"),
-        ({"arrow_config": {"top_k": 3}}, "arrow_config"),
-        ({"kasa_config": {"beta": 1}}, "kasa_config"),
-        ({"lora_alpha": "16"}, "lora_alpha must be a finite number, got '16'"),
-        ({"lora_alpha": True}, "lora_alpha must be a finite number"),
-        ({"alpha_pattern": {"q_proj": None}}, "q_proj must be a finite number, got None"),
-        ({"alpha_pattern": {"q_(proj": 3}}, r"alpha_pattern key 'q_\(proj' is not a regular expression"),
-        ({"alpha_pattern": [1]}, "alpha_pattern must be an object"),
-        ({"alpha_pattern": {"(?:[a-z._0-9]{1,9}){9,99}[jx][xy]": 3}}, "takes too long; write it plainly"),
-    ],
-    ids=str,
-)
-def test_configs_that_would_be_served_wrongly_are_refused(changes: dict[str, Any], says: str, tmp_path: Path) -> None:
-    save_adapter(tmp_path, random_adapter(CONFIG))
-    edit_config(tmp_path, **changes)
-
-    with pytest.raises(InvalidAdapter, match=says) as caught:
-        read_adapter(tmp_path, CONFIG, 64)
-    assert caught.value.reason == "InvalidAdapter"
-
-
-def test_explicit_defaults_of_refused_fields_are_no_reason_to_refuse(tmp_path: Path) -> None:
-    save_adapter(tmp_path, random_adapter(CONFIG))
-    edit_config(
-        tmp_path, use_dora=False, lora_bias=False, bias=None, modules_to_save=[], trainable_token_indices=None,
-        target_parameters=[], layer_replication=None, rank_pattern=None, alpha_pattern=None, new_field_of_peft=3,
-    )  # fmt: skip
-
-    assert read_adapter(tmp_path, CONFIG, 64).rank == 8
-
-
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        ({"Q0__lora_B__weight": ...}, r"q_proj\.lora_A\.weight has no lora_B"),
-        ({"Q0__lora_A__weight": ...}, r"q_proj\.lora_B\.weight has no lora_A"),
-        ({"Q0__lora_A__weight": torch.ones(8, 65)}, r"q_proj\.lora_A\.weight has shape \[8, 65\].*takes \[r, 64\]"),
-        ({"Q0__lora_B__weight": torch.ones(128, 8)}, r"lora_B\.weight has shape \[128, 8\].*takes \[64, r\].*tiny-llama"),
-        ({"Q0__lora_A__weight": torch.ones(8)}, r"has shape \[8\]"),
-        ({"Q0__lora_A__weight": torch.ones(4, 64)}, r"has shape \[4, 64\] and .* has \[64, 8\].*ranks must be equal"),
-        ({"Q0__lora_A__weight": torch.ones(8, 64).index_fill(1, torch.tensor(3), math.nan)}, "lora_A.weight has NaN"),
-        ({"Q0__lora_B__weight": torch.full((64, 8), math.inf)}, "lora_B.weight has NaN or infinite"),
-        ({"Q0__lora_A__weight": torch.ones(8, 64, dtype=torch.int8)}, r"dtype torch\.int8"),
-        ({"Q0__lora_magnitude_vector": torch.ones(64)}, "DoRA is not supported yet"),
-        ({"Q0__lora_B__bias": torch.ones(64)}, "lora_bias=false"),
-        ({"base_model__model__lm_head__lora_A__weight": torch.ones(8, 64)}, "embeddings or lm_head"),
-        ({"base_model__model__model__embed_tokens__lora_embedding_A": torch.ones(8, 264)}, "embeddings or lm_head"),
-        ({"base_model__model__lm_head__weight": torch.ones(264, 64)}, "modules_to_save"),
-        ({"base_model__model__model__embed_tokens__token_adapter__trainable_tokens_delta": torch.ones(1, 64)},
-         "trainable_token_indices"),
-        ({"base_model__model__model__layers__0__mlp__q_proj__lora_A__weight": torch.ones(8, 64)},
-         "is not a projection of the base model"),
-        ({"base_model__model__vision__layers__0__self_attn__q_proj__lora_A__weight": torch.ones(8, 64)},
-         "is not a projection of the base model"),
-        ({"base_model__model__model__layers__2__self_attn__q_proj__lora_A__weight": torch.ones(8, 64)},
-         r"is for layer 2, and the base model has 2 layers \(0 to 1\)"),
-        ({"layers__0__self_attn__q_proj__lora_A__weight": torch.ones(8, 64)}, "for the same projection"),
-        ({"Q0__lora_A__default__weight": torch.ones(8, 64)}, "for the same projection"),
-        ({"base_model__model__model__layers__0__mlp__up_proj__lora_A__second__weight": torch.ones(8, 64)},
-         "several adapters"),
-    ],
-)  # fmt: skip
-def test_tensors_that_would_be_served_wrongly_are_refused_by_name(
-    changes: dict[str, Any], says: str, tmp_path: Path
-) -> None:
-    save_adapter(tmp_path, random_adapter(CONFIG))
-    edit_tensors(tmp_path, **changes)
-
-    with pytest.raises(InvalidAdapter, match=says):
-        read_adapter(tmp_path, CONFIG, 64)
-
-
-def test_an_adapter_of_a_larger_model_is_refused_with_both_shapes(tmp_path: Path) -> None:
-    larger = dataclasses.replace(CONFIG, hidden_size=96)
-    save_adapter(tmp_path, random_adapter(larger))
-
-    with pytest.raises(InvalidAdapter, match=rf"{re.escape(Q0)}\.lora_A\.weight has shape \[8, 96\].*takes \[r, 64\]"):
-        read_adapter(tmp_path, CONFIG, 64)
-
-
-def test_a_rank_above_the_maximum_is_its_own_reason(tmp_path: Path) -> None:
-    save_adapter(tmp_path, random_adapter(CONFIG, 8, rank_pattern={"layers.1.self_attn.v_proj": 33}))
-
-    assert read_adapter(tmp_path, CONFIG, 33).rank == 33
-    with pytest.raises(
-        RankTooHigh, match=r"layers\.1\.self_attn\.v_proj\.lora_A\.weight has rank 33.*maximum of 32"
-    ) as e:
-        read_adapter(tmp_path, CONFIG, 32)
-    assert e.value.reason == "RankTooHigh"
-
-
-@pytest.mark.parametrize("keep", [0, 5, 200, 2000, -1])
-def test_cut_files_are_refused(keep: int, tmp_path: Path) -> None:
-    save_adapter(tmp_path, random_adapter(CONFIG))
-    file = tmp_path / "adapter_model.safetensors"
-    file.write_bytes(file.read_bytes()[:keep])
-
-    with pytest.raises(InvalidAdapter, match="damaged or cut short"):
-        read_adapter(tmp_path, CONFIG, 64)
-
-
-def test_missing_files_and_pickles_are_refused_by_name(tmp_path: Path) -> None:
-    save_adapter(tmp_path, random_adapter(CONFIG))
-    file = tmp_path / "adapter_model.safetensors"
-    save_file({}, file)
-    cases: list[tuple[Callable[[], object], str]] = [
-        (lambda: None, "holds no LoRA tensor"),
-        (lambda: file.rename(tmp_path / "adapter_model.bin"), r"adapter_model\.bin is a pickle"),
-        (lambda: (tmp_path / "adapter_model.bin").unlink(), r"adapter_model\.safetensors is missing"),
-        (lambda: (tmp_path / "adapter_config.json").write_text("{"), r"adapter_config\.json cannot be read"),
-        (lambda: (tmp_path / "adapter_config.json").write_text("[]"), "must hold a JSON object"),
-        (lambda: (tmp_path / "adapter_config.json").unlink(), r"adapter_config\.json is missing"),
-    ]
-
-    for change, says in cases:
-        change()
-        with pytest.raises(AdapterError, match=says):
-            read_adapter(tmp_path, CONFIG, 64)
