@@ -155,7 +155,8 @@ class LocalWorld:
             self._dirty.clear()
             delay = await self._pass()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._dirty.wait(), delay)
+                async with asyncio.timeout(delay):      # asyncio.wait_for may swallow a cancellation in 3.11
+                    await self._dirty.wait()
             await asyncio.sleep(0.02)  # one pass for a burst of events
 
     async def _scan(self) -> None:

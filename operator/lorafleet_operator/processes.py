@@ -44,7 +44,8 @@ class Child:
         """Ask it to end, wait up to `patience` seconds, then kill it. Idempotent; returns the exit status."""
         self.signal(signal.SIGTERM)
         try:
-            return await asyncio.wait_for(self.wait(), patience)
+            async with asyncio.timeout(patience):
+                return await self.wait()
         except TimeoutError:
             return await self.kill()
 

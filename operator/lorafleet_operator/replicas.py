@@ -140,7 +140,8 @@ class LocalReplica:
         if self.running and self.child is not None and self._life is not None:
             self._turn("Draining", self.message)
             with contextlib.suppress(RuntimeCallError, TimeoutError):
-                await asyncio.wait_for(self._drain(), drain_seconds)
+                async with asyncio.timeout(drain_seconds):
+                    await self._drain()
             await self.child.stop(self._launch.stop_seconds)
             await self._life
         self._turn("Gone", "")

@@ -42,7 +42,8 @@ class Resolver:
                 woken.clear()
                 await resolve(desired())
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(woken.wait(), every)
+                    async with asyncio.timeout(every):
+                        await woken.wait()
 
         adapters, base_models = self._woken
         await asyncio.gather(loop(adapters, self._resolve_adapters), loop(base_models, self._resolve_base_models))

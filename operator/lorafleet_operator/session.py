@@ -44,7 +44,8 @@ class Session:
     async def tick(self, seconds: float = 0.25) -> None:
         """Wait a moment, or until it is over."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.stop.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self.stop.wait()
 
 
 @contextlib.asynccontextmanager

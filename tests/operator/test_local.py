@@ -208,11 +208,11 @@ async def test_a_crash_loop_backs_off_and_says_why(yard: Yard) -> None:
     (yard.root / "tiny.crash").touch()
     yard.write()
     yard.up()
-    await kit.until(lambda: len(kit.starts(yard.root)) == 3)
+    await kit.until(lambda: len(kit.starts(yard.root)) == 2)
     replica = yard.world.replicas["tiny-0"]
-    await kit.until(lambda: replica.failures == 3)
+    await kit.until(lambda: replica.failures == 2)
 
-    assert replica.retry_at - yard.world.now() > 0.5
+    assert replica.retry_at - yard.world.now() > 0.3
     await kit.until(lambda: "told to crash" in yard.status("BaseModel", "tiny")["Ready"]["message"])
 
     (yard.root / "tiny.crash").unlink()
