@@ -1,8 +1,10 @@
 """The runtime against transformers + PEFT, against itself without adapters, and against the machine's own limit.
 
 `python -m bench.runtime [--quick] [--threads N] [--rounds N]`: SmolLM2-135M in float32, 32 requests over 8 adapters of
-rank 16 on all linear layers, distinct random prompts, greedy. Gate: greedy output of a mixed batch equals PEFT's, token
-by token.
+rank 16 on all linear layers, distinct random prompts, greedy. Two loads: all requests alike (64 tokens in, 64 out),
+which flatters whoever batches by padding, and lengths as traffic has them (16 to 112, both ways, means near 64).
+
+Gate: greedy output of a mixed batch equals PEFT's, token by token.
 """
 
 from __future__ import annotations
@@ -10,12 +12,14 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
+import random
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -75,39 +79,63 @@ def make_adapters(folder: Path, engine: Engine, count: int, seed: int = 0) -> li
     ]
 
 
-def make_prompts(count: int, length: int) -> list[list[int]]:
-    generator = torch.Generator().manual_seed(1)
-    return [torch.randint(10, 49000, (length,), generator=generator).tolist() for _ in range(count)]
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Requests: prompts and how many tokens each wants."""
+
+    name: str
+    prompts: list[list[int]]
+    lengths: list[int]
+
+    @property
+    def output_tokens(self) -> int:
+        return sum(self.lengths)
 
 
-def serve(
-    engine: Engine, prompts: Sequence[list[int]], adapters: Sequence[str | None], length: int
-) -> tuple[dict[int, list[int]], float, list[float]]:
-    """All requests at once. Returns outputs by request, seconds, and the durations of steps in which all decoded."""
-    for i, prompt in enumerate(prompts):
-        engine.handle(
-            AddRequest(str(i), prompt, Sampling(max_tokens=length, temperature=0), adapters[i % len(adapters)])
-        )
-    outputs: dict[int, list[int]] = {i: [] for i in range(len(prompts))}
+def make_load(name: str, count: int, prompts: tuple[int, int], outputs: tuple[int, int], seed: int = 1) -> Load:
+    """Uniform lengths within the given bounds, distinct random prompts."""
+    rng = random.Random(seed)
+    return Load(
+        name,
+        [[rng.randrange(10, 49000) for _ in range(rng.randint(*prompts))] for _ in range(count)],
+        [rng.randint(*outputs) for _ in range(count)],
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Outputs by request, seconds in all, and the durations of the steps in which every request decoded."""
+
+    outputs: dict[int, list[int]]
+    seconds: float
+    decode_steps: list[float]
+
+
+def serve(engine: Engine, load: Load, adapters: Sequence[str | None]) -> Run:
+    """All requests at once, adapters in turn."""
+    for i, (prompt, length) in enumerate(zip(load.prompts, load.lengths, strict=True)):
+        sampling = Sampling(max_tokens=length, temperature=0)
+        engine.handle(AddRequest(str(i), prompt, sampling, adapters[i % len(adapters)]))
+    outputs: dict[int, list[int]] = {i: [] for i in range(len(load.prompts))}
     decoding: list[float] = []
     begun = time.perf_counter()
     while engine.has_work:
         before = time.perf_counter()
         deltas = engine.step()
-        if len(deltas) == len(prompts) and all(outputs[int(d.request_id)] for d in deltas):
+        if len(deltas) == len(outputs) and all(outputs[int(d.request_id)] for d in deltas):
             decoding.append(time.perf_counter() - before)
         for delta in deltas:
             outputs[int(delta.request_id)] += delta.token_ids
-    return outputs, time.perf_counter() - begun, decoding
+    return Run(outputs, time.perf_counter() - begun, decoding)
 
 
 def gate(engine: Engine, oracle: Oracle, folders: Sequence[Path]) -> int:
     """Mixed batch, base rows among it, against PEFT. Returns close calls; exits on a wrong token."""
-    prompts = make_prompts(len(folders) + 1, 24)
+    load = make_load("gate", len(folders) + 1, (8, 24), (12, 12))
     names: list[str | None] = [None, *(f.name for f in folders)]
-    outputs, _, _ = serve(engine, prompts, names, 12)
+    outputs = serve(engine, load, names).outputs
     by_name = {f.name: f for f in folders}
-    return sum(oracle.explains(prompts[i], outputs[i], by_name.get(names[i] or "")) for i in outputs)
+    return sum(oracle.explains(load.prompts[i], outputs[i], by_name.get(names[i] or "")) for i in outputs)
 
 
 @torch.inference_mode()
@@ -124,15 +152,21 @@ def matmul_seconds(engine: Engine, rows: int, repeats: int) -> float:
 
 
 @torch.no_grad()
-def peft_seconds(oracle: Oracle, folders: Sequence[Path], prompts: Sequence[list[int]], length: int) -> float:
-    """transformers + PEFT as a server would use them: swap to each adapter in turn, batch its requests."""
+def peft_seconds(oracle: Oracle, folders: Sequence[Path], load: Load) -> float:
+    """transformers + PEFT as a server would use them: swap to each adapter in turn, batch its requests, padded to the
+    longest prompt and run to the longest output. Only the tokens that were asked for count, as for us."""
     begun = time.perf_counter()
     for index, folder in enumerate(folders):
-        ids = torch.tensor(prompts[index :: len(folders)])
+        prompts, length = load.prompts[index :: len(folders)], max(load.lengths[index :: len(folders)])
+        width = max(map(len, prompts))
         oracle.adapted(folder).generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=length, min_new_tokens=length,
-            do_sample=False, pad_token_id=2,
-        )  # fmt: skip
+            input_ids=torch.tensor([[2] * (width - len(p)) + p for p in prompts]),
+            attention_mask=torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts]),
+            max_new_tokens=length,
+            min_new_tokens=length,
+            do_sample=False,
+            pad_token_id=2,
+        )
     return time.perf_counter() - begun
 
 
@@ -151,7 +185,7 @@ def print_resident(adapters: Path, threads: int) -> None:
     engine = start_engine(threads)
     folders = sorted(adapters.iterdir())
     load_adapters(engine, folders)
-    serve(engine, make_prompts(REQUESTS, 64), [f.name for f in folders], 64)
+    serve(engine, make_load("alike", REQUESTS, (64, 64), (64, 64)), [f.name for f in folders])
     state = engine.state()
     assert state.pages is not None
     assert state.model is not None
@@ -180,49 +214,81 @@ def main() -> None:
 
 
 def measure(folder: Path, threads: int, quick: bool, rounds: int) -> list[Result]:
-    prompt_length, length, rounds = (32, 12, 1) if quick else (64, 64, rounds)
+    longest, rounds = (32, 1) if quick else (112, rounds)
+    middle = (16 + longest) // 2
+    loads = [
+        make_load("alike", REQUESTS, (middle, middle), (middle, middle)),
+        make_load("as traffic", REQUESTS, (16, longest), (16, longest)),
+    ]
     engine = start_engine(threads)
     folders = make_adapters(folder, engine, ADAPTERS)
     load_adapters(engine, folders)
     oracle = Oracle(model_path())
     close = gate(engine, oracle, folders)
     print(f"gate passed: mixed batch equals PEFT, {close} close calls; {threads} thread(s)")
-
-    prompts = make_prompts(REQUESTS, prompt_length)
-    names: list[str | None] = [f.name for f in folders]
-    runs: dict[str, list[float]] = {"lora": [], "base": [], "peft": [], "lora step": [], "base step": [], "matmul": []}
-    serve(engine, prompts, names, 4)
-    for _ in range(rounds):
-        for case, adapters in (("base", [None]), ("lora", names)):
-            _, seconds, decoding = serve(engine, prompts, adapters, length)
-            runs[case].append(seconds)
-            runs[f"{case} step"].append(statistics.median(decoding))
-        runs["matmul"].append(matmul_seconds(engine, REQUESTS, 5 if quick else 15))
-        runs["peft"].append(peft_seconds(oracle, folders, prompts, length))
+    names = [f.name for f in folders]
+    serve(engine, make_load("warm", REQUESTS, (16, 16), (4, 4)), names)
+    found: list[Result] = []
+    for load in loads:
+        times = Times()
+        for _ in range(rounds):
+            times.add("base", serve(engine, load, [None]))
+            times.add("lora", serve(engine, load, names))
+            times.matmul.append(matmul_seconds(engine, REQUESTS, 5 if quick else 15))
+            times.seconds["peft"].append(peft_seconds(oracle, folders, load))
+        found += results(times, load, threads, rounds)
     engine.close()
-    return [*results(runs, REQUESTS * length, threads, rounds), resident_result(folder, threads)]
+    return [*found, resident_result(folder, threads)]
 
 
-def results(runs: dict[str, list[float]], tokens: int, threads: int, rounds: int) -> list[Result]:
-    """Ratios pair by pair within a round, then their medians: the machine's speed drifts between rounds."""
+@dataclass(slots=True)
+class Times:
+    """Seconds by case, one entry a round."""
 
-    def ratio(over: str, under: str) -> float:
-        return statistics.median(a / b for a, b in zip(runs[over], runs[under], strict=True))
+    seconds: dict[str, list[float]] = field(default_factory=lambda: {"base": [], "lora": [], "peft": []})
+    steps: dict[str, list[float]] = field(default_factory=lambda: {"base": [], "lora": []})
+    matmul: list[float] = field(default_factory=list)
 
-    speed = {case: tokens / statistics.median(runs[case]) for case in ("lora", "base", "peft")}
-    step = {case: 1000 * statistics.median(runs[case]) for case in ("lora step", "base step", "matmul")}
-    case = f"32 requests, 8 adapters r16, float32, {threads} thread(s)"
-    over_peft, overhead = ratio("peft", "lora"), ratio("lora", "base")
-    step_overhead, of_limit = ratio("lora step", "base step"), ratio("matmul", "base step")
+    def add(self, case: str, run: Run) -> None:
+        self.seconds[case].append(run.seconds)
+        self.steps[case].append(statistics.median(run.decode_steps))
+
+
+def paired(over: Sequence[float], under: Sequence[float]) -> float:
+    """The median of the rounds' ratios: the machine's speed drifts between rounds, less within one."""
+    return statistics.median(a / b for a, b in zip(over, under, strict=True))
+
+
+def results(times: Times, load: Load, threads: int, rounds: int) -> list[Result]:
+    seconds, steps = times.seconds, times.steps
+    speed = {case: load.output_tokens / statistics.median(values) for case, values in seconds.items()}
+    step = {case: 1000 * statistics.median(values) for case, values in steps.items()}
+    matmul = 1000 * statistics.median(times.matmul)
+    over_peft, overhead = paired(seconds["peft"], seconds["lora"]), paired(seconds["lora"], seconds["base"])
+    step_overhead, of_limit = paired(steps["lora"], steps["base"]), paired(times.matmul, steps["base"])
     rows: list[tuple[str, float, str, float, float, str, bool]] = [
-        ("output speed, over PEFT swapping adapters", speed["lora"], "tokens/s", speed["peft"], over_peft,
-         ">= 4", over_peft >= 4),
-        ("LoRA overhead, whole run (base / LoRA)", speed["lora"], "tokens/s", speed["base"], overhead,
-         "<= 1.25", overhead <= 1.25),
-        ("LoRA overhead, decode step", step["lora step"], "ms", step["base step"], step_overhead,
-         "<= 1.25", step_overhead <= 1.25),
-        ("bare products / base step", step["base step"], "ms", step["matmul"], of_limit, ">= 0.60", of_limit >= 0.6),
-    ]  # fmt: skip
+        (
+            "speed, over PEFT swapping adapters",
+            speed["lora"],
+            "tokens/s",
+            speed["peft"],
+            over_peft,
+            ">= 4",
+            over_peft >= 4,
+        ),
+        ("LoRA overhead, whole run", speed["lora"], "tokens/s", speed["base"], overhead, "<= 1.25", overhead <= 1.25),
+        (
+            "LoRA overhead, decode step",
+            step["lora"],
+            "ms",
+            step["base"],
+            step_overhead,
+            "<= 1.25",
+            step_overhead <= 1.25,
+        ),
+        ("bare products / base step", step["base"], "ms", matmul, of_limit, ">= 0.60", of_limit >= 0.6),
+    ]
+    case = f"32 requests {load.name}, 8 adapters r16, float32, {threads} thread(s)"
     return [Result("runtime", case, *row, repeats=rounds) for row in rows]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """Doubles from `first` to `limit` seconds. Jitter takes off up to half, so that crashed replicas do not march in step."""
+    """Doubles from `first` to `limit` seconds. Jitter takes off up to half: crashed replicas do not march in step."""
 
     first: float = 0.5
     limit: float = 30.0

@@ -76,7 +76,7 @@ def _serving(command: argparse.ArgumentParser) -> None:
     command.add_argument("--port", type=int, default=DEFAULT_PORT, help="its TCP port (default: %(default)s)")
     command.add_argument(
         "--log-format", choices=("console", "json"), default="console",
-        help="console: lines for people; json: one JSON object a line, also in the replicas' logs (default: %(default)s)",
+        help="console: lines for people; json: one object a line, in the replicas' logs too (default: %(default)s)",
     )  # fmt: skip
 
 

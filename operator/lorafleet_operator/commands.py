@@ -1,4 +1,4 @@
-"""The command lines of the processes on one machine (docs/contracts.md, Processes on one machine). Pure; no secret in them."""
+"""The command lines of docs/contracts.md, Processes on one machine. Pure; no secret is ever in them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The gateway of a fleet on this machine: one child process, started again when it ends, ended first when the fleet ends."""
+"""The gateway of a fleet on this machine: one child process, started again when it ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fleet on this machine: replicas are processes, objects come from YAML files. Decides nothing: the planner does."""
+"""The fleet on this machine: replicas are processes, objects come from YAML files. The planner decides."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One replica on this machine: a runtime process, watched, polled and ended in order. Decides nothing about the fleet."""
+"""One replica on this machine: a runtime process, watched, polled and ended in order. Knows no other replica."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ class LocalReplica:
             self._take(await self.client.state())
 
     async def stop(self, drain_seconds: float) -> None:
-        """Drain for at most `drain_seconds`, end the process, and be Gone. Idempotent; never raises RuntimeCallError."""
+        """Drain for at most `drain_seconds`, end the process, and be Gone. Idempotent; raises nothing."""
         self._stopping = True
         if self.running and self.child is not None and self._life is not None:
             self._turn("Draining", self.message)

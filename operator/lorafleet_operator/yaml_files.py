@@ -1,4 +1,4 @@
-"""One YAML file: its fingerprint, and its documents or what is wrong with it. Knows YAML, not what the documents mean."""
+"""One YAML file: its fingerprint, and its documents or what is wrong with it. Knows YAML, not what it says."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def signature(path: Path) -> Signature | None:
 
 
 def list_files(path: Path) -> list[Path]:
-    """The YAML files that `-f path` names: the file itself, or those directly in the folder (as kubectl, not below it)."""
+    """The YAML files that `-f path` names: itself, or those directly in the folder (as kubectl, not below it)."""
     if not path.is_dir():
         return [path] if path.exists() else []
     return sorted(entry for entry in path.iterdir() if _counts(entry))

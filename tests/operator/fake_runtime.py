@@ -1,8 +1,9 @@
-"""A runtime for faults: the admin contract over a plain socket server, without a model, that crashes or hangs when told.
+"""A runtime for faults: the admin contract without a model, that crashes or hangs when told.
 
-It is told by files in $FAKE_RUNTIME_DIR, named for the served name: `NAME.crash` (exit at once, status 3), `NAME.hang` (answer
-nothing), `NAME.slow` (seconds of Loading), `NAME.broken` (phase Failed). An adapter whose config says `"fake": "REASON"`
-fails with it. Without an admin port it passes for a gateway. Every start leaves a line `PID INCARNATION` in `NAME.starts`.
+It is told by files in $FAKE_RUNTIME_DIR, named for the served name: `NAME.crash` (exit at once, status 3),
+`NAME.hang` (answer nothing), `NAME.slow` (seconds of Loading), `NAME.broken` (phase Failed). An adapter whose config
+says `"fake": "REASON"` fails with it. Without an admin port it passes for a gateway. Every start leaves a line
+`PID INCARNATION ARGV` in `NAME.starts`.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ class Fake:
             "progress": min(1.0, age / slow) if slow else 1.0,
             "model": {"servedName": self.served_name, "architecture": "llama", "dtype": "float32",
                       "maxModelLen": 2048, "maxRank": 64, "parameters": 1},
-            "pages": {"total": 100, "free": 100 - len(self.adapters), "kv": 0, "adapters": 0, "evictable": 0, "bytes": 1},
+            "pages": {"total": 100, "free": 100 - len(self.adapters), "kv": 0, "adapters": 0, "evictable": 0,
+                      "bytes": 1},
             "load": {"running": 0, "waiting": 0, "waitingTokens": 0, "stepSeconds": 0.0, "outputTokensPerSecond": 0.0},
             "adapters": list(self.adapters.values()),
         }  # fmt: skip
@@ -132,7 +134,7 @@ class Handler(BaseHTTPRequestHandler):
             self.fake.draining = True
             self._answer(200, {})
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # the base class names it
         return
 
 

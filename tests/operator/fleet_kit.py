@@ -1,4 +1,4 @@
-"""What the operator's tests of real processes share: the fake runtime, a base model, adapters, and waiting without sleeping."""
+"""What the operator's tests of real processes share: the fake runtime, base models, adapters, waiting."""
 
 from __future__ import annotations
 

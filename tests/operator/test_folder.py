@@ -127,7 +127,7 @@ def test_a_file_that_is_away_for_one_look_is_not_removed(folder: Folder, yaml: P
 def test_an_editor_that_renames_a_new_file_over_the_old_is_noticed(folder: Folder, yaml: Path) -> None:
     before = (yaml / "adapters.yml").stat()
     draft = yaml / "draft"
-    draft.write_text((lora("a") + "---" + lora("c")))
+    draft.write_text(lora("a") + "---" + lora("c"))
     os.utime(draft, ns=(before.st_atime_ns, before.st_mtime_ns))
     draft.replace(yaml / "adapters.yml")
     settle(folder)
