@@ -6,7 +6,7 @@ Blocking (it reads files): callers run `scan` in a thread. Holds no opinion on w
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,8 @@ class Folder:
         self._missing: frozenset[Path] = frozenset()
         self._seen: dict[Path, Signature | None] | None = None
         self._news: list[Problem] = []
+        # Replaced as a whole, as everything here: the world reads it while a thread scans.
+        self._documents: tuple[Any, ...] = ()
 
     def scan(self) -> bool:
         """Look at the files; True when `desired` is new.
@@ -52,12 +54,11 @@ class Folder:
         missing = frozenset(path for path in self.paths if not path.exists())
         if not changed and not removed and missing == self._missing and before is not None:
             return False
-        for path in changed:
-            self._take(path, now[path])
+        files = {**self._files, **{path: self._take(path, now[path]) for path in changed}}
         for path in removed:
             if path not in missing and path.parent not in missing:  # what `-f` names is missed, not removed
-                del self._files[path]
-        self._missing = missing
+                del files[path]
+        self._files, self._missing = files, missing
         self._assemble()
         return True
 
@@ -66,11 +67,9 @@ class Folder:
         told, self._news = self._news, []
         return told
 
-    def documents(self) -> Iterator[Any]:
+    def documents(self) -> tuple[Any, ...]:
         """The raw documents of all files, in order, as far as they are good; for `-o yaml` and annotations."""
-        for file in self._ordered():
-            for document in file.documents or ():
-                yield document.value
+        return self._documents
 
     def _list(self) -> list[Path]:
         return list(dict.fromkeys(file for path in self.paths for file in list_files(path)))
@@ -79,17 +78,16 @@ class Folder:
         known = self._files.get(path)
         return known is None or known.signature != found
 
-    def _take(self, path: Path, found: Signature | None) -> None:
+    def _take(self, path: Path, found: Signature | None) -> _File:
         where = _shown(path)
         parsed = parse(path, where)
         base_dir = str(path.absolute().parent)
         documents = tuple(Document(value, where, base_dir) for value in parsed.documents)
         problems = (parsed.problem,) if parsed.problem else _unidentified(documents, parsed.lines)
-        if problems:
-            known = self._files.get(path)
-            self._files[path] = _File(found, known.documents if known else None, problems)
-        else:
-            self._files[path] = _File(found, documents)
+        if not problems:
+            return _File(found, documents)
+        known = self._files.get(path)
+        return _File(found, known.documents if known else None, problems)
 
     def _assemble(self) -> None:
         files = self._ordered()
@@ -102,6 +100,7 @@ class Folder:
         self._retained = retain(self._retained, replace(current, problems=(*current.problems, *kept)))
         told = set(self.desired.problems)
         self.desired = admit(self._retained)
+        self._documents = tuple(document.value for document in documents)
         self._news += [problem for problem in self.desired.problems if problem not in told]
 
     def _ordered(self) -> list[_File]:

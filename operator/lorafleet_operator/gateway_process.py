@@ -73,7 +73,7 @@ class GatewayProcess:
             self.child = child = await processes.spawn(self.argv, env=env, log=self.log_path)
         except OSError as error:
             return f"cannot start {self.argv[0]}: {error.strerror or error}"
-        if self._stopping:              # asked while the process was being started
+        if self._stopping:  # asked while the process was being started
             await child.stop(self.stop_seconds)
         log.info("gateway process started", pid=child.pid, url=self.url)
         probing = asyncio.create_task(self._probe())

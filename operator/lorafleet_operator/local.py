@@ -155,7 +155,7 @@ class LocalWorld:
             self._dirty.clear()
             delay = await self._pass()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(delay):      # asyncio.wait_for may swallow a cancellation in 3.11
+                async with asyncio.timeout(delay):  # asyncio.wait_for may swallow a cancellation in 3.11
                     await self._dirty.wait()
             await asyncio.sleep(0.02)  # one pass for a burst of events
 

@@ -14,7 +14,7 @@ from lorafleet_operator import observed_json
 from lorafleet_operator.core.actions import Plan
 from lorafleet_operator.core.api import API_VERSIONS
 from lorafleet_operator.core.fleet import differs, fleet_document, tenants_document
-from lorafleet_operator.core.objects import Desired, ObjectKey, Observed, Ref
+from lorafleet_operator.core.objects import Desired, ObjectKey, Observed
 from lorafleet_operator.core.status import KINDS, Status, statuses
 from lorafleet_operator.folder import Folder
 from lorafleet_operator.state_folder import StateFolder, read_json, write_json
@@ -127,12 +127,6 @@ def _identity(document: Any) -> ObjectKey | None:
 
 
 def _with_defaults(key: ObjectKey, spec: Any, desired: Desired) -> Any:
-    """The spec with the defaults that columns show; one that cannot be read is shown as it was written."""
-    if not isinstance(spec, Mapping):
-        return spec
-    ref = Ref(key.namespace, key.name)
-    if key.kind == "Tenant":
-        tenant = desired.tenants.get(key.name)
-        return {"weight": tenant.weight, **spec} if tenant else spec
-    owner = desired.base_models.get(ref) if key.kind == "BaseModel" else desired.adapters.get(ref)
-    return {"servedName": owner.served_name, **spec} if owner else spec
+    """The spec with the default that a column shows; one that cannot be read is shown as it was written."""
+    tenant = desired.tenants.get(key.name) if key.kind == "Tenant" else None
+    return {"weight": tenant.weight, **spec} if tenant and isinstance(spec, Mapping) else spec

@@ -17,12 +17,6 @@ import yaml
 
 from lorafleet_operator import __version__
 from lorafleet_operator.cli import main
-from lorafleet_operator.cli_demo import PROMPTS, prompts_of
-from lorafleet_operator.cli_get import kinds_of, select
-from lorafleet_operator.core.objects import Adapter, Desired, Ref, SecretKeyRef, Source, Tenant
-from lorafleet_operator.errors import UsageError
-from lorafleet_operator.example import Access, accesses, curl
-from lorafleet_operator.progress import Item
 from lorafleet_operator.state_folder import StateFolder, write_json
 from tests.operator import fleet_kit as kit
 
@@ -50,7 +44,6 @@ kind: Secret
 metadata: {name: acme-key, namespace: acme}
 stringData: {key: sk-acme-demo}
 """
-KEY = SecretKeyRef("acme", "acme-key", "key")
 
 
 @dataclass(slots=True)
@@ -124,6 +117,7 @@ def test_up_tells_what_serves_and_ends_in_order(shop: Shop, capsys: pytest.Captu
     assert not any(kit.alive(pid) for pid in shop.children())
 
 
+@pytest.mark.slow
 def test_a_parent_killed_with_9_leaves_no_children(shop: Shop) -> None:
     process = shop.up()
     shop.wait_for("curl ")
@@ -211,7 +205,7 @@ def published(root: Path) -> None:
         "apiVersion": "lorafleet.dev/v1alpha1", "kind": "LoRAAdapter",
         "metadata": {"name": "pirate", "namespace": "acme", "creationTimestamp": "2026-01-01T00:00:00Z"},
         "spec": {"baseModelRef": {"name": "tiny"}, "servedName": "pirate"},
-        "status": {"ready": "1/1", "shortRevision": "abc", "conditions": [
+        "status": {"ready": "1/1", "servedName": "pirate", "shortRevision": "abc", "conditions": [
             {"type": "Ready", "status": "True", "reason": "Ready", "message": "one copy serves"}]},
     }  # fmt: skip
     tenant = {"kind": "Tenant", "metadata": {"name": "acme"}, "spec": {"weight": 2}}
@@ -253,26 +247,6 @@ def test_get_of_an_unknown_kind_or_name_says_what_there_is(shop: Shop, capsys: p
     assert "there is no lad 'nobody'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("word", "kinds"), [
-    ("bm", ("BaseModel",)), ("LoRAAdapters", ("LoRAAdapter",)), ("ten", ("Tenant",)),
-    ("lorafleet", ("BaseModel", "LoRAAdapter", "Tenant")),
-])  # fmt: skip
-def test_kinds_have_the_crds_names(word: str, kinds: tuple[str, ...]) -> None:
-    assert kinds_of(word) == kinds
-
-
-def test_the_short_name_lora_belongs_to_another_project() -> None:
-    with pytest.raises(UsageError):
-        kinds_of("lora")
-
-
-def test_tenants_belong_to_every_namespace() -> None:
-    tenant = {"kind": "Tenant", "metadata": {"name": "acme"}}
-    adapter = {"kind": "LoRAAdapter", "metadata": {"name": "a", "namespace": "other"}}
-
-    assert select([tenant, adapter], ("LoRAAdapter", "Tenant"), "acme", None) == [tenant]
-
-
 def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["--version"])
@@ -288,35 +262,3 @@ def test_every_command_has_help(command: list[str], capsys: pytest.CaptureFixtur
 
     assert ended.value.code == 0
     assert "usage: lorafleet" in capsys.readouterr().out
-
-
-def desired() -> Desired:
-    tenant = Tenant("acme", ("acme",), (KEY,))
-    adapter = Adapter(Ref("acme", "pirate"), Ref("models", "tiny"), "pirate", Source("file:x"))
-    return Desired(tenants={"acme": tenant}, adapters={adapter.ref: adapter})
-
-
-READY = [Item("LoRAAdapter", "acme/pirate", "pirate", "ready")]
-
-
-def test_a_key_is_shown_when_the_yaml_holds_it_as_plain_text() -> None:
-    secret = {"kind": "Secret", "metadata": {"namespace": "acme", "name": "acme-key"}, "stringData": {"key": "sk-1"}}
-    (access,) = accesses(desired(), [secret], READY)
-
-    assert access == Access("acme", ("pirate",), "sk-1", KEY)
-    assert "'Authorization: Bearer sk-1'" in curl(access, "http://h:1")
-
-
-def test_an_encoded_key_is_not_shown() -> None:
-    secret = {"kind": "Secret", "metadata": {"namespace": "acme", "name": "acme-key"}, "data": {"key": "c2stMQ=="}}
-    (access,) = accesses(desired(), [secret], READY)
-
-    assert access.key is None
-    assert '"Authorization: Bearer $KEY"' in curl(access, "http://h:1")
-
-
-def test_demo_prompts_come_from_the_annotation() -> None:
-    base = {"kind": "BaseModel", "metadata": {"annotations": {"lorafleet.dev/demo-prompts": "one\n\n two \n"}}}
-
-    assert prompts_of([{"kind": "Secret"}, base]) == ("one", "two")
-    assert prompts_of([]) == PROMPTS

@@ -139,7 +139,7 @@ def test_names_that_wrappers_changed_are_understood(change: Callable[[str], str]
     assert len(renamed) == len(plain) == 14
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_weights_of_any_float_become_float32_of_their_own(dtype: torch.dtype, tmp_path: Path) -> None:
     adapter = random_adapter(CONFIG, 8, ("q_proj", "down_proj"), seed=1, alpha=4.0, dtype=dtype)
     folder = save_adapter(tmp_path, adapter)

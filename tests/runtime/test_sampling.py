@@ -191,6 +191,17 @@ def test_sampled_frequencies_are_the_probabilities() -> None:
     assert ((counts - expected) ** 2 / expected).sum() < 31.3  # chi-square, 11 degrees of freedom, p = 0.001
 
 
+@pytest.mark.parametrize("fields", [{}, {"top_k": 4}, {"min_p": 0.5}], ids=str)
+def test_the_first_and_last_tokens_of_the_vocabulary_and_of_its_blocks_are_drawn(fields: dict[str, Any]) -> None:
+    edges = [0, 255, 256, 999]
+    logits = torch.full((400, 1000), -60.0)
+    logits[:, edges] = 1.0
+    got = [s.token_id for s in sample(logits, [row(position, seed=2, **fields) for position in range(400)])]
+
+    assert sorted(set(got)) == edges
+    assert min(got.count(token) for token in edges) > 60
+
+
 def test_another_position_or_seed_gives_another_draw() -> None:
     logits = torch.zeros(200, 1000)
     by_position = {s.token_id for s in sample(logits, [row(position, seed=5) for position in range(200)])}
