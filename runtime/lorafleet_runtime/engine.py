@@ -172,6 +172,7 @@ class Engine:
                 sampling=message.sampling,
                 adapter=adapter,
                 tenant=message.tenant,
+                weight=message.weight,
             )
         )
 

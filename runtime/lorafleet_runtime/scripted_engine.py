@@ -22,6 +22,7 @@ from lorafleet_runtime.protocol import (
     UnloadAdapter,
 )
 
+_UNLIMITED = 2**30
 Reply = Callable[[AddRequest], Sequence[int]]
 
 
@@ -38,8 +39,7 @@ class ScriptedEngine:
         self.aborted: list[str] = []
         self.loads: list[LoadAdapter] = []
         self.failures: dict[str, tuple[str, str]] = {}  # adapter id -> reason, message
-        self.holding = asyncio.Event()  # cleared: generation waits
-        self.holding.set()
+        self._permits = asyncio.Semaphore(_UNLIMITED)
         self._dead = ""
         self._running: dict[str, tuple[Stream, asyncio.Task[None]]] = {}
         self._states = Broadcast(
@@ -94,10 +94,19 @@ class ScriptedEngine:
         state = msgspec.structs.replace(held, state="Draining") if held is not None and in_use else None
         asyncio.get_running_loop().call_soon(self._set_adapter, message.adapter, state)
 
+    def hold(self) -> None:
+        """Make no more tokens until `step` or `go_on`."""
+        self._permits = asyncio.Semaphore(0)
+
+    def go_on(self) -> None:
+        """End `hold`."""
+        held, self._permits = self._permits, asyncio.Semaphore(_UNLIMITED)
+        for _ in self._running:
+            held.release()
+
     def step(self) -> None:
-        """While `holding` is cleared: let every running request have one token more."""
-        self.holding.set()
-        asyncio.get_running_loop().call_soon(self.holding.clear)
+        """After `hold`: one token more, for whichever request is first."""
+        self._permits.release()
 
     def become(self, **changes: object) -> None:
         """Report a state that differs from the present one in these fields."""
@@ -129,7 +138,7 @@ class ScriptedEngine:
         sent = len(request.output_token_ids)
         for token_id in self.reply(request)[sent:]:
             await asyncio.sleep(self.seconds)
-            await self.holding.wait()
+            await self._permits.acquire()
             sent += 1
             stopped = token_id in sampling.stop_token_ids and sent > sampling.min_tokens
             reason = "stop" if stopped else "length" if sent >= sampling.max_tokens else None

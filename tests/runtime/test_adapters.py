@@ -143,11 +143,11 @@ async def test_delete_drains_while_requests_hold_the_adapter(
     admin: httpx.AsyncClient, engine: ScriptedEngine, first: dict[str, Any]
 ) -> None:
     await admin.put(PATH, params={"wait": 5}, json=first)
-    engine.holding.clear()
+    engine.hold()
     engine.open([AddRequest("r", [1], Sampling(max_tokens=1), "acme.pirate")])
     draining = await admin.delete(PATH)
     state = await adapters(admin)
-    engine.holding.set()
+    engine.go_on()
     await asyncio.sleep(0.01)
     gone = await admin.delete(PATH)
 

@@ -39,6 +39,7 @@ while True:
             context.destroy(linger=500)
             sys.exit(0)
         case AddRequest(prompt_token_ids=[666]):
+            time.sleep(0.2)  # what was sent before leaves the socket
             os._exit(7)
         case AddRequest(prompt_token_ids=[0]):
             outbox.send(encode(Deltas([Delta(message.request_id, [0])])))

@@ -190,3 +190,15 @@ async def test_metrics_have_vllms_names(http: httpx.AsyncClient, engine: Scripte
     ):
         assert line in text.splitlines()
     assert 'vllm:lora_requests_info{max_lora="1",running_lora_adapters="acme.a",waiting_lora_adapters=""}' in text
+
+
+async def test_bad_bodies_and_paths_have_the_one_error_shape(http: httpx.AsyncClient) -> None:
+    malformed = await http.post("/v1/chat/completions", content=b'{"model": ')
+    large = await http.post("/v1/chat/completions", content=b" " * (8 * 2**20 + 1))
+    nowhere = await http.get("/v1/nothing")
+    method = await http.get("/v1/chat/completions")
+
+    responses = (malformed, large, nowhere, method)
+    assert [response.status_code for response in responses] == [400, 413, 404, 405]
+    codes = [error_of(response)["code"] for response in responses]
+    assert codes == ["invalid_json", "request_too_large", "not_found", "method_not_allowed"]

@@ -6,11 +6,11 @@ goes to prompts. Knows no tensors, clock or text.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from lorafleet_runtime.core.batch import Batch, Row, order_rows
+from lorafleet_runtime.core.fairness import FairQueue
 from lorafleet_runtime.core.pages import OutOfPages, PagePool, pages_for_tokens
 from lorafleet_runtime.core.residency import Adapter, Residency
 from lorafleet_runtime.core.sequence import Sequence, finish_reason_after
@@ -30,7 +30,7 @@ class Scheduler:
         self._pool = pool
         self._residency = residency
         self._limits = limits
-        self._waiting: deque[Sequence] = deque()
+        self._waiting = FairQueue()
         self._running: list[Sequence] = []  # in order of arrival: the last is preempted first
         self._by_id: dict[str, Sequence] = {}
         self._arrivals = 0
@@ -43,6 +43,10 @@ class Scheduler:
     @property
     def waiting(self) -> int:
         return len(self._waiting)
+
+    def queued(self) -> Iterator[Sequence]:
+        """Waiting sequences, by tenant."""
+        return iter(self._waiting)
 
     @property
     def waiting_tokens(self) -> int:
@@ -125,6 +129,7 @@ class Scheduler:
                 continue
             token = next(tokens)
             sequence.tokens.append(token)
+            self._waiting.charge_output(sequence)
             sequence.finish_reason = finish_reason_after(sequence, token, self._limits.max_model_len)
             if sequence.finish_reason is not None:
                 self._running.remove(sequence)
@@ -156,14 +161,16 @@ class Scheduler:
     def _admit(self, rows: list[Row], budget: int) -> list[Adapter]:
         """Move waiting sequences into the running set while tokens, seats and pages last. Returns what to upload."""
         uploads: list[Adapter] = []
-        while self._waiting and budget > 0 and len(self._running) < self._limits.max_num_seqs:
-            sequence = self._waiting[0]
+        while budget > 0 and len(self._running) < self._limits.max_num_seqs:
+            sequence = self._waiting.head()
+            if sequence is None:
+                break
             count = min(sequence.pending, budget)
             try:
                 uploads += self._take(sequence, count)
             except OutOfPages:
                 break
-            self._waiting.popleft()
+            self._waiting.pop(sequence)
             self._leave_queue(sequence)
             self._running.append(sequence)
             rows.append(Row(sequence, sequence.computed, count))
@@ -193,9 +200,9 @@ class Scheduler:
 
     def _enqueue(self, sequence: Sequence, *, front: bool) -> None:
         if front:
-            self._waiting.appendleft(sequence)
+            self._waiting.put_back(sequence)
         else:
-            self._waiting.append(sequence)
+            self._waiting.add(sequence)
         if sequence.adapter is not None:
             sequence.adapter.waiting += 1
 

@@ -25,6 +25,8 @@ class Sequence:
     sampling: Sampling
     adapter: Adapter | None
     tenant: str = ""
+    weight: float = 1.0
+    charged: bool = False  # its prompt has been charged to the tenant
     arrival: int = 0  # order of admission to the queue; ties of policy are broken by it
     computed: int = 0
     pages: list[int] = field(default_factory=list)
