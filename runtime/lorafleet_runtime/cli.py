@@ -35,9 +35,9 @@ class ServeOptions:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point. Exit codes: 0 ended as asked, 1 the engine failed, 2 wrong arguments."""
     parsed = _parser().parse_args(arguments)
-    configure_logs(parsed.log_format)
     try:
         options = _options(parsed)
+        configure_logs(options.log_format)
         # Imported late: `--help` and a wrong flag should answer at once.
         from lorafleet_runtime.serve import serve
 

@@ -173,13 +173,14 @@ class EngineClient:
         reason = f"the engine process ended with code {code}"
         if self.state.phase == "Failed" and self.state.message:
             reason = self.state.message
-        if not self._stopping:
-            log.error("the engine is gone", code=code, reason=reason, open_requests=len(self._streams))
+        lost = len(self._streams)
         self.died.set()
         self._states.replace(EngineState("Failed", message=reason))
         for stream in set(self._streams.values()):
             stream.fail(EngineDead(reason))
         self._streams.clear()
+        if not self._stopping:
+            log.error("the engine is gone", code=code, reason=reason, open_requests=lost)
 
     async def _ended(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
