@@ -85,6 +85,7 @@ class Engine:
             case AbortRequest():
                 self._scheduler.abort(message.request_id)
                 self._collect()
+                self.changed = True
             case LoadAdapter():
                 self._load(message)
             case UnloadAdapter():
@@ -182,7 +183,7 @@ class Engine:
     def _load(self, message: LoadAdapter) -> None:
         current = self._residency.get(message.adapter)
         if current is not None and current.revision == message.revision:
-            current.pinned = message.pinned
+            self._residency.pin(current, message.pinned)
             self._unusable.pop(message.adapter, None)
             self._loader.cancel(message.adapter)
         else:

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 from lorafleet_runtime.chat import ChatTemplate, pick_template
 from lorafleet_runtime.errors import ConfigError
 from lorafleet_runtime.gguf_header import read_header
+from lorafleet_runtime.model.errors import CheckpointError
 from lorafleet_runtime.gguf_tokenizer import build_tokenizer
 from lorafleet_runtime.token_bytes import TokenBytes
 
@@ -56,7 +57,10 @@ def load_tokenizer(model: str) -> ModelTokenizer:
     path = Path(model)
     if path.is_dir():
         return _from_folder(path)
-    header = read_header(path)
+    try:
+        header = read_header(path).text()
+    except CheckpointError as error:
+        raise ConfigError(f"--model {path}: not a readable GGUF file: {error}") from None
     beside = path.parent / "tokenizer.json"
     backend = Tokenizer.from_file(str(beside)) if beside.exists() else build_tokenizer(header)
     return _from_gguf(header, backend)

@@ -41,7 +41,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-@dataclass
+@dataclass(eq=False)
 class Fleet:
     """One `lorafleet up`. `keys` are the API keys by tenant."""
 
@@ -138,6 +138,8 @@ class Fleet:
 
     def down(self) -> None:
         """End it in order; whatever is left after that is killed by pid, and is a failure."""
+        if self not in RUNNING:
+            return
         self.children()
         try:
             if self.process.poll() is None:

@@ -78,6 +78,13 @@ class Residency:
         self._current[adapter_id] = adapter
         return adapter, gone
 
+    def pin(self, adapter: Adapter, pinned: bool) -> None:
+        """Change whether an adapter stays when idle."""
+        adapter.pinned = pinned
+        self._idle.pop(adapter.handle, None)
+        if adapter.resident and adapter.users == 0 and not pinned:
+            self._idle[adapter.handle] = adapter
+
     def unregister(self, adapter_id: str) -> list[Adapter]:
         """Take a name away; its revision drains. Returns the revisions that nothing holds any more."""
         adapter = self._current.pop(adapter_id, None)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lorafleet_runtime.model.config import DecoderConfig, RopeScaling
 from lorafleet_runtime.model.errors import InvalidCheckpoint, UnsupportedModel
-from lorafleet_runtime.model.gguf_file import GgufFile, read_header
+from lorafleet_runtime.model.gguf_file import GgufFile, open_gguf
 from lorafleet_runtime.model.hf_config import check_shape, unsupported_architecture
 from lorafleet_runtime.model.rope import inverse_frequencies
 from lorafleet_runtime.model.weights import check_complete
@@ -44,14 +44,14 @@ _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|eom_id|
 
 def read_config(path: Path) -> DecoderConfig:
     """The file's config. Raises UnsupportedModel or InvalidCheckpoint naming the metadata key."""
-    return _config(read_header(path))
+    return _config(open_gguf(path))
 
 
 def load_weights(
     path: Path, config: DecoderConfig, dtype: torch.dtype, progress: Callable[[float], None]
 ) -> dict[str, Tensor]:
     """See `checkpoint.load_weights`."""
-    file = read_header(path)
+    file = open_gguf(path)
     stored = {_hf_name(name): tensor for name, tensor in file.tensors.items() if _is_needed(name)}
     check_complete(((name, tensor.name, tensor.shape) for name, tensor in stored.items()), config)
     permuted = {"self_attn.q_proj": config.num_heads, "self_attn.k_proj": config.num_kv_heads}

@@ -88,3 +88,19 @@ def test_a_draining_revision_with_requests_still_queued_is_kept() -> None:
 
 def test_unregistering_an_unknown_name_is_nothing() -> None:
     assert Residency(PagePool(1)).unregister("nobody") == []
+
+
+def test_a_pin_can_be_taken_back_and_set_while_idle() -> None:
+    residency = Residency(PagePool(4))
+    adapter, other = register(residency, "a", pinned=True), register(residency, "b", pages=4)
+    residency.acquire(adapter)
+    residency.release(adapter)
+
+    residency.pin(adapter, False)
+    residency.acquire(other)
+    assert not adapter.resident
+
+    residency.release(other)
+    residency.pin(other, True)
+    with pytest.raises(OutOfPages):
+        residency.acquire(adapter)
