@@ -28,9 +28,9 @@ import torch
 from bench.oracle import Oracle
 from bench.record import Result, write
 from lorafleet_runtime.config import EngineConfig
-from lorafleet_runtime.engine import Engine
-from lorafleet_runtime.engine_start import start
-from lorafleet_runtime.memory import give_back
+from lorafleet_runtime.engine.engine import Engine
+from lorafleet_runtime.engine.memory import give_back
+from lorafleet_runtime.engine.start import start
 from lorafleet_runtime.model.calibration import best_threads
 from lorafleet_runtime.model.config import LORA_TARGETS
 from lorafleet_runtime.model.tiny import random_adapter, save_adapter

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lorafleet_operator import commands, state_folder
 from lorafleet_operator.errors import UsageError
+from lorafleet_operator.local import commands, state_folder
 from lorafleet_operator.logs import LogFormat
 
 DEFAULT_HOST = "127.0.0.1"

@@ -7,29 +7,13 @@ import asyncio
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from lorafleet_runtime import __version__
 from lorafleet_runtime.config import DTYPES, EngineConfig, parse_size
 from lorafleet_runtime.errors import ConfigError
+from lorafleet_runtime.frontend.options import ServeOptions
 from lorafleet_runtime.logs import configure_logs
-
-
-@dataclass(frozen=True, slots=True)
-class ServeOptions:
-    """What `serve` was asked for. Tokens come from the environment, never from argv."""
-
-    engine: EngineConfig
-    host: str
-    port: int
-    admin_port: int
-    log_format: str
-    exit_with_parent: bool
-    drain_seconds: float
-    adapters: tuple[tuple[str, Path], ...]
-    serving_token: str
-    admin_token: str
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -39,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options = _options(parsed)
         configure_logs(options.log_format)
         # Imported late: `--help` and a wrong flag should answer at once.
-        from lorafleet_runtime.serve import serve
+        from lorafleet_runtime.frontend.serve import serve
 
         if sys.platform == "win32":
             code = asyncio.run(serve(options))

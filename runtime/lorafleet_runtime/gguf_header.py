@@ -1,8 +1,8 @@
 """The header of a GGUF file: metadata and the table of tensors. Knows no models, tokenizers or tensors' contents.
 
 The gguf package's reader makes several numpy arrays for every token of the vocabulary, which takes longer than
-dequantising a small model (2.7 s against 1.2 s for SmolLM2 135M); this one takes 0.06 s, in the engine and in the front end.
-"""
+dequantising a small model (2.7 s against 1.2 s for SmolLM2 135M); this one takes 0.06 s, in the engine and in the
+front end. """
 
 from __future__ import annotations
 
@@ -53,7 +53,9 @@ def read_header(path: Path) -> Header:
         try:
             return _Cursor(path, data).header()
         except (struct.error, OverflowError, UnicodeDecodeError, MemoryError) as error:
-            raise InvalidCheckpoint(f"{path.name} is damaged or cut short in its header, copy it again: {error}") from error
+            raise InvalidCheckpoint(
+                f"{path.name} is damaged or cut short in its header, copy it again: {error}"
+            ) from error
 
 
 def _decoded(value: Any) -> Any:

@@ -18,7 +18,6 @@ import httpx
 import openai
 import psutil
 
-from lorafleet_operator.state_folder import read_json
 
 START_SECONDS = 120.0
 RUNNING: list[Fleet] = []
@@ -76,7 +75,7 @@ class Fleet:
             self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
         RUNNING.append(self)
         wait_until(lambda: "serving OpenAI's API" in self.said() or self.process.poll() is not None, START_SECONDS)
-        assert self.process.poll() is None, self.said()
+        assert self.process.poll() is None, self.logs()
         self.children()
 
     def said(self, stream: str = "out") -> str:
@@ -114,22 +113,31 @@ class Fleet:
             return [child for child in found if alive(child)]
         return []
 
-    def child(self, module: str) -> psutil.Process:
-        """The one child that runs this module: `lorafleet_gateway`, `lorafleet_runtime`, or its `engine_process`."""
+    def processes(self, module: str) -> dict[int, psutil.Process]:
+        """The children that `up` itself started to run this module, by pid."""
+        found = {}
         for process in self.children():
             with contextlib.suppress(psutil.NoSuchProcess):
-                if module in process.cmdline() or f"lorafleet_runtime.{module}" in process.cmdline():
-                    return process
-        raise AssertionError(f"no child runs {module}")
-
-    def pids_of(self, module: str) -> set[int]:
-        """The pids of all children that run this module."""
-        found = set()
-        for process in self.children():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if module in process.cmdline():
-                    found.add(process.pid)
+                if process.ppid() == self.process.pid and module in process.cmdline():
+                    found[process.pid] = process
         return found
+
+    @property
+    def gateway(self) -> psutil.Process:
+        [process] = self.processes("lorafleet_gateway").values()
+        return process
+
+    @property
+    def runtime(self) -> psutil.Process:
+        """The one replica's front end."""
+        [process] = self.processes("lorafleet_runtime").values()
+        return process
+
+    @property
+    def engine(self) -> psutil.Process:
+        """The one replica's engine, which is its front end's child."""
+        [process] = self.runtime.children()
+        return process
 
     def survivors(self) -> list[psutil.Process]:
         """Of all processes that this fleet ever had, as far as seen, those that live."""
@@ -175,6 +183,11 @@ def replace_text(path: Path, text: str) -> None:
     draft = path.with_name(f".{path.name}.draft")
     draft.write_text(text)
     os.replace(draft, path)
+
+
+def read_json(path: Path) -> Any | None:
+    """The document in a file that is replaced as a whole; None when there is none yet."""
+    return json.loads(path.read_text()) if path.exists() else None
 
 
 def alive(process: psutil.Process) -> bool:

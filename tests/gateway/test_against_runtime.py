@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 import uvicorn
 
-from lorafleet_runtime.adapters import Adapters
-from lorafleet_runtime.artifacts import ArtifactStore
-from lorafleet_runtime.metrics import Metrics
+from lorafleet_runtime.frontend.adapters import Adapters
+from lorafleet_runtime.frontend.artifacts import ArtifactStore
+from lorafleet_runtime.frontend.metrics import Metrics
+from lorafleet_runtime.frontend.scripted_engine import ScriptedEngine
+from lorafleet_runtime.frontend.server import create_app
+from lorafleet_runtime.frontend.service import Service, Settings
+from lorafleet_runtime.frontend.tokenizer import load_tokenizer
 from lorafleet_runtime.model.tiny_tokenizer import save_tiny_tokenizer
-from lorafleet_runtime.scripted_engine import ScriptedEngine
-from lorafleet_runtime.server import create_app
-from lorafleet_runtime.service import Service, Settings
-from lorafleet_runtime.tokenizer import load_tokenizer
 from tests.gateway.gateway_kit import KEY, TOKEN, Kit, chat, fleet_document, tenant, write
 
 TEXT = "Hello, wörld 😀! And so on, for a while."

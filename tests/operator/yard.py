@@ -10,8 +10,8 @@ from typing import Any
 
 from lorafleet_operator.config import Settings
 from lorafleet_operator.folder import Folder
-from lorafleet_operator.local import LocalWorld
-from lorafleet_operator.state_folder import StateFolder
+from lorafleet_operator.local.state_folder import StateFolder
+from lorafleet_operator.local.world import LocalWorld
 from tests.operator import fleet_kit as kit
 
 FLEET = """

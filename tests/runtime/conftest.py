@@ -11,15 +11,15 @@ import httpx2
 import openai
 import pytest
 
-from lorafleet_runtime.adapters import Adapters
-from lorafleet_runtime.admin import create_admin_app
-from lorafleet_runtime.artifacts import ArtifactStore, read_folder, revision_of
-from lorafleet_runtime.metrics import Metrics
+from lorafleet_runtime.frontend.adapters import Adapters
+from lorafleet_runtime.frontend.admin import create_admin_app
+from lorafleet_runtime.frontend.artifacts import ArtifactStore, read_folder, revision_of
+from lorafleet_runtime.frontend.metrics import Metrics
+from lorafleet_runtime.frontend.scripted_engine import ScriptedEngine
+from lorafleet_runtime.frontend.server import create_app
+from lorafleet_runtime.frontend.service import Service, Settings
+from lorafleet_runtime.frontend.tokenizer import ModelTokenizer, load_tokenizer
 from lorafleet_runtime.model.tiny_tokenizer import save_tiny_tokenizer
-from lorafleet_runtime.scripted_engine import ScriptedEngine
-from lorafleet_runtime.server import create_app
-from lorafleet_runtime.service import Service, Settings
-from lorafleet_runtime.tokenizer import ModelTokenizer, load_tokenizer
 
 EOS = 258
 

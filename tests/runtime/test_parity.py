@@ -12,8 +12,8 @@ import torch
 
 from bench.oracle import Oracle
 from lorafleet_runtime.config import EngineConfig
-from lorafleet_runtime.engine import Engine
-from lorafleet_runtime.engine_start import start
+from lorafleet_runtime.engine.engine import Engine
+from lorafleet_runtime.engine.start import start
 from lorafleet_runtime.model.config import LORA_TARGETS, RopeScaling
 from lorafleet_runtime.model.tiny import TinyAdapter, random_adapter, save_adapter, save_tiny_model, tiny_config
 from lorafleet_runtime.protocol import AddRequest, LoadAdapter, Sampling

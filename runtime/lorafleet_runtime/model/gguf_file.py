@@ -95,6 +95,7 @@ def _place(entry: TableEntry, header: Header) -> StoredTensor:
     end = offset + math.prod(entry.shape) // block * size
     if end > header.length:
         raise InvalidCheckpoint(
-            f"{header.path.name} is cut short: {entry.name} ends at byte {end}, the file at {header.length}; copy it again"
+            f"{header.path.name} is cut short: {entry.name} ends at byte {end}, the file at {header.length}; "
+            "copy it again"
         )
     return StoredTensor(entry.name, entry.shape, kind, offset, end - offset)

@@ -1,0 +1,116 @@
+"""The command line: options and their help. What the commands do is in cli.up, cli.get, cli.plan and cli.demo."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+from lorafleet_operator import __version__
+from lorafleet_operator.config import DEFAULT_HOST, DEFAULT_PORT
+from lorafleet_operator.errors import LorafleetError
+
+EXAMPLES = """\
+examples:
+  lorafleet up -f examples/quickstart      bring up the fleet that these files declare, serve until Ctrl-C
+  lorafleet get loraadapters -n acme       what the running fleet holds, as kubectl would print it
+  lorafleet get lorafleet -w               every object, and every change of them
+  lorafleet plan -f examples/quickstart    what `up` would do, and what is wrong with the files; does nothing
+  lorafleet demo -f examples/quickstart    ask the base model and every adapter the same questions, side by side
+
+Edit, add or remove the YAML files while the fleet runs: changes take effect within two seconds.
+"""
+FILES = "a YAML file, or a folder of them (not its subfolders); may be repeated"
+STATE = "where the fleet keeps its state (default: $LORAFLEET_STATE_DIR, else ~/.local/state/lorafleet/default)"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line; `module` names the module whose `run` is the command."""
+    root = argparse.ArgumentParser(
+        prog="lorafleet",
+        description="Serve many LoRA adapters on shared base models, declared in YAML.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    root.add_argument("--version", action="version", version=f"lorafleet {__version__}")
+    commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _up(_command(commands, "up", "bring the fleet up on this machine, and keep it as declared"))
+    _get(_command(commands, "get", "print the objects of the running fleet"))
+    _plan(_command(commands, "plan", "print what `up` would do, without doing it"))
+    _demo(_command(commands, "demo", "bring the fleet up, ask it a few questions, print the answers"))
+    return root
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; its exit status: 0 done, 1 failed, 2 wrongly asked, 130 interrupted."""
+    options = parser().parse_args(argv)
+    try:
+        # Imported here, so that `get` does not pay for an HTTP client that only `up` needs.
+        run: Callable[[argparse.Namespace], int] = import_module(options.module).run
+        return run(options)
+    except LorafleetError as error:
+        print(f"lorafleet: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:  # `lorafleet get | head` is no failure
+        sys.stderr.close()
+        return 0
+    except KeyboardInterrupt:
+        return 130
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str
+) -> argparse.ArgumentParser:
+    described = text[0].upper() + text[1:] + "."
+    raw = argparse.RawDescriptionHelpFormatter
+    command = commands.add_parser(name, help=text, description=described, formatter_class=raw)
+    command.set_defaults(module=f"lorafleet_operator.cli_{name}")
+    command.add_argument("--state-dir", metavar="DIR", help=STATE)
+    return command
+
+
+def _serving(command: argparse.ArgumentParser) -> None:
+    command.add_argument("-f", "--filename", metavar="PATH", action="append", required=True, help=FILES)
+    command.add_argument("--host", default=DEFAULT_HOST, help="the address clients connect to (default: %(default)s)")
+    command.add_argument("--port", type=int, default=DEFAULT_PORT, help="its TCP port (default: %(default)s)")
+    command.add_argument(
+        "--log-format", choices=("console", "json"), default="console",
+        help="console: lines for people; json: one object a line, in the replicas' logs too (default: %(default)s)",
+    )  # fmt: skip
+
+
+def _up(command: argparse.ArgumentParser) -> None:
+    _serving(command)
+    command.epilog = (
+        "Objects, Secrets included, are read from the files; Secrets stay in this process. The API is OpenAI's:\n"
+        "  curl http://127.0.0.1:8080/v1/models -H 'Authorization: Bearer KEY'\n"
+        "Ctrl-C ends the fleet in order; a second Ctrl-C ends it at once."
+    )
+
+
+def _get(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "kind", metavar="KIND", help="basemodels (bm), loraadapters (lad), tenants (ten), lorafleet (all)"
+    )
+    command.add_argument("name", metavar="NAME", nargs="?", help="one object only")
+    command.add_argument("-n", "--namespace", help="of one namespace only (default: all of them)")
+    command.add_argument("-A", "--all-namespaces", action="store_true", help="of all namespaces, which is the default")
+    command.add_argument("-o", "--output", choices=("table", "wide", "yaml", "json"), default="table")
+    command.add_argument("-w", "--watch", action="store_true", help="go on, and print every change")
+
+
+def _plan(command: argparse.ArgumentParser) -> None:
+    command.add_argument("-f", "--filename", metavar="PATH", action="append", required=True, help=FILES)
+    command.epilog = (
+        "Plans against the fleet that runs with this state folder, or against nothing when none runs.\n"
+        "Exit status 1 when something is wrong with the files."
+    )
+
+
+def _demo(command: argparse.ArgumentParser) -> None:
+    _serving(command)
+    command.add_argument("--max-tokens", type=int, default=64, help="the length of an answer (default: %(default)s)")
+    command.epilog = (
+        "The questions are the lines of the annotation lorafleet.dev/demo-prompts on a BaseModel, or two of our own."
+    )

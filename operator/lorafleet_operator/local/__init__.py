@@ -1,0 +1,1 @@
+"""The world of one machine: processes, ports, a state folder."""

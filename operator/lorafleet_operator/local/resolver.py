@@ -1,0 +1,84 @@
+"""Keeps an artifact (or why there is none) for every declared source, without ever making a pass wait for a disk."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from itertools import islice
+
+from lorafleet_operator.core.objects import Adapter, Artifact, Desired, Ref, Unresolved
+from lorafleet_operator.digests import DigestCache
+from lorafleet_operator.local.limits import adapter_limits, base_model_limits
+from lorafleet_operator.sources import resolve_adapter, resolve_base
+
+Resolution = Artifact | Unresolved
+BATCH = 32
+
+
+class Resolver:
+    """Resolves in threads; `changed` is called when a result differs. What has no result yet is in neither map."""
+
+    def __init__(self, changed: Callable[[], None], digests: DigestCache | None = None) -> None:
+        self.adapters: dict[Ref, Resolution] = {}
+        self.base_models: dict[Ref, Resolution] = {}
+        self._changed = changed
+        self._digests = digests or DigestCache()
+        self._woken = (asyncio.Event(), asyncio.Event())
+
+    def wake(self) -> None:
+        """What is declared has changed: resolve now."""
+        for event in self._woken:
+            event.set()
+
+    async def follow(self, desired: Callable[[], Desired], every: float) -> None:
+        """Resolve when woken, and every `every` seconds: a retrained adapter shows as a new revision.
+
+        Two loops, so that small adapters never wait for a large base model's digest.
+        """
+
+        async def loop(woken: asyncio.Event, resolve: Callable[[Desired], Awaitable[None]]) -> None:
+            while True:
+                woken.clear()
+                await resolve(desired())
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(every):
+                        await woken.wait()
+
+        adapters, base_models = self._woken
+        await asyncio.gather(loop(adapters, self._resolve_adapters), loop(base_models, self._resolve_base_models))
+
+    async def resolve(self, desired: Desired) -> None:
+        """One round over all sources."""
+        await asyncio.gather(self._resolve_adapters(desired), self._resolve_base_models(desired))
+
+    async def _resolve_adapters(self, desired: Desired) -> None:
+        adapters = desired.adapters
+        _forget(self.adapters, adapters)
+        for batch in _batches(adapters.values(), BATCH):
+            self._keep(self.adapters, await asyncio.to_thread(self._adapters, batch))
+
+    async def _resolve_base_models(self, desired: Desired) -> None:
+        _forget(self.base_models, desired.base_models)
+        for base in desired.base_models.values():
+            found = await asyncio.to_thread(resolve_base, base.source, self._digests)
+            self._keep(self.base_models, {base.ref: base_model_limits(base) or found})
+
+    def _adapters(self, batch: list[Adapter]) -> dict[Ref, Resolution]:
+        return {a.ref: adapter_limits(a) or resolve_adapter(a.source, self._digests) for a in batch}
+
+    def _keep(self, known: dict[Ref, Resolution], found: Mapping[Ref, Resolution]) -> None:
+        if any(known.get(ref) != resolution for ref, resolution in found.items()):
+            known.update(found)
+            self._changed()
+
+
+def _forget(known: dict[Ref, Resolution], declared: Mapping[Ref, object]) -> None:
+    for ref in [ref for ref in known if ref not in declared]:
+        del known[ref]
+
+
+def _batches(adapters: Iterable[Adapter], size: int) -> Iterator[list[Adapter]]:
+    remaining = iter(adapters)
+    while batch := list(islice(remaining, size)):
+        yield batch

@@ -1,0 +1,281 @@
+"""The engine: messages in, deltas out, one step at a time.
+
+In-process and synchronous; `engine_process` puts it behind ZeroMQ. Knows token ids and adapter ids; knows no text,
+HTTP or API keys."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+from lorafleet_runtime.core.batch import Batch
+from lorafleet_runtime.core.pages import PagePool, pages_for_tokens
+from lorafleet_runtime.core.residency import Adapter, Residency
+from lorafleet_runtime.core.scheduler import Limits, Scheduler
+from lorafleet_runtime.core.sequence import Sequence
+from lorafleet_runtime.engine.adapter_loader import AdapterLoader, Loaded
+from lorafleet_runtime.engine.runner import Runner, page_elements
+from lorafleet_runtime.engine.sampling import Sampled
+from lorafleet_runtime.engine.throughput import Throughput
+from lorafleet_runtime.model.config import DecoderConfig
+from lorafleet_runtime.model.decoder import Decoder
+from lorafleet_runtime.model.linear import Linear
+from lorafleet_runtime.protocol import (
+    AbortRequest,
+    AdapterState,
+    AddRequest,
+    Counters,
+    Delta,
+    EngineState,
+    LoadAdapter,
+    LoadInfo,
+    ModelInfo,
+    PagesInfo,
+    Sampling,
+    TokenLogprobs,
+    UnloadAdapter,
+)
+
+
+class Engine:
+    """One base model, its adapters and its queue. Not thread-safe: one thread calls everything."""
+
+    def __init__(self, model: Decoder, limits: Limits, total_pages: int, max_rank: int, parameters: int) -> None:
+        self._model = model
+        self._limits = limits
+        self._max_rank = max_rank
+        self._parameters = parameters
+        self._pool = PagePool(total_pages)
+        self._residency = Residency(self._pool)
+        self._scheduler = Scheduler(self._pool, self._residency, limits)
+        self._runner = Runner(model, total_pages)
+        self._loader = AdapterLoader(model.config, page_elements(model.config.kv_dim), model.dtype, max_rank)
+        self._unusable: dict[str, AdapterState] = {}  # loading or failed, by adapter id
+        self._rejected: list[Delta] = []
+        self._prompt_tokens = self._generated = self._steps = 0
+        self._throughput = Throughput()
+        self.changed = True  # an adapter changed state since the owner last looked
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` would do something without a new message."""
+        return self._scheduler.has_work or bool(self._rejected)
+
+    @property
+    def decoder_config(self) -> DecoderConfig:
+        """Sizes of the base model."""
+        return self._model.config
+
+    def linears(self) -> Iterator[Linear]:
+        """The base model's products, for benches that time them alone."""
+        return self._model.linears()
+
+    def wake_on_loaded(self, wake: Callable[[], None]) -> None:
+        """Have `wake` called, from a loader thread, when an adapter's file has been read."""
+        self._loader.on_done = wake
+
+    def close(self) -> None:
+        self._loader.close()
+
+    def handle(self, message: AddRequest | AbortRequest | LoadAdapter | UnloadAdapter) -> None:
+        """Take a message. Nothing here waits: loading goes to a thread, rejections come out of the next `step`."""
+        match message:
+            case AddRequest():
+                self._add(message)
+            case AbortRequest():
+                self._scheduler.abort(message.request_id)
+                self._collect()
+                self.changed = True
+            case LoadAdapter():
+                self._load(message)
+            case UnloadAdapter():
+                self._unusable.pop(message.adapter, None)
+                self._loader.cancel(message.adapter)
+                self._forget(self._residency.unregister(message.adapter))
+                self.changed = True
+
+    def step(self) -> list[Delta]:
+        """Adopt loaded adapters, run one batch, return what each request got."""
+        for loaded in self._loader.finished():
+            self._adopt(loaded)
+        deltas, self._rejected = self._rejected, []
+        batch = self._scheduler.schedule()
+        if batch is None:
+            return deltas
+        start = time.perf_counter()
+        first = {row.sequence.request_id for row in batch.rows if row.sequence.output_len == 0}
+        samples = self._runner.run(batch)
+        results = self._scheduler.commit(batch, [s.token_id for s in samples])
+        deltas += [self._delta(sequence, sample) for (sequence, _), sample in zip(results, samples, strict=True)]
+        self._count(batch, first, len(samples), time.perf_counter() - start)
+        if any(delta.finish_reason for delta in deltas):
+            self._collect()
+        return deltas
+
+    def state(self) -> EngineState:
+        """What the front end shows; cheap."""
+        pool, residency, scheduler = self._pool, self._residency, self._scheduler
+        now = time.perf_counter()
+        return EngineState(
+            phase="Ready",
+            progress=1.0,
+            model=ModelInfo(
+                architecture=self._model.config.architecture,
+                dtype=str(self._model.dtype).removeprefix("torch."),
+                max_model_len=self._limits.max_model_len,
+                max_rank=self._max_rank,
+                parameters=self._parameters,
+                vocab_size=self._model.config.vocab_size,
+            ),
+            pages=PagesInfo(
+                total=pool.total,
+                free=pool.free,
+                kv=scheduler.kv_pages,
+                adapters=residency.pages_used,
+                evictable=residency.evictable,
+                bytes=self._runner.pool[:, 0].nbytes,
+            ),
+            load=LoadInfo(
+                running=scheduler.running,
+                waiting=scheduler.waiting,
+                waiting_tokens=scheduler.waiting_tokens,
+                step_seconds=self._throughput.step_seconds,
+                output_tokens_per_second=self._throughput.tokens_per_second(now),
+            ),
+            counters=Counters(
+                steps=self._steps,
+                prompt_tokens=self._prompt_tokens,
+                generation_tokens=self._generated,
+                preemptions=scheduler.preemptions,
+                adapter_loads=residency.loads,
+                adapter_evictions=residency.evictions,
+            ),
+            adapters=[_adapter_state(a) for a in residency.all()] + list(self._unusable.values()),
+        )
+
+    def _add(self, message: AddRequest) -> None:
+        adapter = None
+        if message.adapter is not None:
+            adapter = self._residency.get(message.adapter)
+            if adapter is None:
+                self._reject(message.request_id, f"adapter_not_found: adapter {message.adapter} is not loaded here")
+                return
+        tokens = message.prompt_token_ids + message.output_token_ids
+        reason = self._scheduler.reason_it_never_fits(len(tokens), adapter)
+        if reason is not None:
+            self._reject(message.request_id, f"context_length_exceeded: {reason}")
+            return
+        self._scheduler.add(
+            Sequence(
+                request_id=message.request_id,
+                tokens=tokens,
+                prompt_len=len(message.prompt_token_ids),
+                sampling=message.sampling,
+                adapter=adapter,
+                tenant=message.tenant,
+                weight=message.weight,
+            )
+        )
+
+    def _reject(self, request_id: str, error: str) -> None:
+        self._rejected.append(Delta(request_id, [], finish_reason="error", error=error))
+
+    def _load(self, message: LoadAdapter) -> None:
+        current = self._residency.get(message.adapter)
+        if current is not None and current.revision == message.revision:
+            self._residency.pin(current, message.pinned)
+            self._unusable.pop(message.adapter, None)
+            self._loader.cancel(message.adapter)
+        else:
+            self._unusable[message.adapter] = AdapterState(
+                message.adapter, message.revision, "Loading", pinned=message.pinned
+            )
+            self._loader.submit(message)
+        self.changed = True
+
+    def _adopt(self, loaded: Loaded) -> None:
+        """Give a revision its name, or keep the reason why it cannot have it."""
+        message = loaded.message
+        self.changed = True
+        reason, text = loaded.reason, loaded.error
+        if loaded.packed is not None and (text := self._why_no_room(message.adapter, loaded.packed.layout.pages)):
+            reason = "NoRoom"
+        if loaded.packed is None or reason:
+            self._unusable[message.adapter] = AdapterState(
+                message.adapter, message.revision, "Failed", reason=reason, message=text
+            )
+            return
+        self._unusable.pop(message.adapter, None)
+        adapter, gone = self._residency.register(
+            message.adapter,
+            message.revision,
+            loaded.rank,
+            loaded.packed.layout.pages,
+            loaded.packed.blob.nbytes,
+            loaded.targets,
+            message.pinned,
+        )
+        adapter.layout = self._runner.register(adapter, loaded.packed)
+        self._forget(gone)
+
+    def _delta(self, sequence: Sequence, sample: Sampled) -> Delta:
+        if sample.token_id < 0:
+            self._scheduler.abort(sequence.request_id)
+            who = f"adapter {sequence.adapter.id}" if sequence.adapter else "the base model"
+            error = f"numeric_overflow: {who} gave logits that are not finite at token {sequence.output_len}"
+            return Delta(sequence.request_id, [], finish_reason="error", error=error)
+        stopped = sequence.finish_reason == "stop"
+        return Delta(
+            sequence.request_id,
+            [sample.token_id],
+            finish_reason=sequence.finish_reason,
+            stop_token_id=sample.token_id if stopped else None,
+            logprobs=_logprobs(sequence.sampling, sample),
+        )
+
+    def _why_no_room(self, adapter: str, pages: int) -> str:
+        """Why an adapter could never run beside a full context and the pinned adapters, or nothing."""
+        needed = pages + pages_for_tokens(self._limits.max_model_len) + self._residency.pinned_pages
+        if needed <= self._pool.total:
+            return ""
+        return (
+            f"adapter {adapter} needs {pages} pages; with a full context and the pinned adapters that makes {needed}, "
+            f"and the pool has {self._pool.total}: raise engine.memory"
+        )
+
+    def _collect(self) -> None:
+        gone = self._residency.collect()
+        self._forget(gone)
+        self.changed = self.changed or bool(gone)
+
+    def _forget(self, adapters: list[Adapter]) -> None:
+        for adapter in adapters:
+            self._runner.forget(adapter)
+
+    def _count(self, batch: Batch, first: set[str], sampled: int, seconds: float) -> None:
+        self._steps += 1
+        self._prompt_tokens += sum(row.count for row in batch.rows if row.sequence.request_id in first)
+        self._generated += sampled
+        self._throughput.add(time.perf_counter(), seconds, sampled)
+
+
+def _logprobs(sampling: Sampling, sample: Sampled) -> list[TokenLogprobs]:
+    if sampling.logprobs < 0 or sample.logprob is None:
+        return []
+    return [TokenLogprobs(sample.token_id, sample.logprob, sample.top)]
+
+
+def _adapter_state(adapter: Adapter) -> AdapterState:
+    return AdapterState(
+        id=adapter.id,
+        revision=adapter.revision,
+        state="Draining" if adapter.draining else "Ready",
+        rank=adapter.rank,
+        pages=adapter.pages_needed,
+        bytes=adapter.bytes,
+        targets=list(adapter.targets),
+        resident=adapter.resident,
+        pinned=adapter.pinned,
+        running=adapter.users,
+        waiting=adapter.waiting,
+    )
