@@ -1,4 +1,4 @@
-"""The command line: options and their help. What the commands do is in cli.up, cli.get, cli.plan and cli.demo."""
+"""The command line: options and their help. What the commands do is in `up`, `get`, `plan` and `demo` beside it."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _command(
     described = text[0].upper() + text[1:] + "."
     raw = argparse.RawDescriptionHelpFormatter
     command = commands.add_parser(name, help=text, description=described, formatter_class=raw)
-    command.set_defaults(module=f"lorafleet_operator.cli_{name}")
+    command.set_defaults(module=f"lorafleet_operator.cli.{name}")
     command.add_argument("--state-dir", metavar="DIR", help=STATE)
     return command
 

@@ -40,7 +40,7 @@ from lorafleet_sim.fleets import (
 )
 
 NOW, LATER = "2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z"
-CRDS = Path(__file__).parents[2] / "crds"
+CRDS = Path(__file__).parents[3] / "crds"
 ONE = base_model()
 TWO = base_model(replicas=2)
 PIRATE = adapter()
