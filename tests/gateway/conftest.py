@@ -4,15 +4,12 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 import structlog
-
-sys.path.append(str(Path(__file__).parents[2]))
 
 from tests.gateway.gateway_kit import Kit
 
