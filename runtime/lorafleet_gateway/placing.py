@@ -106,7 +106,7 @@ class Placing:
             if isinstance(found, Choice):
                 return found
             remaining = self._deadline - self._clock()
-            if found.gone or remaining <= 0:
+            if found.gone or remaining <= 0 or (found.failed and not self._begun):
                 raise self._give_up(found)
             # Jitter, or all requests of a dead replica come back in one moment.
             await self._fleet.wait_changed(min(self._backoff * random.uniform(0.5, 1.0), remaining))

@@ -58,9 +58,7 @@ def running(folder: Path) -> Iterator[Replica]:
     tokens = {"LORAFLEET_ADMIN_TOKEN": ADMIN_TOKEN, "LORAFLEET_SERVING_TOKEN": SERVING_TOKEN}
     log = folder / "log"
     with log.open("wb") as sink:
-        process = subprocess.Popen(
-            argv, stdin=subprocess.PIPE, stdout=sink, stderr=sink, env={**os.environ, **tokens}
-        )
+        process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=sink, stderr=sink, env={**os.environ, **tokens})
     replica = Replica(process, *(f"http://127.0.0.1:{port}" for port in ports))
     try:
         wait_until_ready(replica, log)

@@ -59,6 +59,10 @@ async def report_of(
         await asyncio.sleep(0.02)
 
 
+def ready(artifact: Artifact) -> Callable[[AdapterReport], bool]:
+    return lambda report: (report.revision, report.state) == (artifact.revision, "Ready")
+
+
 async def test_a_load_becomes_ready_and_serves(client: RuntimeClient, replica: Replica, tmp_path: Path) -> None:
     artifact = saved(tmp_path / "pirate", rank=8, seed=1)
     state = await client.put_adapter("acme.pirate", artifact)
@@ -96,7 +100,7 @@ async def test_a_new_revision_takes_the_name(client: RuntimeClient, replica: Rep
     texts = []
     for artifact in (first, second, first):
         await client.put_adapter("acme.pirate", artifact)
-        await report_of(client, "acme.pirate", lambda r, a=artifact: (r.revision, r.state) == (a.revision, "Ready"))
+        await report_of(client, "acme.pirate", ready(artifact))
         texts.append(replica.complete(model="acme.pirate", **GREEDY).json()["choices"][0]["text"])
 
     assert texts[0] == texts[2] != texts[1]

@@ -30,7 +30,7 @@ class BadObject:
 
     @property
     def document(self) -> dict[str, Any]:
-        return tiny_fleet.adapter("acme", self.name, **self.changes)
+        return tiny_fleet.adapter("acme", self.name, "", **self.changes)
 
 
 OBJECTS = (
@@ -68,7 +68,7 @@ class BadArtifact:
     @property
     def document(self) -> dict[str, Any]:
         fields = {"source": {"uri": f"file:adapters/acme-{self.name}", **self.spec}}
-        return tiny_fleet.adapter("acme", self.name, **fields)
+        return tiny_fleet.adapter("acme", self.name, "", **fields)
 
 
 def of_rank(rank: int) -> Callable[[Path], object]:
@@ -111,6 +111,11 @@ def with_tensor(name: str) -> Callable[[Path], object]:
     return change
 
 
+def emptied(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
+
+
 def untouched(folder: Path) -> None:
     """Its files are good; the spec asks for others."""
 
@@ -132,7 +137,7 @@ ARTIFACTS = (
                 "train without modules_to_save"),
     BadArtifact("alora", with_config(alora_invocation_tokens=[1, 2]), "InvalidAdapter",
                 "activated LoRA (alora_invocation_tokens) is not supported yet"),
-    BadArtifact("absent", lambda folder: [path.unlink() for path in folder.iterdir()], "NotAnAdapter",
+    BadArtifact("absent", emptied, "NotAnAdapter",
                 "lacks adapter_config.json and adapter_model.safetensors"),
 )  # fmt: skip
 

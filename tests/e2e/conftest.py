@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.e2e import tiny_fleet
+from tests.e2e import real_fleet, tiny_fleet
 from tests.e2e.fleet_kit import RUNNING, Fleet, free_port
-
-QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart"
-QUICKSTART_KEYS = {"acme": "sk-acme-demo", "globex": "sk-globex-demo"}
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    """The tiny fleet. A test that changes its files puts them back."""
+def shared_tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     root = tmp_path_factory.mktemp("tiny")
     yield from _running(Fleet(tiny_fleet.write(root / "fleet"), root / "state", free_port(), tiny_fleet.KEYS))
+
+
+@pytest.fixture
+def tiny(shared_tiny: Fleet) -> Fleet:
+    """The tiny fleet, with everything in it Ready. A test that changes its files puts them back."""
+    tiny_fleet.wait_until_settled(shared_tiny)
+    return shared_tiny
 
 
 @pytest.fixture
@@ -30,14 +32,10 @@ def own_tiny(tmp_path: Path) -> Iterator[Fleet]:
 
 @pytest.fixture(scope="session")
 def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    """The fleet of examples/quickstart, the real model, in float32: then its answers can be compared exactly."""
+    """The fleet of examples/quickstart, the real model, and the variants; in float32, so that answers compare."""
     root = tmp_path_factory.mktemp("quickstart")
-    folder = shutil.copytree(QUICKSTART, root / "fleet")
-    base = folder / "base-model.yaml"
-    text = base.read_text()
-    assert "dtype: auto" in text
-    base.write_text(text.replace("dtype: auto", "dtype: float32"))
-    yield from _running(Fleet(folder, root / "state", free_port(), QUICKSTART_KEYS))
+    folder = real_fleet.write(root / "fleet")
+    yield from _running(Fleet(folder, root / "state", free_port(), real_fleet.KEYS))
 
 
 def _running(fleet: Fleet) -> Iterator[Fleet]:

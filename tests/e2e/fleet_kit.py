@@ -18,7 +18,6 @@ import httpx
 import openai
 import psutil
 
-
 START_SECONDS = 120.0
 RUNNING: list[Fleet] = []
 """The fleets that live now: a test that fails shows their logs."""

@@ -10,7 +10,11 @@ from typing import Any
 import openai
 from openai.types import Completion
 
-LONG = {"max_tokens": 400, "temperature": 0, "extra_body": {"ignore_eos": True, "return_token_ids": True}}
+LONG: dict[str, Any] = {
+    "max_tokens": 400,
+    "temperature": 0,
+    "extra_body": {"ignore_eos": True, "return_token_ids": True},
+}
 """An answer long enough to be interrupted, the same every time."""
 
 
@@ -35,18 +39,18 @@ def take(answer: Answer, chunk: Completion) -> None:
         answer.finish_reason = choice.finish_reason or answer.finish_reason
 
 
-def complete(client: openai.OpenAI, model: str, prompt: str, **options: Any) -> Answer:
+def complete(client: openai.OpenAI, model: str, prompt: str) -> Answer:
     """One completion, streamed to its end."""
     answer = Answer()
-    for chunk in client.completions.create(model=model, prompt=prompt, stream=True, **{**LONG, **options}):
+    for chunk in client.completions.create(model=model, prompt=prompt, stream=True, **LONG):
         take(answer, chunk)
     return answer
 
 
-async def complete_async(client: openai.AsyncOpenAI, model: str, prompt: str, **options: Any) -> Answer:
+async def complete_async(client: openai.AsyncOpenAI, model: str, prompt: str) -> Answer:
     """As `complete`, among others at once."""
     answer = Answer()
-    async for chunk in await client.completions.create(model=model, prompt=prompt, stream=True, **{**LONG, **options}):
+    async for chunk in await client.completions.create(model=model, prompt=prompt, stream=True, **LONG):
         take(answer, chunk)
     return answer
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import openai
 import pytest
@@ -96,11 +98,11 @@ def test_a_broken_file_costs_one_message_and_nothing_that_serves(tiny: Fleet, br
 
 def test_a_new_revision_takes_over_between_answers_and_never_within_one(tiny: Fleet) -> None:
     before = tiny.replicas()
-    seen = []
+    seen: list[str] = []
     with tiny.client("acme") as client:
         old = complete(client, "alpha", PROMPT).text
-        for options in ({"rank": 12, "seed": 77}, {"rank": 4, "seed": 1}):
-            tiny_fleet.weights(tiny.folder, "acme", "alpha", **options)
+        for rank, seed in ((12, 77), (4, 1)):
+            tiny_fleet.weights(tiny.folder, "acme", "alpha", rank=rank, seed=seed)
             last = seen[-1] if seen else old
             deadline = time.monotonic() + 10
             while not seen or seen[-1] == last:
@@ -113,17 +115,16 @@ def test_a_new_revision_takes_over_between_answers_and_never_within_one(tiny: Fl
     assert tiny.replicas() == before
 
 
-def resumes(fleet: Fleet) -> float:
-    """How many streams the gateway has continued since it started."""
+def metric(fleet: Fleet, name: str) -> float:
+    """The sum of one of the gateway's metrics over its labels."""
     with fleet.http("acme") as http:
-        found = re.search(r"^lorafleet_gateway_resumes_total\{.*\} (\S+)$", http.get("/metrics").text, re.MULTILINE)
-    return float(found[1]) if found else 0.0
+        return sum(map(float, re.findall(rf"^{name}(?:\{{.*\}})? (\S+)$", http.get("/metrics").text, re.MULTILINE)))
 
 
 @pytest.mark.parametrize("killed", ["runtime", "engine"])
 def test_a_killed_runtime_comes_back_and_no_stream_breaks(tiny: Fleet, killed: str) -> None:
     [before] = tiny.replicas().values()
-    resumed = resumes(tiny)
+    resumed = metric(tiny, "lorafleet_gateway_resumes_total")
     with tiny.client("acme") as client:
         expected = {model: complete(client, model, PROMPT) for model in tiny_fleet.MODELS["acme"]}
         interrupted = complete_after(client, "helper", PROMPT, getattr(tiny, killed).kill)
@@ -135,24 +136,38 @@ def test_a_killed_runtime_comes_back_and_no_stream_breaks(tiny: Fleet, killed: s
     assert len(interrupted.ids) == 1
     assert {m: a.text for m, a in after.items()} == {m: a.text for m, a in expected.items()}
     wait_until(lambda: tiny.replicas() and before not in tiny.replicas().values())
-    assert resumes(tiny) > resumed
+    assert metric(tiny, "lorafleet_gateway_resumes_total") > resumed
 
 
 def test_no_client_hangs_when_its_runtime_is_killed(tiny: Fleet) -> None:
-    """Whole answers are asked for anew, and two choices, which cannot be resumed, end with an error at once."""
-    with tiny.client("acme") as client:
+    """A whole answer is asked for anew; a stream of two choices, which cannot be resumed, ends with an error."""
+    with tiny.client("acme") as client, ThreadPoolExecutor(1) as pool:
+        ask = partial(client.completions.create, model="alpha", prompt=PROMPT, stream=False, n=4, **LONG)
+        before = ask()
+        whole = pool.submit(ask)
         stream = client.completions.create(model="alpha", prompt=PROMPT, stream=True, n=2, **LONG)
-        next(iter(stream))
+        next(stream)
+        wait_until(lambda: metric(tiny, "lorafleet_gateway_requests_in_flight") == 2)
         tiny.runtime.kill()
+        killed = time.monotonic()
         with pytest.raises(openai.APIError, match="several choices"):
             for _ in stream:
                 pass
-        started = time.monotonic()
-        answer = client.completions.create(model="alpha", prompt=PROMPT, max_tokens=8)
+        broken_after = time.monotonic() - killed
+        answer = whole.result(40)
 
-    assert answer.usage is not None
-    assert answer.usage.completion_tokens > 0
-    assert time.monotonic() - started < 35  # the gateway's own deadline, and a little
+    assert broken_after < 1.0
+    assert [choice.text for choice in answer.choices] == [choice.text for choice in before.choices]
+
+
+def test_a_request_while_the_runtime_is_away_is_answered_or_refused_within_its_deadline(tiny: Fleet) -> None:
+    tiny.runtime.kill()
+    started = time.monotonic()
+    code = first_token(tiny, "acme", "alpha")
+
+    assert time.monotonic() - started < 8  # five to find a replica, and what an answer takes
+    assert code != "model_not_found"
+    wait_until(lambda: first_token(tiny, "acme", "alpha") not in ("model_not_ready", "replica_failed"), 60)
 
 
 def test_a_killed_gateway_comes_back(tiny: Fleet) -> None:

@@ -10,6 +10,7 @@ import yaml
 
 from lorafleet_runtime.model.tiny import random_adapter, save_adapter, save_tiny_model, tiny_config
 from lorafleet_runtime.model.tiny_tokenizer import save_tiny_tokenizer
+from tests.e2e.fleet_kit import Fleet, wait_until
 
 CONFIG = tiny_config("llama")
 CONTEXT = 512
@@ -82,3 +83,14 @@ def write(folder: Path) -> Path:
     for (namespace, name), served in ADAPTERS.items():
         (folder / f"{namespace}-{name}.yaml").write_text(text(adapter(namespace, name, served)))
     return folder
+
+
+def wait_until_settled(fleet: Fleet) -> None:
+    """Return when the fleet is what its files declare, whatever an earlier test did to it."""
+
+    def settled() -> bool:
+        found = fleet.document()
+        ready = {row["id"] for row in found.get("adapters", ()) if row["state"] == "Ready"}
+        return len(fleet.replicas()) == 1 and ready == {f"{namespace}.{name}" for namespace, name in ADAPTERS}
+
+    wait_until(settled, 60, "a settled fleet")

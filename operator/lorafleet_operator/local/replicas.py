@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import random
+import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -210,7 +211,8 @@ class LocalReplica:
 
     def _obituary(self, code: int) -> str:
         how = f"was ended by signal {-code}" if code < 0 else f"ended with status {code}"
-        said = self._verdict or processes.last_lines(self.log_path, 1)
+        # Who is killed has no last word: the log's last line would pass for the reason.
+        said = self._verdict or ("" if code == -signal.SIGKILL else processes.last_lines(self.log_path, 1))
         return f"the runtime {how}{': ' + said if said else ''} (log: {self.log_path})"
 
     def _failed(self, why: str) -> None:

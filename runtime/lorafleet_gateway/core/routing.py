@@ -37,11 +37,12 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Unavailable:
-    """No replica can be asked now. `gone` means that waiting is in vain: the model is no longer in the
-    fleet."""
+    """No replica can be asked now. Waiting is in vain when the model is `gone` from the fleet, or when the
+    operator says that its adapter has `failed`."""
 
     why: str
     gone: bool = False
+    failed: bool = False
 
 
 def holders(fleet: BaseFleet, adapter: Adapter | None, revision: str | None = None) -> list[Choice]:
@@ -92,7 +93,8 @@ def route(
             return Unavailable("the adapter is no longer served", gone=True)
     candidates = [choice for choice in holders(fleet, adapter, revision) if choice.replica.key not in excluded]
     if not candidates:
-        return Unavailable(_why(fleet, adapter, revision, bool(excluded)))
+        failed = adapter is not None and adapter.state == FAILED and not excluded
+        return Unavailable(_why(fleet, adapter, revision, bool(excluded)), failed=failed)
     for choice in candidates:
         if choice.replica.name == preferred:
             return choice

@@ -145,7 +145,7 @@ def test_a_preferred_holder_is_taken_whatever_its_load_and_a_preferred_stranger_
     ],
 )
 def test_why_nothing_can_be_asked(part: BaseFleet | None, adapter_id: str | None, why: str, gone: bool) -> None:
-    assert route(part, adapter_id, {}, seed=0) == Unavailable(why, gone)
+    assert route(part, adapter_id, {}, seed=0) == Unavailable(why, gone, failed="is Failed" in why)
 
 
 def test_a_process_is_superseded_when_it_failed_or_its_name_has_another() -> None:
