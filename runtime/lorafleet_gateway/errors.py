@@ -103,6 +103,13 @@ class Lost(AttemptFailed):
         self.accepted = accepted
 
 
+class Unreachable(Lost):
+    """Nobody listens there: the replica restarts, or is gone."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, accepted=False)
+
+
 def invalid(message: str, param: str | None = None, code: str = "invalid_value") -> ApiError:
     """A request that can never work as it is: 400 naming the parameter."""
     return ApiError(400, message, code, param)

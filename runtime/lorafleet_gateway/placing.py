@@ -18,6 +18,7 @@ from lorafleet_gateway.errors import (
     Lost,
     Moved,
     NotHere,
+    Unreachable,
     model_not_found,
     model_not_ready,
     replica_failed,
@@ -122,6 +123,8 @@ class Placing:
         name = self._target.served_name
         if found.gone and not self._begun:
             return model_not_found(name)
+        if isinstance(self._failure, Unreachable) and not self._begun:
+            return model_not_ready(name, str(self._failure), RETRY_AFTER)  # no replica ever had it: ask again
         if self._begun or isinstance(self._failure, Lost):
             return replica_failed(name, f"{self._failure}; then {found.why}")
         if isinstance(self._failure, NotHere):

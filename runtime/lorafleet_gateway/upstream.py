@@ -16,7 +16,7 @@ import yarl
 
 from lorafleet_gateway.config import SERVING_TOKEN, Limits
 from lorafleet_gateway.core.fleet_model import Replica
-from lorafleet_gateway.errors import ApiError, Lost, NotHere
+from lorafleet_gateway.errors import ApiError, Lost, NotHere, Unreachable
 
 # Under the five seconds after which uvicorn closes an idle connection: a pooled one that closes as we write
 # to it looks like a dead replica.
@@ -112,9 +112,9 @@ class HttpAttempt:
                     _url(self._replica.url, self._path), data=data, headers=headers, allow_redirects=False
                 )
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            raise self._lost("cannot be reached", error, accepted=False) from None
+            raise Unreachable(self._loss("cannot be reached", error)) from None
         except _FAILURES as error:
-            raise self._lost("failed before it answered", error) from None
+            raise Lost(self._loss("failed before it answered", error), accepted=True) from None
         self._response = response
         if response.status != 200:
             try:
@@ -135,7 +135,7 @@ class HttpAttempt:
         try:
             return await self._response.content.readany()
         except _FAILURES as error:
-            raise self._lost("failed in the middle of its answer", error) from None
+            raise Lost(self._loss("failed in the middle of its answer", error), accepted=True) from None
 
     async def read_all(self) -> bytes:
         """The rest of the answer."""
@@ -143,7 +143,7 @@ class HttpAttempt:
         try:
             return await self._response.read()
         except _FAILURES as error:
-            raise self._lost("failed in the middle of its answer", error) from None
+            raise Lost(self._loss("failed in the middle of its answer", error), accepted=True) from None
 
     async def settle(self) -> None:
         """Read the end of a finished stream, so that the connection can serve the next request."""
@@ -154,11 +154,8 @@ class HttpAttempt:
         except (TimeoutError, Lost):
             pass  # the client has everything; only the connection is lost
 
-    def _lost(self, what: str, error: BaseException, *, accepted: bool = True) -> Lost:
-        return Lost(
-            f"replica {self._replica.name} {what} ({self._abandoned or type(error).__name__})",
-            accepted=accepted,
-        )
+    def _loss(self, what: str, error: BaseException) -> str:
+        return f"replica {self._replica.name} {what} ({self._abandoned or type(error).__name__})"
 
     async def _refusal(self, response: aiohttp.ClientResponse) -> Exception:
         status, name = response.status, self._replica.name

@@ -209,6 +209,18 @@ async def test_a_replicas_400_reaches_the_client_with_its_parameter(kit: Kit) ->
     assert len(replica.seen) == 1
 
 
+async def test_a_lone_replica_that_is_not_there_is_a_503_to_ask_again(kit: Kit) -> None:
+    [replica] = await kit.up()
+    await replica.stop()
+
+    async with kit.http.post("/v1/chat/completions", json=chat()) as response:
+        error = (await response.json())["error"]
+
+    assert response.status == 503
+    assert response.headers["Retry-After"].isdecimal()
+    assert "cannot be reached" in error["message"]
+
+
 async def test_a_refused_gateway_token_is_the_gateways_fault_not_the_clients(kit: Kit) -> None:
     [replica] = await kit.up()
     replica.faults = [Fault("status", status=401)] * 100

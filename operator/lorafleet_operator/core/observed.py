@@ -77,6 +77,7 @@ class Replica:
     running: int = 0
     waiting: int = 0
     failures: int = 0  # starts in a row that did not reach Ready
+    last_error: str = ""  # why the last of them failed; empty once Ready
     retry_at: float = 0.0  # monotonic seconds; a Failed replica is not started before
     since: float = 0.0  # monotonic seconds of the last change of state
 

@@ -160,8 +160,8 @@ def _workload(fleet: Fleet, source: Artifact | Unresolved | None, plan: Plan) ->
     if source is None:
         return Condition(name, None, "Resolving", "the source has not been looked up yet")
     for replica in fleet.kept:
-        if replica.state == "Failed":
-            return Condition(name, False, "ReplicaFailed", f"{replica.name}: {replica.message}")
+        if error := _start_error(replica):
+            return Condition(name, False, "ReplicaFailed", error)
     waiting = [f"{r.name} stays: {plan.waits[r.name]}" for r in fleet.outdated if r.name in plan.waits]
     if fleet.outdated:
         return Condition(
@@ -181,10 +181,17 @@ def _serving(fleet: Fleet, source: Artifact | Unresolved | None) -> Condition:
         return Condition("Ready", False, "ScaledToZero", "spec.replicas is 0")
     if isinstance(source, Unresolved):
         return Condition("Ready", False, source.reason, source.message)
-    failed = [replica for replica in everyone if replica.state == "Failed"]
-    if failed:
-        return Condition("Ready", False, "ReplicaFailed", f"{failed[0].name}: {failed[0].message}")
+    errors = [error for replica in everyone if (error := _start_error(replica))]
+    if errors:
+        return Condition("Ready", False, "ReplicaFailed", errors[0])
     return Condition("Ready", False, "Starting", "no replica is Ready yet")
+
+
+def _start_error(replica: Replica) -> str:
+    """Why a replica does not come up, also while it tries again; empty when nothing is wrong."""
+    if replica.state == "Failed":
+        return f"{replica.name}: {replica.message}"
+    return f"{replica.name}: {replica.last_error}" if replica.state == "Starting" and replica.last_error else ""
 
 
 def _tenant_fields(tenant: Tenant, desired: Desired) -> Status:
@@ -197,4 +204,4 @@ def _quota_enforced(tenant: Tenant) -> Condition:
     limits = (tenant.quota.requests_per_minute, tenant.quota.tokens_per_minute, tenant.quota.max_concurrent_requests)
     if all(limit is None for limit in limits):
         return Condition("QuotaEnforced", True, "NoLimits", "the tenant has no limits for its gateways to keep")
-    return Condition("QuotaEnforced", True, "Published", "the limits are published to every gateway")
+    return Condition("QuotaEnforced", False, "NotSupported", "limits on requests and tokens are not enforced yet")

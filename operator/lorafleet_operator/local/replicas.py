@@ -65,6 +65,7 @@ class LocalReplica:
         self.child: processes.Child | None = None
         self.message = ""
         self.failures = 0
+        self.last_error = ""
         self.retry_at = 0.0
         self.since = time.monotonic()
         self.ports: tuple[int, int] = (0, 0)
@@ -101,7 +102,8 @@ class LocalReplica:
             message=self.message, progress=report.progress if report else 0.0, residents=residents,
             pages_total=report.pages_total if report else 0, pages_free=report.pages_free if report else 0,
             running=report.running if report else 0, waiting=report.waiting if report else 0,
-            failures=0 if self.state == "Ready" else self.failures, retry_at=self.retry_at, since=self.since,
+            failures=0 if self.state == "Ready" else self.failures,
+            last_error="" if self.state == "Ready" else self.last_error, retry_at=self.retry_at, since=self.since,
         )  # fmt: skip
 
     async def start(self, action: StartReplica, reserved: Mapping[str, tuple[int, int]]) -> None:
@@ -221,6 +223,7 @@ class LocalReplica:
         self.failures = 1 if settled else self.failures + 1
         self.retry_at = now + self._launch.backoff.delay(self.failures, random.random())
         log.warning("replica failed", replica=self.name, why=why, retry_in=round(self.retry_at - now, 1))
+        self.last_error = why
         self._turn("Failed", why)
 
     def _turn(self, state: ReplicaState, message: str) -> None:

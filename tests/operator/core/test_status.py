@@ -132,6 +132,7 @@ def test_what_an_adapter_says(situation: dict[str, Any], ready: str, others: dic
     (TWO, (replica(TWO, 0), replica(TWO, 1, state="Starting")), "False ReplicasStarting", "True Ready"),
     (TWO, (replica(TWO, 0), replica(TWO, 1, state="Failed")), "False ReplicaFailed", "True Ready"),
     (ONE, (replica(ONE, 0, state="Failed"),), "False ReplicaFailed", "False ReplicaFailed"),
+    (ONE, (replica(ONE, 0, state="Starting", last_error="no memory"),), "False ReplicaFailed", "False ReplicaFailed"),
     (base_model(engine=Engine(max_num_seqs=8)), (replica(ONE, 0),), "False RollingOut", "True Ready"),
     (base_model(replicas=0), (), "True ReplicasReady", "False ScaledToZero"),
 ])  # fmt: skip
@@ -192,7 +193,7 @@ def test_a_tenant_counts_its_adapters_and_keys_and_tells_which_is_missing() -> N
     status = told(wanted, observed(wanted))[TENANT_KEY]
 
     assert (status["keys"], status["adapters"]) == ("1/2", 0)
-    assert answers(status) == {"Accepted": "True Accepted", "QuotaEnforced": "True Published"}
+    assert answers(status) == {"Accepted": "True Accepted", "QuotaEnforced": "False NotSupported"}
     assert "there is no Secret acme/next" in status["conditions"][0]["message"]
 
 
