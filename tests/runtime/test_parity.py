@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ def load(engine: Engine, *folders: Path) -> None:
         engine.handle(LoadAdapter(folder.name, f"sha256:{folder.name}", str(folder)))
     while any(a.state == "Loading" for a in engine.state().adapters):
         engine.step()
+        time.sleep(0.001)  # the loader's thread needs the interpreter too
     states = {a.id: (a.state, a.message) for a in engine.state().adapters}
     assert all(states[f.name][0] == "Ready" for f in folders), states
 

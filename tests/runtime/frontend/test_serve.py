@@ -36,7 +36,7 @@ class Replica:
 
     @property
     def engine(self) -> psutil.Process:
-        return next(c for c in psutil.Process(self.process.pid).children() if "engine_process" in " ".join(c.cmdline()))
+        return next(c for c in psutil.Process(self.process.pid).children() if "lorafleet_runtime.engine.process" in " ".join(c.cmdline()))
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
