@@ -36,7 +36,8 @@ class Replica:
 
     @property
     def engine(self) -> psutil.Process:
-        return next(c for c in psutil.Process(self.process.pid).children() if "lorafleet_runtime.engine.process" in " ".join(c.cmdline()))
+        children = psutil.Process(self.process.pid).children()
+        return next(c for c in children if "lorafleet_runtime.engine.process" in c.cmdline())
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
