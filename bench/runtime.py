@@ -31,7 +31,6 @@ from lorafleet_runtime.config import EngineConfig
 from lorafleet_runtime.engine.engine import Engine
 from lorafleet_runtime.engine.memory import give_back
 from lorafleet_runtime.engine.start import start
-from lorafleet_runtime.model.calibration import best_threads
 from lorafleet_runtime.model.config import LORA_TARGETS
 from lorafleet_runtime.model.tiny import random_adapter, save_adapter
 from lorafleet_runtime.protocol import AddRequest, LoadAdapter, Sampling
@@ -203,11 +202,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--resident", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    threads = arguments.threads or best_threads()
+    threads = arguments.threads
     if arguments.resident:
         print_resident(arguments.resident, threads)
         return
-    torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
         write(measure(Path(folder), threads, arguments.quick, arguments.rounds), quick=arguments.quick,
               packages=("torch", "transformers", "peft"))  # fmt: skip
@@ -221,6 +219,7 @@ def measure(folder: Path, threads: int, quick: bool, rounds: int) -> list[Result
         make_load("as traffic", REQUESTS, (16, longest), (16, longest)),
     ]
     engine = start_engine(threads)
+    threads = torch.get_num_threads()  # PEFT gets the same
     folders = make_adapters(folder, engine, ADAPTERS)
     load_adapters(engine, folders)
     oracle = Oracle(model_path())
