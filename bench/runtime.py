@@ -1,8 +1,10 @@
 """The runtime against transformers + PEFT, against itself without adapters, and against the machine's own limit.
 
 `python -m bench.runtime [--quick] [--threads N] [--rounds N]`: SmolLM2-135M in float32, 32 requests over 8 adapters of
-rank 16 on all linear layers, distinct random prompts, greedy. Two loads: all requests alike (64 tokens in, 64 out),
-which flatters whoever batches by padding, and lengths as traffic has them (16 to 112, both ways, means near 64).
+rank 16 on all linear layers, distinct random prompts, greedy. Three loads: all requests alike (64 tokens in, 64 out),
+which flatters whoever batches by padding; lengths as traffic has them (16 to 112, both ways, means near 64); and the
+proportion of chats, one to two (ShareGPT: 161 in, 338 out on average, vLLM paper 6.2). PEFT runs with the thread count
+with which it is fastest here.
 
 Gate: greedy output of a mixed batch equals PEFT's, token by token.
 """
@@ -31,7 +33,9 @@ from lorafleet_runtime.config import EngineConfig
 from lorafleet_runtime.engine.engine import Engine
 from lorafleet_runtime.engine.memory import give_back
 from lorafleet_runtime.engine.start import start
+from lorafleet_runtime.engine.threads import available_cores, candidates
 from lorafleet_runtime.model.config import LORA_TARGETS
+from lorafleet_runtime.model.threads import threads as current_threads
 from lorafleet_runtime.model.tiny import random_adapter, save_adapter
 from lorafleet_runtime.protocol import AddRequest, LoadAdapter, Sampling
 
@@ -151,9 +155,10 @@ def matmul_seconds(engine: Engine, rows: int, repeats: int) -> float:
 
 
 @torch.no_grad()
-def peft_seconds(oracle: Oracle, folders: Sequence[Path], load: Load) -> float:
+def peft_seconds(oracle: Oracle, folders: Sequence[Path], load: Load, threads: int) -> float:
     """transformers + PEFT as a server would use them: swap to each adapter in turn, batch its requests, padded to the
     longest prompt and run to the longest output. Only the tokens that were asked for count, as for us."""
+    torch.set_num_threads(threads)
     begun = time.perf_counter()
     for index, folder in enumerate(folders):
         prompts, length = load.prompts[index :: len(folders)], max(load.lengths[index :: len(folders)])
@@ -166,7 +171,16 @@ def peft_seconds(oracle: Oracle, folders: Sequence[Path], load: Load) -> float:
             do_sample=False,
             pad_token_id=2,
         )
-    return time.perf_counter() - begun
+    seconds = time.perf_counter() - begun
+    torch.set_num_threads(1)  # as the engine expects between its large operations
+    return seconds
+
+
+def best_peft_threads(oracle: Oracle, folders: Sequence[Path]) -> int:
+    """PEFT gets the thread count with which it is fastest here, which need not be ours."""
+    load = make_load("probe", REQUESTS, (16, 16), (6, 6))
+    peft_seconds(oracle, folders[:1], load, 1)
+    return min(candidates(available_cores()), key=lambda threads: peft_seconds(oracle, folders[:4], load, threads))
 
 
 def resident_result(adapters: Path, threads: int) -> Result:
@@ -217,14 +231,17 @@ def measure(folder: Path, threads: int, quick: bool, rounds: int) -> list[Result
     loads = [
         make_load("alike", REQUESTS, (middle, middle), (middle, middle)),
         make_load("as traffic", REQUESTS, (16, longest), (16, longest)),
+        make_load("as chat", REQUESTS, (middle * 3 // 4, middle * 3 // 4), (middle * 3 // 2, middle * 3 // 2)),
     ]
     engine = start_engine(threads)
-    threads = torch.get_num_threads()  # PEFT gets the same
     folders = make_adapters(folder, engine, ADAPTERS)
     load_adapters(engine, folders)
     oracle = Oracle(model_path())
     close = gate(engine, oracle, folders)
-    print(f"gate passed: mixed batch equals PEFT, {close} close calls; {threads} thread(s)")
+    peft_threads = best_peft_threads(oracle, folders)
+    print(
+        f"gate passed: mixed batch equals PEFT, {close} close calls; {current_threads()} thread(s), PEFT {peft_threads}"
+    )
     names = [f.name for f in folders]
     serve(engine, make_load("warm", REQUESTS, (16, 16), (4, 4)), names)
     found: list[Result] = []
@@ -234,10 +251,10 @@ def measure(folder: Path, threads: int, quick: bool, rounds: int) -> list[Result
             times.add("base", serve(engine, load, [None]))
             times.add("lora", serve(engine, load, names))
             times.matmul.append(matmul_seconds(engine, REQUESTS, 5 if quick else 15))
-            times.seconds["peft"].append(peft_seconds(oracle, folders, load))
-        found += results(times, load, threads, rounds)
+            times.seconds["peft"].append(peft_seconds(oracle, folders, load, peft_threads))
+        found += results(times, load, peft_threads, rounds)
     engine.close()
-    return [*found, resident_result(folder, threads)]
+    return [*found, resident_result(folder, current_threads())]
 
 
 @dataclass(slots=True)
@@ -258,7 +275,7 @@ def paired(over: Sequence[float], under: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(over, under, strict=True))
 
 
-def results(times: Times, load: Load, threads: int, rounds: int) -> list[Result]:
+def results(times: Times, load: Load, peft_threads: int, rounds: int) -> list[Result]:
     seconds, steps = times.seconds, times.steps
     speed = {case: load.output_tokens / statistics.median(values) for case, values in seconds.items()}
     step = {case: 1000 * statistics.median(values) for case, values in steps.items()}
@@ -287,7 +304,7 @@ def results(times: Times, load: Load, threads: int, rounds: int) -> list[Result]
         ),
         ("bare products / base step", step["base"], "ms", matmul, of_limit, ">= 0.60", of_limit >= 0.6),
     ]
-    case = f"32 requests {load.name}, 8 adapters r16, float32, {threads} thread(s)"
+    case = f"32 requests {load.name}, 8 adapters r16, float32, {current_threads()} thread(s), PEFT {peft_threads}"
     return [Result("runtime", case, *row, repeats=rounds) for row in rows]
 
 

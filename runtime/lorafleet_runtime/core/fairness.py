@@ -2,7 +2,7 @@
 
 Each tenant has a counter of the service that it has received: weighted prompt and output tokens over its weight. The
 waiting tenant with the smallest counter goes next. A tenant that comes back is lifted to the others' level, so that
-idling saves up nothing. Counters are integers, in micro-units of service. """
+idling saves up nothing. Counters are integers, in micro-units of service."""
 
 from __future__ import annotations
 

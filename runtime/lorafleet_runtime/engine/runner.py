@@ -20,6 +20,7 @@ from lorafleet_runtime.engine.sampling import Row as SamplingRow
 from lorafleet_runtime.engine.sampling import Sampled, sample
 from lorafleet_runtime.model.decoder import Decoder
 from lorafleet_runtime.model.lora import GroupView, PackedAdapter, views
+from lorafleet_runtime.model.threads import on_all_threads
 
 STACK_BYTES = 256 * 2**20
 """Bound of the copies that let adapters of one layout be multiplied together; beyond it they go one by one."""
@@ -117,6 +118,7 @@ class _PagedAttention:
         self._prefill = _prefill_metas(batch.rows[batch.decodes :], batch.decodes)
         self._scratch = scratch_for(self._decode.pages.shape[0]) if self._decode else kv[0, :, 0]
 
+    @on_all_threads
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         pool = self._kv[layer]
         ops.kv_write(pool, k, v, self._slots)

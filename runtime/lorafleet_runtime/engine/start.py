@@ -14,10 +14,11 @@ from lorafleet_runtime.engine.engine import Engine
 from lorafleet_runtime.engine.memory import available_bytes, give_back
 from lorafleet_runtime.engine.threads import choose_threads
 from lorafleet_runtime.errors import ConfigError
-from lorafleet_runtime.model.calibration import best_dtype, pack_where_it_pays
+from lorafleet_runtime.model.calibration import best_dtype, choose_forms
 from lorafleet_runtime.model.checkpoint import load_weights, read_config
 from lorafleet_runtime.model.config import DecoderConfig
 from lorafleet_runtime.model.decoder import Decoder, parameter_count
+from lorafleet_runtime.model.threads import set_threads
 
 DEFAULT_MEMORY_SHARE = 0.25
 """Of the memory that is available after loading; a laptop has other things to do."""
@@ -33,15 +34,15 @@ def start(config: EngineConfig, progress: Callable[[str, float], None]) -> Engin
     progress("reading the model's configuration", 0.0)
     decoder_config = read_config(path)
     max_model_len = _max_model_len(config, decoder_config)
-    torch.set_num_threads(config.threads or 1)
+    set_threads(config.threads or 1)
     dtype = best_dtype() if config.dtype == "auto" else getattr(torch, config.dtype)
     weights = load_weights(path, decoder_config, dtype, lambda f: progress("loading weights", 0.9 * f))
     parameters = parameter_count(weights)
     model = Decoder(decoder_config, weights, max_model_len)
     progress("measuring what is fastest on this machine", 0.9)
     if not config.threads:
-        torch.set_num_threads(choose_threads(model))
-    pack_where_it_pays(model)
+        set_threads(choose_threads(model))
+    choose_forms(model)
     total_pages = _total_pages(config, decoder_config, model.dtype, max_model_len)
     limits = Limits(max_model_len, config.max_num_seqs, config.max_batched_tokens)
     give_back()

@@ -1,8 +1,7 @@
 """How many threads a step should use on this machine, now: measured on real decode steps of the loaded model.
 
-A second thread speeds large products up, and every small operation of a step then waits at a barrier; beside a busy
-process the barrier waits for a worker that lost its core. A probe of products alone chose two threads where a whole
-step was no faster and adapters cost six times as much; so whole steps are timed.
+A second thread speeds large products up, and beside a busy process each of them waits for a worker that lost its core.
+A probe of one product in a loop does not show that; so whole steps are timed.
 """
 
 from __future__ import annotations
@@ -10,12 +9,12 @@ from __future__ import annotations
 import os
 import time
 
-import torch
-
 from lorafleet_runtime.core.batch import Batch, Row
 from lorafleet_runtime.core.sequence import Sequence
 from lorafleet_runtime.engine.runner import Runner
 from lorafleet_runtime.model.decoder import Decoder
+from lorafleet_runtime.model.threads import set_threads
+from lorafleet_runtime.model.threads import threads as current_threads
 from lorafleet_runtime.protocol import Sampling
 
 ROWS, CONTEXT, PAGES_EACH = 8, 64, 5
@@ -26,16 +25,16 @@ SECONDS_EACH = 2.0
 
 def choose_threads(model: Decoder) -> int:
     """The thread count whose slower steps are fastest; fewer threads win within a tenth. Restores the current count."""
-    before = torch.get_num_threads()
+    before = current_threads()
     runner = Runner(model, ROWS * PAGES_EACH)
     batch = _decode_batch()
     best, best_seconds = 1, float("inf")
     for threads in candidates(available_cores()):
-        torch.set_num_threads(threads)
+        set_threads(threads)
         seconds = _slow_step(runner, batch)
         if seconds < 0.9 * best_seconds:
             best, best_seconds = threads, seconds
-    torch.set_num_threads(before)
+    set_threads(before)
     return best
 
 

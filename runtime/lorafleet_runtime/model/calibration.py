@@ -1,4 +1,4 @@
-"""What this machine multiplies fastest, measured at start and never assumed: dtype and weight layout.
+"""What this machine multiplies fastest, measured at start and never assumed: dtype and form of each product.
 
 bfloat16 is several times faster than float32 on processors with bfloat16 products, and slower on others.
 """
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from lorafleet_runtime.model.decoder import Decoder
-from lorafleet_runtime.model.linear import packing_pays
+from lorafleet_runtime.model.linear import Form, fastest_form
 
 PROBE_SHAPE = (16, 1024, 1024)
 """Rows, K and N of the probe: a decode step of a small model."""
@@ -25,21 +25,20 @@ def best_dtype() -> torch.dtype:
     return torch.bfloat16 if half < 0.8 * single else torch.float32
 
 
-def pack_where_it_pays(model: Decoder) -> None:
-    """Prepack the weights of every shape for which that measured faster, one measurement per shape.
+def choose_forms(model: Decoder) -> None:
+    """Give every product the form that measured fastest for its shape, one measurement per shape.
 
-    The tied output matrix stays plain: packing it would keep the vocabulary in memory twice.
+    The tied output matrix is not packed: that would keep the vocabulary in memory twice.
     """
     if model.embedding.device.type != "cpu":
         return
-    verdicts: dict[tuple[int, ...], bool] = {}
+    chosen: dict[tuple[int, ...], Form] = {}
     for linear in model.linears():
-        if linear is model.lm_head and model.config.tie_word_embeddings:
-            continue
-        if linear.shape not in verdicts:
-            verdicts[linear.shape] = packing_pays(linear.weight)
-        if verdicts[linear.shape]:
-            linear.pack()
+        tied = linear is model.lm_head and model.config.tie_word_embeddings
+        if linear.shape not in chosen:
+            allowed = (Form.PLAIN, Form.SWAPPED) if tied else (Form.PLAIN, Form.SWAPPED, Form.PACKED)
+            chosen[linear.shape] = fastest_form(linear.weight, allowed)
+        linear.use(chosen[linear.shape])
 
 
 def _probe_seconds(dtype: torch.dtype) -> float:

@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import partial
+from enum import Enum
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lorafleet_runtime.model.threads import on_all_threads
+
 CHECK_ROWS = (1, 8, 32)
-"""Row counts of decode steps at which plain and prepacked weights are compared; prompts gain nothing from packing."""
+"""Row counts of decode steps at which the forms are compared; prompts gain little from any of them."""
+CACHE_BYTES = 32 * 2**20
+"""Read between two measurements: in a step, every weight comes from memory."""
+
+
+class Form(Enum):
+    """How `y = x Wᵀ + b` is computed."""
+
+    PLAIN = "plain"
+    SWAPPED = "swapped"
+    """As `(W xᵀ)ᵀ`: libraries split the larger left side better over threads."""
+    PACKED = "packed"
+    """With the weight in oneDNN's blocked layout, which replaces the plain one."""
 
 
 class Linear:
@@ -21,17 +35,26 @@ class Linear:
         self.shape = tuple(weight.shape)
         self.weight = weight
         self._bias = bias
-        self._packed = False
+        self._form = Form.PLAIN
 
+    @on_all_threads
     def __call__(self, x: Tensor) -> Tensor:
-        if self._packed:
-            return prepacked_linear(x, self.weight, self._bias)
-        return F.linear(x, self.weight, self._bias)
+        return multiply(self._form, x, self.weight, self._bias)
 
-    def pack(self) -> None:
-        """Replace the weight by oneDNN's blocked form of it; the plain one is dropped."""
-        self.weight = prepack(self.weight, max(CHECK_ROWS))
-        self._packed = True
+    def use(self, form: Form) -> None:
+        """Change a plain product to `form`."""
+        if form is Form.PACKED:
+            self.weight = prepack(self.weight, max(CHECK_ROWS))
+        self._form = form
+
+
+def multiply(form: Form, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if form is Form.PACKED:
+        return prepacked_linear(x, weight, bias)
+    if form is Form.SWAPPED:
+        y = torch.mm(weight, x.t()).t()
+        return y.contiguous() if bias is None else y + bias
+    return F.linear(x, weight, bias)
 
 
 def prepack(weight: Tensor, rows: int) -> Tensor:
@@ -46,22 +69,25 @@ def prepacked_linear(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
     return y
 
 
-def packing_pays(weight: Tensor, *, repeats: int = 3) -> bool:
-    """Measure plain against prepacked products at decode sizes on this machine, now, with the threads that are set."""
-    packed = prepack(weight, max(CHECK_ROWS))
-    plain_total = packed_total = 0.0
-    for rows in CHECK_ROWS:
-        x = torch.ones(rows, weight.shape[1], dtype=weight.dtype)
-        plain_total += _fastest(partial(F.linear, x, weight), repeats)
-        packed_total += _fastest(partial(prepacked_linear, x, packed, None), repeats)
-    return packed_total < 0.95 * plain_total
-
-
-def _fastest(call: Callable[[], Tensor], repeats: int) -> float:
-    call()
-    best = float("inf")
+@on_all_threads
+def fastest_form(weight: Tensor, allowed: tuple[Form, ...], *, repeats: int = 5) -> Form:
+    """Measure the allowed forms in turn at decode sizes, on this machine, now. The first allowed one wins ties."""
+    weights = {form: prepack(weight, max(CHECK_ROWS)) if form is Form.PACKED else weight for form in allowed}
+    inputs = [torch.ones(rows, weight.shape[1], dtype=weight.dtype) for rows in CHECK_ROWS]
+    evict = torch.ones(CACHE_BYTES // 8, dtype=torch.float64)
+    fastest = {(form, rows): float("inf") for form in allowed for rows in CHECK_ROWS}
     for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        best = min(best, time.perf_counter() - start)
-    return best
+        for form in allowed:
+            for x in inputs:
+                evict.sum()
+                seconds = _seconds(lambda x=x, form=form: multiply(form, x, weights[form], None))  # type: ignore[misc]
+                fastest[form, len(x)] = min(fastest[form, len(x)], seconds)
+    totals = {form: sum(fastest[form, rows] for rows in CHECK_ROWS) for form in allowed}
+    best = min(allowed, key=totals.__getitem__)
+    return best if totals[best] < 0.95 * totals[allowed[0]] else allowed[0]
+
+
+def _seconds(call: Callable[[], Tensor]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start

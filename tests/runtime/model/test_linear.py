@@ -1,0 +1,63 @@
+"""Every form of a product gives the same numbers, and choosing one never changes what a model says."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lorafleet_runtime.model.calibration import choose_forms
+from lorafleet_runtime.model.decoder import Decoder
+from lorafleet_runtime.model.linear import Form, Linear, fastest_form
+from lorafleet_runtime.model.threads import on_all_threads, set_threads, threads
+from lorafleet_runtime.model.tiny import random_weights, tiny_config
+
+
+@pytest.mark.parametrize("bias", [False, True], ids=["without bias", "with bias"])
+@pytest.mark.parametrize("form", Form)
+def test_every_form_computes_the_same_product(form: Form, bias: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, x = torch.randn(48, 32, generator=generator), torch.randn(7, 32, generator=generator)
+    b = torch.randn(48, generator=generator) if bias else None
+    linear = Linear(weight, b)
+    linear.use(form)
+    torch.testing.assert_close(linear(x), torch.nn.functional.linear(x, weight, b))
+
+
+def test_the_chosen_form_is_one_of_the_allowed() -> None:
+    assert fastest_form(torch.randn(64, 32), (Form.PLAIN, Form.SWAPPED), repeats=1) is not Form.PACKED
+
+
+def test_a_tied_output_matrix_is_never_packed() -> None:
+    config = tiny_config(tie_word_embeddings=True)
+    model = Decoder(config, random_weights(config, 0), 64)
+    choose_forms(model)
+    assert model.lm_head.weight.shape == model.embedding.shape
+    assert model.lm_head.weight.data_ptr() == model.embedding.data_ptr()
+
+
+def test_only_large_operations_use_all_threads() -> None:
+    @on_all_threads
+    def large() -> int:
+        return torch.get_num_threads()
+
+    before = threads()
+    try:
+        set_threads(2)
+        assert (large(), torch.get_num_threads()) == (2, 1)
+    finally:
+        set_threads(before)
+
+
+def test_an_error_in_a_large_operation_leaves_one_thread() -> None:
+    @on_all_threads
+    def fails() -> None:
+        raise ValueError("shapes")
+
+    before = threads()
+    try:
+        set_threads(2)
+        with pytest.raises(ValueError, match="shapes"):
+            fails()
+        assert torch.get_num_threads() == 1
+    finally:
+        set_threads(before)
