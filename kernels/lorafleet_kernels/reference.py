@@ -151,8 +151,9 @@ class StackedGroup:
 
 @dataclass(frozen=True, slots=True)
 class StackedRows:
-    """`gather [slots · width]`: the batch row at each padded place (any row where there is none); `back [n]`: the place
-    of each of the n rows. The rows are `begin .. end`, or `scattered [n]` where they are not adjacent."""
+    """The first `slots` slots take part. `gather [slots · width]`: the batch row at each padded place (any row where
+    there is none); `back [n]`: the place of each of the n rows. The rows are `begin .. end`, or `scattered [n]` where
+    they are not adjacent."""
 
     slots: int
     gather: Tensor
@@ -165,11 +166,11 @@ class StackedRows:
 def lora_stacked(y: Tensor, x: Tensor, group: StackedGroup, rows: StackedRows) -> None:
     """`lora_segment` for many adapters at once, in place on the rows of `y [T, O]`; `x [T, K]`."""
     padded = x.index_select(0, rows.gather).view(rows.slots, -1, x.shape[1])
-    h = torch.bmm(padded, group.a)
+    h = torch.bmm(padded, group.a[: rows.slots])
     rank = 0
     for part in group.parts:
         width = part.b.shape[1]
-        delta = torch.bmm(h[:, :, rank : rank + width], part.b).flatten(0, 1).index_select(0, rows.back)
+        delta = torch.bmm(h[:, :, rank : rank + width], part.b[: rows.slots]).flatten(0, 1).index_select(0, rows.back)
         rank += width
         if rows.scattered is None:
             y[rows.begin : rows.end, part.begin : part.end] += delta

@@ -76,7 +76,8 @@ def split_evenly(segments: list[Segment]) -> tuple[list[Segment], list[Segment]]
 def stacked_rows(segments: Sequence[Segment], handles: Sequence[int], stack: Stack) -> ops.StackedRows:
     """Which row of the batch stands where in the padded `[slots, width]` arrangement, and the way back."""
     width = max(s.end - s.begin for s in segments)
-    gather = [segments[0].begin] * (len(stack.handles) * width)
+    slots = stack.used(handles)
+    gather = [segments[0].begin] * (slots * width)
     rows: list[int] = []
     back: list[int] = []
     for segment, handle in zip(segments, handles, strict=True):
@@ -87,7 +88,7 @@ def stacked_rows(segments: Sequence[Segment], handles: Sequence[int], stack: Sta
             back.append(first + offset)
     adjacent = rows[-1] - rows[0] + 1 == len(rows)
     return ops.StackedRows(
-        slots=len(stack.handles),
+        slots=slots,
         gather=torch.tensor(gather),
         back=torch.tensor(back),
         begin=rows[0],

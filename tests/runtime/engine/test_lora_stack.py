@@ -1,0 +1,50 @@
+"""A stack always holds, in the slots it names, the matrices of the adapters that were asked for."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lorafleet_kernels.reference import LoraPart
+from lorafleet_runtime.engine.lora_stack import WASTE_LIMIT, AdapterViews, LoraStacks
+from lorafleet_runtime.model.lora import GroupView
+
+ADAPTERS, RANK, K, O = 9, 2, 3, 4
+EACH = 4 * (RANK * K + RANK * O)
+
+
+def adapter_views(handle: int) -> AdapterViews:
+    a = torch.full((RANK, K), float(handle))
+    return ({"o": GroupView(a, (LoraPart(0, O, torch.full((RANK, O), -float(handle))),))},)
+
+
+VIEWS = {handle: adapter_views(handle) for handle in range(ADAPTERS)}
+actives = st.lists(st.sets(st.integers(0, ADAPTERS - 1), min_size=1).map(sorted), min_size=1, max_size=12)
+
+
+@given(actives)
+@settings(deadline=None)
+def test_every_active_adapter_stands_in_its_slot_and_few_others_are_spanned(steps: list[list[int]]) -> None:
+    stacks = LoraStacks(1 << 20)
+    for handles in steps:
+        stack = stacks.slots_for(0, handles, VIEWS)
+        assert stack is not None
+        group = stack.layers[0]["o"]
+        for handle in handles:
+            slot = stack.handles.index(handle)
+            assert group.a[slot].eq(handle).all()
+            assert group.parts[0].b[slot].eq(-handle).all()
+        assert stack.used(handles) <= WASTE_LIMIT * len(handles)
+
+
+@given(actives, actives)
+@settings(deadline=None)
+def test_stacks_of_all_layouts_stay_within_the_bound(first: list[list[int]], second: list[list[int]]) -> None:
+    budget = 6 * EACH
+    stacks = LoraStacks(budget)
+    for pair in zip(first, second, strict=False):
+        for layout, handles in enumerate(pair):
+            stack = stacks.slots_for(layout, handles, VIEWS)
+            assert (stack is None) == (len(handles) * EACH > budget)
+            assert stacks.bytes <= budget
