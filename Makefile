@@ -17,8 +17,9 @@ up: $(VENV)/.serve  ## start the quickstart fleet on this machine (FLEET=folder 
 demo: $(VENV)/.serve  ## start the fleet, ask the base and every adapter the same questions, print the answers, stop
 	@$(BIN)/lorafleet demo -f $(FLEET)
 
-test: $(VENV)/.dev  ## the whole suite
-	@$(BIN)/python -m pytest
+test: $(VENV)/.dev  ## the whole suite, on a real Kubernetes API too (built once, from Go modules: some 6 minutes)
+	@tests/cluster/build.sh api controllers > $(VENV)/cluster-build.log 2>&1 & \
+	  $(BIN)/python -m pytest; status=$$?; wait $$! || { tail -5 $(VENV)/cluster-build.log; exit 1; }; exit $$status
 
 check: $(VENV)/.dev lint  ## linters and the quick tests: under three minutes
 	@$(BIN)/python -m pytest -m "not slow"

@@ -7,6 +7,11 @@ LorafleetError                 the command line prints it as one sentence and en
 ├── PortTaken                  the gateway's port belongs to someone else
 ├── FleetNotRunning            `get` without a fleet to ask
 ├── FleetFailed                the fleet did not become ready (demo)
+├── KubeError                  one call of the Kubernetes API; the world catches it
+│   ├── KubeUnreachable        no connection, or no answer in time
+│   └── KubeRefused            an error answer, with its HTTP status and the API's message
+│       ├── KubeGone           404: the object is not there any more
+│       └── KubeConflict       409: someone else wrote first
 └── RuntimeCallError           one call to one runtime's admin port; the world catches it
     ├── RuntimeUnreachable     no connection, or no answer in time: starting, hung or dead
     ├── RuntimeProtocolError   an answer that the contract does not know
@@ -48,6 +53,28 @@ class FleetNotRunning(LorafleetError):
 
 
 class FleetFailed(LorafleetError):
+    pass
+
+
+class KubeError(LorafleetError):
+    pass
+
+
+class KubeUnreachable(KubeError):
+    pass
+
+
+class KubeRefused(KubeError):
+    def __init__(self, message: str, *, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class KubeGone(KubeRefused):
+    pass
+
+
+class KubeConflict(KubeRefused):
     pass
 
 

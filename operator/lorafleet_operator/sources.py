@@ -179,7 +179,7 @@ def _artifact(files: list[Path], source: Source, digests: DigestCache) -> Artifa
     described.sort(key=lambda file: file.name)
     revision = revision_of(described)
     if source.sha256 is not None:
-        _check_digest(source, revision, described)
+        check_digest(source, revision, described)
     return Artifact(revision, tuple(described))
 
 
@@ -189,8 +189,8 @@ def revision_of(files: Iterable[ArtifactFile]) -> str:
     return "sha256:" + hashlib.sha256(lines.encode()).hexdigest()
 
 
-def _check_digest(source: Source, revision: str, files: list[ArtifactFile]) -> None:
-    """`spec.source.sha256` is the revision, or the digest of the one file that holds the weights."""
+def check_digest(source: Source, revision: str, files: list[ArtifactFile]) -> None:
+    """`spec.source.sha256` is the revision, or the digest of the one file that holds the weights; else SourceError."""
     wanted = (source.sha256 or "").removeprefix("sha256:").lower()
     weights = [file.sha256 for file in files if file.name.endswith((".safetensors", ".gguf"))]
     accepted = {revision.removeprefix("sha256:"), *(weights if len(weights) == 1 else [])}

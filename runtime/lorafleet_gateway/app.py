@@ -26,16 +26,19 @@ from lorafleet_gateway.errors import ApiError, invalid_api_key, model_not_found,
 from lorafleet_gateway.fleet import FleetFolder
 from lorafleet_gateway.loads import Loads
 from lorafleet_gateway.metrics import CONTENT_TYPE, Metrics
+from lorafleet_gateway.mirror import Mirror
 from lorafleet_gateway.placing import RETRY_AFTER
 from lorafleet_gateway.relay import Relay, Services, trace_headers
 from lorafleet_gateway.upstream import Upstream
 
 
-def create_app(fleet: FleetFolder, *, token: str = "", limits: Limits | None = None) -> Starlette:
+def create_app(
+    fleet: FleetFolder, *, token: str = "", limits: Limits | None = None, mirror: Mirror | None = None
+) -> Starlette:
     """The ASGI app over `fleet`, which it reads before its first request and watches while it runs
     (lifespan).
 
-    `token` is the replicas' serving token.
+    `token` is the replicas' serving token; `mirror` fills the folder from a cluster.
     """
     limits = limits or Limits()
     loads = Loads(time.monotonic, limits.avoid_seconds)
@@ -48,6 +51,7 @@ def create_app(fleet: FleetFolder, *, token: str = "", limits: Limits | None = N
         await services.upstream.start()
         watchers = [
             asyncio.create_task(fleet.watch()),
+            *([asyncio.create_task(mirror.run())] if mirror is not None else []),
             asyncio.create_task(reports.watch(fleet, services.upstream, loads, limits.load_seconds)),
         ]
         try:

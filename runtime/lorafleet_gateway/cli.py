@@ -18,6 +18,7 @@ from lorafleet_gateway.app import create_app
 from lorafleet_gateway.config import Limits, Settings, serving_token
 from lorafleet_gateway.errors import ConfigError
 from lorafleet_gateway.fleet import FleetFolder
+from lorafleet_gateway.mirror import Mirror, access
 
 _BACKLOG = 2048
 
@@ -35,14 +36,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     logs.configure(settings.log_format)
     try:
-        serve(settings.check())
+        settings = settings.check()
+        namespace = arguments.cluster_namespace
+        serve(settings, mirror=Mirror(access(namespace, os.environ), settings.fleet) if namespace else None)
     except ConfigError as error:
         print(f"lorafleet-gateway: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def serve(settings: Settings, limits: Limits | None = None) -> None:
+def serve(settings: Settings, limits: Limits | None = None, mirror: Mirror | None = None) -> None:
     """Serve until SIGTERM or SIGINT: then accept nothing more, and let streams finish for
     `limits.stop_seconds`.
 
@@ -52,7 +55,8 @@ def serve(settings: Settings, limits: Limits | None = None) -> None:
     listener = _listen(settings.host, settings.port)
     if settings.exit_with_parent:
         threading.Thread(target=_exit_at_end_of_input, daemon=True).start()
-    app = create_app(FleetFolder(settings.fleet, limits.poll_seconds), token=settings.serving_token, limits=limits)
+    fleet = FleetFolder(settings.fleet, limits.poll_seconds)
+    app = create_app(fleet, token=settings.serving_token, limits=limits, mirror=mirror)
     config = uvicorn.Config(
         app,
         http="httptools",
@@ -82,6 +86,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--fleet", type=Path, required=True, metavar="DIR", help="folder of fleet and tenants documents"
     )
+    command.add_argument(
+        "--cluster-namespace", metavar="NAME",
+        help="in a pod: keep the folder equal to what the operator publishes in this namespace",
+    )  # fmt: skip
     command.add_argument("--host", default="127.0.0.1")
     command.add_argument("--port", type=int, default=8080, help="0 takes a free one and logs it")
     command.add_argument("--log-format", choices=("console", "json"), default="console")

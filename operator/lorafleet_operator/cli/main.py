@@ -39,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
     _get(_command(commands, "get", "print the objects of the running fleet"))
     _plan(_command(commands, "plan", "print what `up` would do, without doing it"))
     _demo(_command(commands, "demo", "bring the fleet up, ask it a few questions, print the answers"))
+    _operator(_command(commands, "operator", "run the operator of a Kubernetes cluster"))
     return root
 
 
@@ -113,4 +114,20 @@ def _demo(command: argparse.ArgumentParser) -> None:
     command.add_argument("--max-tokens", type=int, default=64, help="the length of an answer (default: %(default)s)")
     command.epilog = (
         "The questions are the lines of the annotation lorafleet.dev/demo-prompts on a BaseModel, or two of our own."
+    )
+
+
+def _operator(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("--namespace", help="the operator's own: its Lease and the gateways' documents (default: $POD_NAMESPACE)")
+    add("--watch-namespace", metavar="NAME", action="append", default=[], help="may be repeated (default: all)")
+    add("--runtime-image", required=True, help="what replicas run when a BaseModel names no image")
+    add("--image-pull-policy", choices=("IfNotPresent", "Always", "Never"), default="IfNotPresent")
+    add("--kubeconfig", help="default: the pod's ServiceAccount, else $KUBECONFIG")
+    add("--metrics-port", type=int, default=9090, help="Prometheus metrics (default: %(default)s)")
+    add("--health-port", type=int, default=8081, help="/healthz (default: %(default)s)")
+    add("--log-format", choices=("console", "json"), default="json")
+    command.epilog = (
+        "LORAFLEET_SERVING_TOKEN and LORAFLEET_ADMIN_TOKEN hold what gateways and this operator call runtimes with;\n"
+        "the chart makes both."
     )

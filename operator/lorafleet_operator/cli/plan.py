@@ -15,7 +15,7 @@ from lorafleet_operator.core.planner import plan
 from lorafleet_operator.errors import UsageError
 from lorafleet_operator.folder import Folder
 from lorafleet_operator.local import observed_json
-from lorafleet_operator.local.resolver import Resolver
+from lorafleet_operator.local.limits import local_resolver
 from lorafleet_operator.local.state_folder import StateFolder, read_json
 
 
@@ -66,6 +66,6 @@ async def _observed(chosen: Settings, desired: Desired) -> tuple[bool, Observed]
     running = state.owner() is not None
     status = read_json(state.status) if running else None
     seen = observed_json.from_json(status.get("observed")) if isinstance(status, dict) else Observed()
-    resolver = Resolver(lambda: None)
+    resolver = local_resolver(lambda: None)
     await resolver.resolve(desired)
     return running, replace(seen, artifacts=resolver.adapters, base_artifacts=resolver.base_models)

@@ -63,7 +63,7 @@ def assemble(documents: Iterable[Document], unreadable: Iterable[Problem] = ()) 
                 aside[key] = SetAside((*before, *read.problems), False, read.generation)
         elif key is not None:
             found[key] = read
-    return _desired(found, aside, tuple(problems), complete)
+    return collect(found, aside, tuple(problems), complete)
 
 
 def retain(previous: Desired, current: Desired) -> Desired:
@@ -94,10 +94,11 @@ def _twice(key: ObjectKey, where: str, first: str) -> Problems:
     return Problems((Problem(place, "", message),), key)
 
 
-def _desired(
+def collect(
     found: Mapping[ObjectKey, api.Object], aside: Mapping[ObjectKey, SetAside], problems: tuple[Problem, ...],
     complete: bool,
 ) -> Desired:  # fmt: skip
+    """What is desired, from objects that have been read."""
     objects = list(found.values())
     return Desired(
         base_models={o.ref: o for o in objects if isinstance(o, BaseModel)},

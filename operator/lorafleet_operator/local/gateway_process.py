@@ -13,8 +13,8 @@ from pathlib import Path
 import httpx
 import structlog
 
+from lorafleet_operator.backoff import RESTARTS, Backoff
 from lorafleet_operator.local import processes
-from lorafleet_operator.local.backoff import RESTARTS, Backoff
 
 log = structlog.get_logger("gateway")
 

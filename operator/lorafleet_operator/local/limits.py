@@ -6,11 +6,24 @@ A setting that cannot be honoured is refused by its field path, never ignored. S
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from lorafleet_operator.core.objects import Adapter, BaseModel, Unresolved
+from lorafleet_operator.digests import DigestCache
+from lorafleet_operator.resolver import Resolver
+from lorafleet_operator.sources import resolve_adapter, resolve_base
 
 NOT_HERE = "NotSupportedHere"
+
+
+def local_resolver(changed: Callable[[], None]) -> Resolver:
+    """Finds files on this machine for objects that it can honour."""
+    digests = DigestCache()
+    return Resolver(
+        changed,
+        adapter=lambda adapter: adapter_limits(adapter) or resolve_adapter(adapter.source, digests),
+        base=lambda base: base_model_limits(base) or resolve_base(base.source, digests),
+    )
 
 
 def base_model_limits(base: BaseModel) -> Unresolved | None:

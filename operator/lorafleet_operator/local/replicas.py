@@ -14,11 +14,11 @@ from pathlib import Path
 
 import structlog
 
+from lorafleet_operator.backoff import RESTARTS, Backoff
 from lorafleet_operator.core.actions import StartReplica
 from lorafleet_operator.core.objects import Replica, ReplicaState, Resident
 from lorafleet_operator.errors import RuntimeCallError, Unauthorized
 from lorafleet_operator.local import processes
-from lorafleet_operator.local.backoff import RESTARTS, Backoff
 from lorafleet_operator.local.commands import model_path, runtime_command
 from lorafleet_operator.local.ports import free_port
 from lorafleet_operator.runtime_client import RuntimeClient, RuntimeState

@@ -10,6 +10,7 @@ import time
 
 import structlog
 
+from lorafleet_operator.adapter_calls import AdapterCalls
 from lorafleet_operator.config import Settings
 from lorafleet_operator.core.actions import (
     Action,
@@ -22,12 +23,11 @@ from lorafleet_operator.core.actions import (
 from lorafleet_operator.core.objects import Artifact, Desired, Observed
 from lorafleet_operator.folder import Folder
 from lorafleet_operator.local import processes
-from lorafleet_operator.local.adapter_calls import AdapterCalls
 from lorafleet_operator.local.commands import gateway_command
 from lorafleet_operator.local.gateway_process import GatewayProcess
+from lorafleet_operator.local.limits import local_resolver
 from lorafleet_operator.local.publisher import Publisher
 from lorafleet_operator.local.replicas import Launch, LocalReplica
-from lorafleet_operator.local.resolver import Resolver
 from lorafleet_operator.local.state_folder import StateFolder
 from lorafleet_operator.reconcile import reconcile
 
@@ -42,7 +42,7 @@ class LocalWorld:
         self.folder = folder
         self.replicas: dict[str, LocalReplica] = {}
         self.calls = AdapterCalls(self.wake)
-        self.resolver = Resolver(self.wake)
+        self.resolver = local_resolver(self.wake)
         self.publisher = Publisher(state, folder, settings.gateway_url)
         self.last = (folder.desired, Observed())  # what the last pass saw, for people who watch
         self._state = state

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
-import mmap
 from collections.abc import Callable, Hashable, Mapping
 
 import torch
@@ -16,6 +14,7 @@ from lorafleet_runtime.core.pages import PAGE_TOKENS, pages_for_tokens
 from lorafleet_runtime.core.residency import Adapter
 from lorafleet_runtime.engine.lora_stack import LoraStacks
 from lorafleet_runtime.engine.lora_step import LoraStep
+from lorafleet_runtime.engine.on_demand import zeros_on_demand
 from lorafleet_runtime.engine.sampling import Row as SamplingRow
 from lorafleet_runtime.engine.sampling import Sampled, sample
 from lorafleet_runtime.model.decoder import Decoder
@@ -24,14 +23,6 @@ from lorafleet_runtime.model.threads import on_all_threads
 
 STACK_BYTES = 256 * 2**20
 """Bound of the copies that let adapters of one layout be multiplied together; beyond it they go one by one."""
-
-
-def zeros_on_demand(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Zeros that take memory only where they are touched, straight from the operating system.
-
-    Attention masks what a page does not hold yet, but 0 · NaN is NaN: a page must never hold what memory held before.
-    """
-    return torch.frombuffer(mmap.mmap(-1, math.prod(shape) * dtype.itemsize), dtype=dtype).view(shape)
 
 
 def page_elements(kv_dim: int) -> int:

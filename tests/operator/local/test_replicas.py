@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from lorafleet_operator.adapter_calls import AdapterCalls
+from lorafleet_operator.backoff import Backoff
 from lorafleet_operator.core.objects import Ref
-from lorafleet_operator.local.adapter_calls import AdapterCalls
-from lorafleet_operator.local.backoff import Backoff
 from lorafleet_operator.local.replicas import Launch, LocalReplica
 from tests.operator import fleet_kit as kit
 

@@ -10,13 +10,13 @@ from lorafleet_kernels.reference import LoraPart
 from lorafleet_runtime.engine.lora_stack import WASTE_LIMIT, AdapterViews, LoraStacks
 from lorafleet_runtime.model.lora import GroupView
 
-ADAPTERS, RANK, K, O = 9, 2, 3, 4
-EACH = 4 * (RANK * K + RANK * O)
+ADAPTERS, RANK, INPUTS, OUTPUTS = 9, 2, 3, 4
+EACH = 4 * (RANK * INPUTS + RANK * OUTPUTS)
 
 
 def adapter_views(handle: int) -> AdapterViews:
-    a = torch.full((RANK, K), float(handle))
-    return ({"o": GroupView(a, (LoraPart(0, O, torch.full((RANK, O), -float(handle))),))},)
+    a = torch.full((RANK, INPUTS), float(handle))
+    return ({"o": GroupView(a, (LoraPart(0, OUTPUTS, torch.full((RANK, OUTPUTS), -float(handle))),))},)
 
 
 VIEWS = {handle: adapter_views(handle) for handle in range(ADAPTERS)}

@@ -7,23 +7,27 @@ import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from itertools import islice
 
-from lorafleet_operator.core.objects import Adapter, Artifact, Desired, Ref, Unresolved
-from lorafleet_operator.digests import DigestCache
-from lorafleet_operator.local.limits import adapter_limits, base_model_limits
-from lorafleet_operator.sources import resolve_adapter, resolve_base
+from lorafleet_operator.core.objects import Adapter, Artifact, BaseModel, Desired, Ref, Unresolved
 
 Resolution = Artifact | Unresolved
 BATCH = 32
 
 
 class Resolver:
-    """Resolves in threads; `changed` is called when a result differs. What has no result yet is in neither map."""
+    """Resolves in threads; `changed` is called when a result differs. What has no result yet is in neither map.
 
-    def __init__(self, changed: Callable[[], None], digests: DigestCache | None = None) -> None:
+    `adapter` and `base` may block: they read files or ask a server.
+    """
+
+    def __init__(
+        self, changed: Callable[[], None], *, adapter: Callable[[Adapter], Resolution],
+        base: Callable[[BaseModel], Resolution],
+    ) -> None:  # fmt: skip
         self.adapters: dict[Ref, Resolution] = {}
         self.base_models: dict[Ref, Resolution] = {}
         self._changed = changed
-        self._digests = digests or DigestCache()
+        self._adapter = adapter
+        self._base = base
         self._woken = (asyncio.Event(), asyncio.Event())
 
     def wake(self) -> None:
@@ -61,11 +65,10 @@ class Resolver:
     async def _resolve_base_models(self, desired: Desired) -> None:
         _forget(self.base_models, desired.base_models)
         for base in desired.base_models.values():
-            found = await asyncio.to_thread(resolve_base, base.source, self._digests)
-            self._keep(self.base_models, {base.ref: base_model_limits(base) or found})
+            self._keep(self.base_models, {base.ref: await asyncio.to_thread(self._base, base)})
 
     def _adapters(self, batch: list[Adapter]) -> dict[Ref, Resolution]:
-        return {a.ref: adapter_limits(a) or resolve_adapter(a.source, self._digests) for a in batch}
+        return {adapter.ref: self._adapter(adapter) for adapter in batch}
 
     def _keep(self, known: dict[Ref, Resolution], found: Mapping[Ref, Resolution]) -> None:
         if any(known.get(ref) != resolution for ref, resolution in found.items()):

@@ -11,14 +11,14 @@ import random
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import structlog
 
+from lorafleet_operator.backoff import Backoff
 from lorafleet_operator.core.objects import Artifact, PlacementState, Ref, Resident
 from lorafleet_operator.errors import RuntimeCallError
-from lorafleet_operator.local.backoff import Backoff
-from lorafleet_operator.local.replicas import LocalReplica
-from lorafleet_operator.runtime_client import AdapterReport, RuntimeState
+from lorafleet_operator.runtime_client import AdapterReport, RuntimeClient, RuntimeState
 
 log = structlog.get_logger("adapters")
 
@@ -29,6 +29,25 @@ TRANSIENT_BACKOFF = Backoff(first=1.0, limit=60.0)
 STATES: Mapping[str, PlacementState] = {
     "Pending": "Pending", "Loading": "Loading", "Ready": "Ready", "Draining": "Draining", "Failed": "Failed",
 }  # fmt: skip
+
+
+class Callee(Protocol):
+    """What a call needs of a replica, be it a process or a pod."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def client(self) -> RuntimeClient | None:
+        """None while there is nobody to call. Another client is another process."""
+        ...
+
+    @property
+    def report(self) -> RuntimeState | None: ...
+
+    async def refresh(self) -> None:
+        """Poll once, now. Raises RuntimeCallError."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,19 +82,19 @@ class AdapterCalls:
         self._failures: dict[tuple[str, str], Failure] = {}
         self._asked: dict[tuple[str, str], str] = {}  # the revision last asked for
 
-    def load(self, replica: LocalReplica, adapter: Ref, artifact: Artifact, *, pinned: bool) -> None:
+    def load(self, replica: Callee, adapter: Ref, artifact: Artifact, *, pinned: bool) -> None:
         """Ask `replica` for this revision, unless that is already on its way."""
         key = (replica.name, adapter.wire_id)
         if key not in self._calls:
             self._start(key, artifact.revision, self._put(key, replica, artifact, pinned))
 
-    def unload(self, replica: LocalReplica, adapter_id: str) -> None:
+    def unload(self, replica: Callee, adapter_id: str) -> None:
         """Ask `replica` to let go of an adapter, unless a call about it is already on its way."""
         key = (replica.name, adapter_id)
         if key not in self._calls:
             self._start(key, "", self._delete(key, replica))
 
-    def reported(self, replica: LocalReplica, state: RuntimeState | None) -> None:
+    def reported(self, replica: Callee, state: RuntimeState | None) -> None:
         """Take note of a replica's new state; None: its process is gone, and with it every reason not to try again."""
         if state is None:
             for key in [key for key in {*self._failures, *self._asked} if key[0] == replica.name]:
@@ -95,7 +114,7 @@ class AdapterCalls:
         self._failures.pop(key, None)
         self._asked.pop(key, None)
 
-    def residents(self, replica: LocalReplica) -> tuple[Resident, ...]:
+    def residents(self, replica: Callee) -> tuple[Resident, ...]:
         """What is on `replica`: its own report, and what is on its way there."""
         reports = replica.report.adapters if replica.report else ()
         residents = [_resident(report) for report in reports if report.state in STATES]
@@ -140,7 +159,7 @@ class AdapterCalls:
 
         task.add_done_callback(done)
 
-    async def _put(self, key: tuple[str, str], replica: LocalReplica, artifact: Artifact, pinned: bool) -> None:
+    async def _put(self, key: tuple[str, str], replica: Callee, artifact: Artifact, pinned: bool) -> None:
         client = replica.client
         if client is None:
             return  # it ended meanwhile; the next pass knows
@@ -158,7 +177,7 @@ class AdapterCalls:
         if replica.report is not None:  # a second failure just like the first is no new state, but it counts
             self.reported(replica, replica.report)
 
-    async def _delete(self, key: tuple[str, str], replica: LocalReplica) -> None:
+    async def _delete(self, key: tuple[str, str], replica: Callee) -> None:
         client = replica.client
         if client is None:
             return
@@ -171,7 +190,7 @@ class AdapterCalls:
             self._forget(key)
         await self._look(replica)
 
-    async def _look(self, replica: LocalReplica) -> None:
+    async def _look(self, replica: Callee) -> None:
         """Poll before the call counts as over, so that no pass sees the gap until the next poll."""
         with contextlib.suppress(RuntimeCallError):
             await replica.refresh()

@@ -1,0 +1,86 @@
+"""The gateways' documents in a cluster: a ConfigMap for each base model, a Secret for the tenants."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import gzip
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import structlog
+
+from lorafleet_operator.core.fleet import differs, fleet_document, tenants_document
+from lorafleet_operator.core.objects import Desired, Observed
+from lorafleet_operator.errors import KubeError, KubeGone
+from lorafleet_operator.kube.client import KubeClient
+
+log = structlog.get_logger("documents")
+
+LABEL = "lorafleet.dev/fleet"
+FIELD = "document.json.gz"
+TENANTS = "lorafleet-tenants"
+
+
+class Documents:
+    """Writes what differs from what is published; a generation goes on from what the API holds."""
+
+    def __init__(self, client: KubeClient, namespace: str) -> None:
+        self._client = client
+        self._namespace = namespace
+        self._published: dict[tuple[str, str], dict[str, Any]] = {}
+
+    async def read(self) -> None:
+        """Learn what is published. Raises KubeError."""
+        for kind in ("ConfigMap", "Secret"):
+            for item in await self._client.list_in(kind, self._namespace, f"{LABEL}=true"):
+                document = unpacked(item)
+                if document is not None:
+                    self._published[kind, item["metadata"]["name"]] = document
+
+    async def publish(self, desired: Desired, observed: Observed) -> None:
+        """Bring the documents up to date; what cannot be written now is written at a later pass."""
+        wanted: dict[tuple[str, str], dict[str, Any]] = {}
+        for base in desired.base_models.values():
+            key = ("ConfigMap", f"lorafleet-fleet-{base.ref.wire_id}")
+            wanted[key] = fleet_document(base, desired, observed, self._generation(key))
+        tenants = ("Secret", TENANTS)
+        wanted[tenants] = tenants_document(desired, self._generation(tenants))
+        try:
+            for key, document in wanted.items():
+                if differs(document, self._published.get(key)):
+                    await self._client.apply(packed(*key, self._namespace, document))
+                    self._published[key] = document
+            for key in [key for key in self._published if key not in wanted] if desired.complete else ():
+                await self._drop(key)
+        except KubeError as error:
+            log.warning("cannot publish; gateways keep the last documents", why=str(error))
+
+    async def _drop(self, key: tuple[str, str]) -> None:
+        with contextlib.suppress(KubeGone):
+            await self._client.delete(key[0], self._namespace, key[1])
+        del self._published[key]
+
+    def _generation(self, key: tuple[str, str]) -> int:
+        return int(self._published.get(key, {}).get("generation") or 0) + 1
+
+
+def packed(kind: str, name: str, namespace: str, document: Mapping[str, Any]) -> dict[str, Any]:
+    """The object that carries a document. Equal documents give equal bytes."""
+    text = json.dumps(document, separators=(",", ":"), sort_keys=True).encode()
+    data = base64.b64encode(gzip.compress(text, mtime=0)).decode()
+    field = "binaryData" if kind == "ConfigMap" else "data"
+    labels = {LABEL: "true", "app.kubernetes.io/part-of": "lorafleet", "app.kubernetes.io/managed-by": "lorafleet"}
+    metadata = {"name": name, "namespace": namespace, "labels": labels}
+    return {"apiVersion": "v1", "kind": kind, "metadata": metadata, field: {FIELD: data}}
+
+
+def unpacked(item: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The document that an object carries; None when it carries none that can be read."""
+    data = (item.get("binaryData") or item.get("data") or {}).get(FIELD)
+    try:
+        found = json.loads(gzip.decompress(base64.b64decode(data))) if data else None
+    except (ValueError, OSError, EOFError):
+        return None
+    return found if isinstance(found, dict) else None

@@ -1,0 +1,71 @@
+"""The settings of the operator in a cluster, from the command line and the environment, checked once."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from lorafleet_operator.core.manifests import Images
+from lorafleet_operator.errors import UsageError
+from lorafleet_operator.logs import LogFormat
+
+TOKENS = ("LORAFLEET_SERVING_TOKEN", "LORAFLEET_ADMIN_TOKEN")
+SHORTEST_TOKEN = 16
+NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSettings:
+    """What `lorafleet operator` runs with. Intervals are seconds; `namespaces` empty: the whole cluster."""
+
+    namespace: str
+    identity: str
+    images: Images
+    tokens: Mapping[str, str]
+    namespaces: tuple[str, ...] = ()
+    metrics_port: int = 9090
+    health_port: int = 8081
+    log_format: LogFormat = "json"
+    resync_seconds: float = 5.0
+    relist_seconds: float = 300.0
+    source_seconds: float = 15.0
+    secret_seconds: float = 15.0
+    gather_seconds: float = 0.05
+
+
+def cluster_settings(
+    *, namespace: str = "", namespaces: tuple[str, ...] = (), image: str, pull_policy: str = "IfNotPresent",
+    metrics_port: int = 9090, health_port: int = 8081, log_format: LogFormat = "json",
+    env: Mapping[str, str] = os.environ,
+) -> ClusterSettings:  # fmt: skip
+    """Settings from options and environment. Raises UsageError for what cannot be followed."""
+    tokens = {name: env.get(name, "") for name in TOKENS}
+    for name, token in tokens.items():
+        if len(token) < SHORTEST_TOKEN:
+            raise UsageError(f"{name} must hold at least {SHORTEST_TOKEN} characters: runtimes are called with it")
+    if tokens[TOKENS[0]] == tokens[TOKENS[1]]:
+        raise UsageError(f"{TOKENS[0]} and {TOKENS[1]} must differ: a gateway must not be able to load adapters")
+    extra = {n.removeprefix("LORAFLEET_POD_ENV_"): v for n, v in env.items() if n.startswith("LORAFLEET_POD_ENV_")}
+    command = tuple(shlex.split(env.get("LORAFLEET_POD_COMMAND", "")))
+    return ClusterSettings(
+        namespace=namespace or _own_namespace(env),
+        identity=f"{env.get('POD_NAME') or socket.gethostname()}_{os.getpid()}",
+        images=Images(image, pull_policy, command=command, environment=extra),
+        tokens=tokens,
+        namespaces=namespaces,
+        metrics_port=metrics_port,
+        health_port=health_port,
+        log_format=log_format,
+    )
+
+
+def _own_namespace(env: Mapping[str, str]) -> str:
+    if env.get("POD_NAMESPACE"):
+        return env["POD_NAMESPACE"]
+    if NAMESPACE_FILE.exists():
+        return NAMESPACE_FILE.read_text().strip()
+    raise UsageError("which namespace is the operator's? Give --namespace, or set POD_NAMESPACE")

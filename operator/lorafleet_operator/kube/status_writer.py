@@ -1,0 +1,76 @@
+"""Writes statuses, newest only: a status that changes again before it was written is written once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import structlog
+
+from lorafleet_operator.core.objects import ObjectKey
+from lorafleet_operator.errors import KubeError, KubeGone
+from lorafleet_operator.kube.client import KubeClient
+
+log = structlog.get_logger("status")
+
+Status = Mapping[str, Any]
+WRITERS = 4
+RETRY_SECONDS = 2.0
+GATHER_SECONDS = 0.1
+"""A first status waits so long for what follows at once: accepted, resolved, loading."""
+
+
+class StatusWriter:
+    """`known` is what the API holds as far as we know; `offer` what it should hold."""
+
+    def __init__(self, client: KubeClient) -> None:
+        self._client = client
+        self._written: dict[ObjectKey, Status] = {}
+        self._pending: dict[ObjectKey, Status] = {}
+        self._woken = asyncio.Event()
+
+    def known(self, seen: Mapping[ObjectKey, Status]) -> dict[ObjectKey, Status]:
+        """The last statuses: those that we wrote, and for other objects those that a watch has shown."""
+        for key in [key for key in self._written if key not in seen]:
+            del self._written[key]
+        return {**seen, **self._written, **self._pending}
+
+    def offer(self, statuses: Mapping[ObjectKey, Status], seen: Mapping[ObjectKey, Status]) -> None:
+        """Queue what differs. Objects that the API no longer has are left out."""
+        for key, status in statuses.items():
+            if key not in seen:
+                self._pending.pop(key, None)
+                continue
+            last = self._pending.get(key) or self._written.get(key) or seen[key]
+            if status != last:
+                self._pending[key] = status
+                self._woken.set()
+
+    def forget(self) -> None:
+        """Compare with what watches show from now on: whoever else wrote is put right."""
+        self._written.clear()
+
+    async def run(self) -> None:
+        """Write until cancelled."""
+        await asyncio.gather(*(self._write_all() for _ in range(WRITERS)))
+
+    async def _write_all(self) -> None:
+        while True:
+            if not self._pending:
+                self._woken.clear()
+                await self._woken.wait()
+                await asyncio.sleep(GATHER_SECONDS)
+                continue
+            key = next(iter(self._pending))
+            status = self._pending.pop(key)
+            self._written[key] = status
+            try:
+                await self._client.apply_status(key.kind, key.namespace, key.name, status)
+            except KubeGone:
+                self._written.pop(key, None)
+            except KubeError as error:
+                log.warning("cannot write a status; it is tried again", object=str(key), why=str(error))
+                self._written.pop(key, None)
+                self._pending.setdefault(key, status)
+                await asyncio.sleep(RETRY_SECONDS)

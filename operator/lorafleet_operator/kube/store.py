@@ -1,0 +1,96 @@
+"""The objects of the cluster that the operator looks at, by identity. Fed by watches; each is read once per change.
+
+Not a kopf index: filling one is quadratic in the number of objects. Knows no API client and no plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lorafleet_operator.core import api
+from lorafleet_operator.core.documents import collect
+from lorafleet_operator.core.objects import Desired, ObjectKey, Problem, Problems, SetAside
+
+Raw = Mapping[str, Any]
+
+DECLARED = ("BaseModel", "LoRAAdapter", "Tenant", "Namespace", "Secret")
+RUNNING = ("Pod", "Deployment")
+
+
+class Store:
+    """`put` and `drop` say whether the change matters: metadata that nobody here reads wakes nobody."""
+
+    def __init__(self) -> None:
+        self.raw: dict[ObjectKey, Raw] = {}
+        self.complete = False
+        self._found: dict[ObjectKey, api.Object] = {}
+        self._aside: dict[ObjectKey, SetAside] = {}
+        self._problems: dict[ObjectKey, tuple[Problem, ...]] = {}
+        self._desired: Desired | None = None
+
+    def put(self, kind: str, document: Raw) -> bool:
+        """Take an object as the API has it now. One that is being deleted counts as gone, except a pod: it drains."""
+        key = _key(kind, document)
+        before = self.raw.get(key)
+        if kind not in RUNNING and document["metadata"].get("deletionTimestamp"):
+            return self.drop(kind, document)
+        self.raw[key] = document
+        if kind in RUNNING:
+            return before is None or _pod_facts(before) != _pod_facts(document)
+        if before is not None and _declared(before) == _declared(document):
+            return False
+        self._read(key, kind, document)
+        return True
+
+    def drop(self, kind: str, document: Raw) -> bool:
+        key = _key(kind, document)
+        known = self.raw.pop(key, None) is not None
+        for table in (self._found, self._aside, self._problems):
+            table.pop(key, None)
+        self._desired = None
+        return known
+
+    def desired(self) -> Desired:
+        """What is declared; what cannot be read now keeps its last good form."""
+        if self._desired is None or self._desired.complete != self.complete:
+            problems = tuple(p for found in self._problems.values() for p in found)
+            self._desired = collect(self._found, self._aside, problems, self.complete)
+        return self._desired
+
+    def pods(self) -> list[Raw]:
+        return [raw for key, raw in self.raw.items() if key.kind == "Pod"]
+
+    def uid(self, key: ObjectKey) -> str:
+        raw = self.raw.get(key)
+        return str(raw["metadata"].get("uid", "")) if raw else ""
+
+    def statuses(self) -> dict[ObjectKey, Raw]:
+        """The statuses that the API holds now."""
+        return {key: raw.get("status") or {} for key, raw in self.raw.items() if key.kind in DECLARED[:3]}
+
+    def _read(self, key: ObjectKey, kind: str, document: Raw) -> None:
+        read = api.read({**document, "apiVersion": api.API_VERSIONS[kind], "kind": kind})
+        self._desired = None
+        if isinstance(read, Problems):
+            self._problems[key] = read.problems
+            self._aside[key] = SetAside(read.problems, False, read.generation)
+            return
+        self._found[key] = read
+        self._aside.pop(key, None)
+        self._problems.pop(key, None)
+
+
+def _key(kind: str, document: Raw) -> ObjectKey:
+    metadata = document["metadata"]
+    return ObjectKey(kind, metadata.get("namespace") or "", metadata["name"])
+
+
+def _declared(document: Raw) -> tuple[Any, ...]:
+    metadata = document["metadata"]
+    return document.get("spec"), document.get("data"), metadata.get("labels"), metadata.get("uid")
+
+
+def _pod_facts(document: Raw) -> tuple[Any, ...]:
+    metadata = document["metadata"]
+    return metadata.get("uid"), metadata.get("deletionTimestamp"), metadata.get("generation"), document.get("status")

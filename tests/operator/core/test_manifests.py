@@ -1,0 +1,98 @@
+"""What a BaseModel becomes in a cluster: restricted pods, least rights, and nothing of any adapter."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from lorafleet_operator.core.manifests import ADAPTERS_GATE, Images, arguments, model_argument, workload
+from lorafleet_operator.core.objects import BaseModel, Ref, Source
+
+BASE = BaseModel(Ref("models", "smol"), "smollm2", Source("package://weights/model.gguf"))
+TOKENS = {"LORAFLEET_SERVING_TOKEN": "s" * 20, "LORAFLEET_ADMIN_TOKEN": "a" * 20}
+
+
+def made(base: BaseModel = BASE, replicas: int = 2, **images: Any) -> dict[str, dict[str, Any]]:
+    manifests = workload(
+        base, uid="u1", spec_hash="h1", replicas=replicas, images=Images("runtime:1", **images), tokens=TOKENS
+    )
+    return {manifest["kind"]: manifest for manifest in manifests}
+
+
+def test_every_object_is_owned_by_its_base_model_and_labelled() -> None:
+    for manifest in made().values():
+        (owner,) = manifest["metadata"]["ownerReferences"]
+        assert (owner["kind"], owner["name"], owner["uid"], owner["controller"]) == ("BaseModel", "smol", "u1", True)
+        assert manifest["metadata"]["labels"]["app.kubernetes.io/part-of"] == "lorafleet"
+        assert manifest["metadata"]["namespace"] == "models"
+
+
+def test_a_pod_is_restricted_and_holds_no_credentials_of_the_cluster() -> None:
+    pod = made()["Deployment"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["enableServiceLinks"] is False
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
+    }  # fmt: skip
+
+
+def test_no_token_is_in_a_pod_or_its_command_line() -> None:
+    deployment = str(made()["Deployment"])
+    assert all(token not in deployment for token in TOKENS.values())
+
+
+def test_a_single_replica_has_no_disruption_budget_that_would_block_a_drain() -> None:
+    assert "PodDisruptionBudget" in made(replicas=2)
+    assert "PodDisruptionBudget" not in made(replicas=1)
+
+
+def test_a_new_pod_counts_as_ready_only_once_its_adapters_are_there_and_old_ones_stay_until_then() -> None:
+    spec = made()["Deployment"]["spec"]
+    assert spec["template"]["spec"]["readinessGates"] == [{"conditionType": ADAPTERS_GATE}]
+    assert spec["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+
+
+def test_replace_gives_up_a_pod_before_it_starts_another() -> None:
+    base = replace(BASE, runtime={"updateStrategy": "Replace"})
+    assert made(base)["Deployment"]["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
+
+
+def test_a_pod_may_drain_for_as_long_as_its_base_model_says_before_it_is_killed() -> None:
+    base = replace(BASE, runtime={"drainSeconds": 120})
+    pod = made(base)["Deployment"]["spec"]["template"]["spec"]
+    hook = pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert pod["terminationGracePeriodSeconds"] > hook + 120
+    assert arguments(base, 120)[-3] == "120"
+
+
+def test_what_the_user_asks_of_nodes_is_passed_on_as_it_is() -> None:
+    asked = {
+        "image": "mine:2", "resources": {"limits": {"nvidia.com/gpu": 1}}, "nodeSelector": {"gpu": "h100"},
+        "tolerations": [{"key": "gpu", "operator": "Exists"}], "runtimeClassName": "nvidia",
+        "artifactVolumes": [{"name": "weights", "claimName": "claim"}],
+    }  # fmt: skip
+    pod = made(replace(BASE, runtime=asked))["Deployment"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["image"] == "mine:2"
+    assert container["resources"] == {"limits": {"nvidia.com/gpu": 1}}
+    assert (pod["nodeSelector"], pod["runtimeClassName"]) == ({"gpu": "h100"}, "nvidia")
+    assert {"name": "artifacts-weights", "mountPath": "/artifacts/weights", "readOnly": True} in container[
+        "volumeMounts"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("uri", "argument"),
+    [
+        ("package://weights/model.gguf", "package://weights/model.gguf"),
+        ("pvc://weights/llama/8b", "/artifacts/weights/llama/8b"),
+        ("file:/models/tiny", "/models/tiny"),
+    ],
+)
+def test_the_model_argument_names_the_place_inside_the_pod(uri: str, argument: str) -> None:
+    assert model_argument(uri) == argument
