@@ -52,7 +52,7 @@ def second_start(rounds: int) -> list[Result]:
     for _ in range(rounds):
         port = free_port()
         with tempfile.TemporaryDirectory() as state:
-            command = [sys.executable, "-m", "lorafleet_operator.cli.main", "up", "-f", "examples/quickstart",
+            command = [sys.executable, "-m", "lorafleet_operator", "up", "-f", "examples/quickstart",
                        "--port", str(port), "--state-dir", state]  # fmt: skip
             seconds = until_tokens(command, ROOT, port)
         first.append(seconds[0])

@@ -52,7 +52,7 @@ class OperatorProcess:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        argv = [sys.executable, "-m", "lorafleet_operator.cli.main", "operator", "--runtime-image", "runtime:test"]
+        argv = [sys.executable, "-m", "lorafleet_operator", "operator", "--runtime-image", "runtime:test"]
         argv += ["--metrics-port", str(self.metrics_port), "--health-port", str(self.health_port)]
         with self._log.open("ab") as sink:
             self.process = subprocess.Popen(argv, env=self._environment, stdout=sink, stderr=sink)

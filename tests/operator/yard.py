@@ -76,15 +76,23 @@ class Yard:
         self.running = asyncio.create_task(self.world.run(self.stop))
 
     async def serving(self, *adapters: str) -> None:
-        await kit.until(lambda: sorted(adapters) == self.ready_adapters() and self.world.gateway.ready)
+        """Until the gateway, a replica and just these adapters are up."""
+        await kit.until(
+            lambda: (
+                self.world.gateway.ready and self.replicas_up() != set() and sorted(adapters) == self.ready_adapters()
+            )
+        )
+
+    def replicas_up(self) -> set[str]:
+        """The replicas that the published fleet document calls Ready."""
+        return {replica["name"] for replica in self.document().get("replicas", ()) if replica["state"] == "Ready"}
 
     def ready_adapters(self) -> list[str]:
         """The adapters that the published fleet document calls Ready on a Ready replica."""
-        document = self.document()
-        up = {replica["name"] for replica in document.get("replicas", ()) if replica["state"] == "Ready"}
+        up = self.replicas_up()
         return sorted(
             adapter["name"]
-            for adapter in document.get("adapters", ())
+            for adapter in self.document().get("adapters", ())
             if any(p["state"] == "Ready" and p["replica"] in up for p in adapter["placements"])
         )
 

@@ -216,7 +216,7 @@ async def test_a_hung_runtime_does_not_hold_up_its_neighbour(yard: Yard) -> None
     (yard.root / "other.yaml").write_text(other)
     yard.up()
     await yard.serving()
-    await kit.until(lambda: yard.document("models.other")["replicas"][0]["state"] == "Ready")
+    await kit.until(lambda: [r["state"] for r in yard.document("models.other")["replicas"]] == ["Ready"])
     (yard.root / "other.hang").touch()
     yard.adapter("pirate")
     await kit.until(lambda: yard.ready_adapters() == ["pirate"], seconds=2.0)
