@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psutil
@@ -252,7 +252,7 @@ def measure(folder: Path, threads: int, quick: bool, rounds: int) -> list[Result
             times.add("lora", serve(engine, load, names))
             times.seconds["peft"].append(peft_seconds(oracle, folders, load, peft_threads))
         found += results(times, load, peft_threads, rounds)
-    found += overhead(engine, names, 2 if quick else 8)
+    found += decode_overhead(engine, names, 2 if quick else 8)
     engine.close()
     return [*found, resident_result(folder, current_threads())]
 
@@ -275,7 +275,7 @@ def paired(over: Sequence[float], under: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(over, under, strict=True))
 
 
-def overhead(engine: Engine, names: Sequence[str], rounds: int) -> list[Result]:
+def decode_overhead(engine: Engine, names: Sequence[str], rounds: int) -> list[Result]:
     """What adapters cost a decode step, and how near the base's step is to the bare products: short runs in turn, so
     that the machine's drift falls on both."""
     load = make_load("steps", REQUESTS, (64, 64), (16, 16))
