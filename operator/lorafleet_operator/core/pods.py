@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +56,15 @@ def pod_facts(pod: Mapping[str, Any]) -> PodFacts | None:
         restarts=int(container.get("restartCount") or 0),
         gate=gates.get(ADAPTERS_GATE) == "True",
     )
+
+
+def replica_names(pods: Iterable[PodFacts]) -> dict[str, PodFacts]:
+    """Each pod under the name that its replica has: the pod's own; with the namespace in front where an older pod of
+    another namespace has that name already. Two Deployments may draw the same suffix."""
+    found: dict[str, PodFacts] = {}
+    for pod in sorted(pods, key=lambda pod: (pod.created, pod.base.namespace, pod.name)):
+        found[pod.name if pod.name not in found else f"{pod.base.namespace}.{pod.name}"] = pod
+    return found
 
 
 def _failure(status: Mapping[str, Any], container: Mapping[str, Any]) -> str:

@@ -27,9 +27,10 @@ class PodReplica:
     """`changed` is called when what `view()` says matters to a plan; `reported` with every new state."""
 
     def __init__(
-        self, facts: PodFacts, token: str, *, changed: Callable[[], None],
+        self, name: str, facts: PodFacts, token: str, *, changed: Callable[[], None],
         reported: Callable[[PodReplica, RuntimeState | None], None],
     ) -> None:  # fmt: skip
+        self.name = name
         self.facts = facts
         self.report: RuntimeState | None = None
         self.client: RuntimeClient | None = None
@@ -44,10 +45,6 @@ class PodReplica:
         self._state: ReplicaState = "Starting"
         self._since = time.monotonic()
         self._hurry = asyncio.Event()
-
-    @property
-    def name(self) -> str:
-        return self.facts.name
 
     def take(self, facts: PodFacts, epoch: int) -> None:
         """What the API says of the pod now, and the epoch to call it under."""
@@ -72,7 +69,7 @@ class PodReplica:
             self._state, self._since = state, time.monotonic()
         host = f"http://{_host(facts.ip)}" if facts.ip else ""
         return Replica(
-            name=facts.name, base=facts.base, index=self.index, state=state, spec_hash=facts.spec_hash,
+            name=self.name, base=facts.base, index=self.index, state=state, spec_hash=facts.spec_hash,
             incarnation=report.incarnation if report else "",
             url=f"{host}:{SERVING_PORT}" if host else "", admin_url=f"{host}:{ADMIN_PORT}" if host else "",
             message=facts.failure or self._silence or (report.message if report and state != "Ready" else ""),

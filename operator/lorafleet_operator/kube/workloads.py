@@ -30,17 +30,24 @@ class Workloads:
         self._applied: dict[Ref, tuple[str, int]] = {}  # text of the manifests, generation of the Deployment after it
         self._cheap: set[tuple[str, str]] = set()
 
-    async def ensure(self, desired: Desired, observed: Observed, stops: Collection[str]) -> None:
-        """Apply what differs, base model by base model; one that the API refuses holds up no other."""
+    async def ensure(
+        self, desired: Desired, observed: Observed, stops: Collection[str], pods: Collection[tuple[str, str]]
+    ) -> None:
+        """Apply what differs, base model by base model; one that the API refuses holds up no other.
+
+        `stops` are the replicas that the plan lets go, `pods` the same as (namespace, pod)."""
         for ref in [ref for ref in self._applied if ref not in desired.base_models]:
             del self._applied[ref]
         for ref in desired.base_models:
             try:
-                await self._ensure(ref, desired, observed, stops)
+                await self._ensure(ref, desired, observed, stops, pods)
             except KubeError as error:
                 log.warning("cannot apply a workload; the next pass tries again", base=str(ref), why=str(error))
 
-    async def _ensure(self, ref: Ref, desired: Desired, observed: Observed, stops: Collection[str]) -> None:
+    async def _ensure(
+        self, ref: Ref, desired: Desired, observed: Observed, stops: Collection[str],
+        pods: Collection[tuple[str, str]],
+    ) -> None:  # fmt: skip
         base = desired.base_models[ref]
         artifact = observed.base_artifacts.get(ref)
         uid = self._store.uid(ObjectKey("BaseModel", ref.namespace, ref.name))
@@ -53,8 +60,9 @@ class Workloads:
         text = json.dumps(manifests, sort_keys=True)
         if self._applied.get(ref) == (text, self._generation(ref)):
             return
-        for name in stops:
-            await self._make_cheap(ref, name)
+        for namespace, pod in pods:
+            if namespace == ref.namespace:
+                await self._make_cheap(ref, pod)
         for manifest in manifests:
             applied = await self._client.apply(manifest)
             if manifest["kind"] == "Deployment":

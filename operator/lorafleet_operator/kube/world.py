@@ -15,7 +15,7 @@ from lorafleet_operator.core.actions import Action, LoadAdapter, Plan, StartRepl
 from lorafleet_operator.core.identity import Ref
 from lorafleet_operator.core.manifests import ADAPTERS_GATE
 from lorafleet_operator.core.objects import Artifact, Desired, Observed
-from lorafleet_operator.core.pods import pod_facts
+from lorafleet_operator.core.pods import pod_facts, replica_names
 from lorafleet_operator.core.scaling import holds_its_adapters
 from lorafleet_operator.core.status import statuses
 from lorafleet_operator.core.validation import admit
@@ -99,7 +99,8 @@ class KubeWorld:
     async def publish(self, desired: Desired, observed: Observed, plan: Plan) -> None:
         """Apply workloads, open gates, publish documents, queue statuses and events."""
         stops, self._stops = self._stops, set()
-        await self.workloads.ensure(desired, observed, stops)
+        leaving = {(pod.facts.base.namespace, pod.facts.name) for name in stops if (pod := self.pods.get(name))}
+        await self.workloads.ensure(desired, observed, stops, leaving)
         await self._open_gates(observed, plan)
         await self.documents.publish(desired, observed)
         seen = self.store.statuses()
@@ -186,17 +187,16 @@ class KubeWorld:
             waited += 0.25
 
     async def _follow_pods(self) -> None:
-        found = {facts.name: facts for raw in self.store.pods() if (facts := pod_facts(raw)) is not None}
+        found = replica_names(facts for raw in self.store.pods() if (facts := pod_facts(raw)) is not None)
         for name in [name for name in self.pods if name not in found]:
             await self.pods.pop(name).close()
             self._gated.discard(name)
-        ordered = sorted((f for f in found.values() if not f.leaving), key=lambda f: (f.created, f.name))
-        indexes = {facts.name: index for index, facts in enumerate(ordered)}
+        indexes = {name: index for index, name in enumerate(n for n, facts in found.items() if not facts.leaving)}
         for name, facts in found.items():
             pod = self.pods.get(name)
             if pod is None:
                 token = self._settings.tokens["LORAFLEET_ADMIN_TOKEN"]
-                pod = PodReplica(facts, token, changed=self.wake, reported=self.calls.reported)
+                pod = PodReplica(name, facts, token, changed=self.wake, reported=self.calls.reported)
                 self.pods[name] = pod
             pod.index = indexes.get(name, len(indexes))
             pod.take(facts, self.leadership.epoch)
@@ -210,7 +210,7 @@ class KubeWorld:
             at = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
             condition = {"type": ADAPTERS_GATE, "status": "True", "reason": "AdaptersLoaded", "lastTransitionTime": at}
             try:
-                await self._client.merge_pod_condition(facts.base.namespace, name, condition)
+                await self._client.merge_pod_condition(facts.base.namespace, facts.name, condition)
                 self._gated.add(name)
             except KubeError as error:
                 log.warning("cannot open a pod's gate; the next pass tries again", pod=name, why=str(error))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lorafleet_operator.core.manifests import ADAPTERS_GATE, BASE_MODEL_LABEL, SPEC_HASH
-from lorafleet_operator.core.pods import pod_facts
+from lorafleet_operator.core.pods import pod_facts, replica_names
 
 
 def pod(status: dict[str, Any] | None = None, **metadata: Any) -> dict[str, Any]:
@@ -64,3 +64,11 @@ def test_a_pod_that_goes_takes_no_new_work(found: dict[str, Any]) -> None:
     facts = pod_facts(found)
     assert facts is not None
     assert facts.leaving
+
+
+def test_two_pods_of_one_name_in_two_namespaces_are_two_replicas_and_the_older_keeps_the_name() -> None:
+    old = pod_facts(pod(creationTimestamp="2026-01-01T00:00:00Z"))
+    new = pod_facts(pod(creationTimestamp="2026-01-02T00:00:00Z", namespace="other"))
+    assert old is not None
+    assert new is not None
+    assert replica_names([new, old]) == {"p": old, "other.p": new}

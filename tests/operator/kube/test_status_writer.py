@@ -1,0 +1,82 @@
+"""One writer, newest only: as few writes as changes that anybody could see."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import pytest
+
+from lorafleet_operator.core.objects import ObjectKey
+from lorafleet_operator.errors import KubeGone, KubeUnreachable
+from lorafleet_operator.kube import status_writer
+from lorafleet_operator.kube.status_writer import StatusWriter
+
+ONE = ObjectKey("LoRAAdapter", "acme", "one")
+
+
+class Api:
+    def __init__(self) -> None:
+        self.writes: list[Mapping[str, Any]] = []
+        self.failures: list[Exception] = []
+
+    async def apply_status(self, kind: str, namespace: str, name: str, status: Mapping[str, Any]) -> dict[str, Any]:
+        if self.failures:
+            raise self.failures.pop(0)
+        self.writes.append(status)
+        return {}
+
+
+@pytest.fixture
+async def writing(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Api, StatusWriter]]:
+    monkeypatch.setattr(status_writer, "RETRY_SECONDS", 0.05)
+    api = Api()
+    writer = StatusWriter(api)  # type: ignore[arg-type]  # one method of the client is all that a writer needs
+    task = asyncio.create_task(writer.run())
+    yield api, writer
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+async def settled() -> None:
+    await asyncio.sleep(0.4)
+
+
+async def test_statuses_that_follow_each_other_at_once_are_written_once(writing: tuple[Api, StatusWriter]) -> None:
+    api, writer = writing
+    seen: dict[ObjectKey, Mapping[str, Any]] = {ONE: {}}
+    for ready in ("0/1", "0/2", "1/1"):
+        writer.offer({ONE: {"ready": ready}}, seen)
+    await settled()
+    assert api.writes == [{"ready": "1/1"}]
+
+
+async def test_what_was_written_is_not_written_again_before_the_watch_shows_it(
+    writing: tuple[Api, StatusWriter],
+) -> None:
+    api, writer = writing
+    for _ in range(3):
+        writer.offer({ONE: {"ready": "1/1"}}, {ONE: {}})
+        await settled()
+    assert len(api.writes) == 1
+    assert writer.known({ONE: {}}) == {ONE: {"ready": "1/1"}}
+
+
+async def test_a_failed_write_is_tried_again_with_the_newest_status(writing: tuple[Api, StatusWriter]) -> None:
+    api, writer = writing
+    api.failures = [KubeUnreachable("away")]
+    writer.offer({ONE: {"ready": "0/1"}}, {ONE: {}})
+    await settled()
+    assert api.writes == [{"ready": "0/1"}]
+
+
+async def test_an_object_that_is_gone_is_forgotten(writing: tuple[Api, StatusWriter]) -> None:
+    api, writer = writing
+    api.failures = [KubeGone("gone", status=404)]
+    writer.offer({ONE: {"ready": "0/1"}}, {ONE: {}})
+    await settled()
+    assert api.writes == []
+    assert writer.known({}) == {}
