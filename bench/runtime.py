@@ -1,10 +1,10 @@
 """The runtime against transformers + PEFT, against itself without adapters, and against the machine's own limit.
 
-`python -m bench.runtime [--quick] [--threads N] [--rounds N]`: SmolLM2-135M in float32, 32 requests over 8 adapters of
-rank 16 on all linear layers, distinct random prompts, greedy. Three loads: all requests alike (64 tokens in, 64 out),
-which flatters whoever batches by padding; lengths as traffic has them (16 to 112, both ways, means near 64); and the
-proportion of chats, one to two (ShareGPT: 161 in, 338 out on average, vLLM paper 6.2). PEFT runs with the thread count
-with which it is fastest here.
+`python -m bench.runtime [--quick] [--steps] [--threads N] [--rounds N]`: SmolLM2-135M in float32, 32 requests over 8
+adapters of rank 16 on all linear layers, distinct random prompts, greedy. Three loads: all requests alike (64 tokens in,
+64 out), which flatters whoever batches by padding; lengths as traffic has them (16 to 112, both ways, means near 64);
+and the proportion of chats, one to two (ShareGPT: 161 in, 338 out on average, vLLM paper 6.2). PEFT runs with the thread
+count with which it is fastest here.
 
 Gate: greedy output of a mixed batch equals PEFT's, token by token.
 """
@@ -214,6 +214,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one round, short outputs, nothing written")
     parser.add_argument("--threads", type=int, default=0, help="0: what the engine would choose here")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", action="store_true", help="decode steps and memory only, without PEFT")
     parser.add_argument("--resident", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     threads = arguments.threads
@@ -221,11 +222,11 @@ def main() -> None:
         print_resident(arguments.resident, threads)
         return
     with tempfile.TemporaryDirectory() as folder:
-        write(measure(Path(folder), threads, arguments.quick, arguments.rounds), quick=arguments.quick,
+        write(measure(Path(folder), threads, arguments.quick, arguments.rounds, arguments.steps), quick=arguments.quick,
               packages=("torch", "transformers", "peft"))  # fmt: skip
 
 
-def measure(folder: Path, threads: int, quick: bool, rounds: int) -> list[Result]:
+def measure(folder: Path, threads: int, quick: bool, rounds: int, steps: bool) -> list[Result]:
     longest, rounds = (32, 1) if quick else (112, rounds)
     middle = (16 + longest) // 2
     loads = [
@@ -245,7 +246,7 @@ def measure(folder: Path, threads: int, quick: bool, rounds: int) -> list[Result
     names = [f.name for f in folders]
     serve(engine, make_load("warm", REQUESTS, (16, 16), (4, 4)), names)
     found: list[Result] = []
-    for load in loads:
+    for load in [] if steps else loads:
         times = Times()
         for _ in range(rounds):
             times.add("base", serve(engine, load, [None]))
