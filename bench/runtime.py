@@ -1,10 +1,10 @@
 """The runtime against transformers + PEFT, against itself without adapters, and against the machine's own limit.
 
 `python -m bench.runtime [--quick] [--steps] [--threads N] [--rounds N]`: SmolLM2-135M in float32, 32 requests over 8
-adapters of rank 16 on all linear layers, distinct random prompts, greedy. Three loads: all requests alike (64 tokens in,
-64 out), which flatters whoever batches by padding; lengths as traffic has them (16 to 112, both ways, means near 64);
-and the proportion of chats, one to two (ShareGPT: 161 in, 338 out on average, vLLM paper 6.2). PEFT runs with the thread
-count with which it is fastest here.
+adapters of rank 16 on all linear layers, distinct random prompts, greedy. Three loads: all requests alike (64 tokens
+in, 64 out), which flatters whoever batches by padding; lengths as traffic has them (16 to 112, both ways, means near
+64); and the proportion of chats, one to two (ShareGPT: 161 in, 338 out on average, vLLM paper 6.2). PEFT runs with the
+thread count with which it is fastest here.
 
 Gate: greedy output of a mixed batch equals PEFT's, token by token.
 """

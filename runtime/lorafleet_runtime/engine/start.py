@@ -12,7 +12,7 @@ from lorafleet_runtime.core.pages import PAGE_TOKENS, pages_for_tokens
 from lorafleet_runtime.core.scheduler import Limits
 from lorafleet_runtime.engine.engine import Engine
 from lorafleet_runtime.engine.memory import available_bytes, give_back
-from lorafleet_runtime.engine.threads import choose_threads
+from lorafleet_runtime.engine.threads import available_cores, choose_threads
 from lorafleet_runtime.errors import ConfigError
 from lorafleet_runtime.model.calibration import best_dtype, choose_forms
 from lorafleet_runtime.model.checkpoint import load_weights, read_config
@@ -40,9 +40,10 @@ def start(config: EngineConfig, progress: Callable[[str, float], None]) -> Engin
     parameters = parameter_count(weights)
     model = Decoder(decoder_config, weights, max_model_len)
     progress("measuring what is fastest on this machine", 0.9)
+    set_threads(config.threads or available_cores())
+    choose_forms(model)  # first: in another form, more threads may look useless
     if not config.threads:
         set_threads(choose_threads(model))
-    choose_forms(model)
     total_pages = _total_pages(config, decoder_config, model.dtype, max_model_len)
     limits = Limits(max_model_len, config.max_num_seqs, config.max_batched_tokens)
     give_back()
