@@ -96,11 +96,10 @@ class LoraStacks:
 
 def _reserve(like: AdapterViews, budget: int) -> Stack:
     """A stack of as many slots as `budget` bytes hold, none of which takes memory yet."""
-    sizes = [t.numel() for layer in like for group in layer.values() for t in (group.a, *(p.b for p in group.parts))]
-    each = sum(sizes) * next(iter(like[0].values())).a.element_size()
+    matrices = [t for layer in like for group in layer.values() for t in (group.a, *(part.b for part in group.parts))]
+    each = sum(t.nbytes for t in matrices)
     slots = min(budget // each, MOST_SLOTS)
-    dtype = next(iter(like[0].values())).a.dtype
-    memory = zeros_on_demand((max(slots, 1) * sum(sizes),), dtype)
+    memory = zeros_on_demand((max(slots, 1) * sum(t.numel() for t in matrices),), matrices[0].dtype)
     begin = 0
 
     def make(*shape: int) -> Tensor:

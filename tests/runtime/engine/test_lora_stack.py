@@ -48,3 +48,10 @@ def test_stacks_of_all_layouts_stay_within_the_bound(first: list[list[int]], sec
             stack = stacks.slots_for(layout, handles, VIEWS)
             assert (stack is None) == (len(handles) * EACH > budget)
             assert stacks.bytes <= budget
+
+
+def test_an_adapter_may_leave_the_first_layer_alone() -> None:
+    views: dict[int, AdapterViews] = {handle: ({}, *adapter_views(handle)) for handle in (1, 2)}
+    stack = LoraStacks(1 << 20).slots_for(0, [1, 2], views)
+    assert stack is not None
+    assert stack.layers[1]["o"].a[1].eq(2).all()
