@@ -78,9 +78,8 @@ class Watches:
             first = not self._store.complete
             listed = await self._listed(kind)
             keys = {ObjectKey(kind, i["metadata"].get("namespace") or "", i["metadata"]["name"]): i for i in listed}
-            for key, item in keys.items():
-                known = self._store.raw.get(key)
-                if (known is None or _version(known) < _version(item)) and self._store.put(kind, item) and not first:
+            for item in keys.values():
+                if self._store.put(kind, item) and not first:
                     missed += 1
                     MISSED.labels(kind).inc()
             for key in before - set(keys):
@@ -165,12 +164,6 @@ def _kopf_settings() -> kopf.OperatorSettings:
 
 def _login(**kwargs: Any) -> kopf.ConnectionInfo | None:
     return kopf.login_via_client(**kwargs)
-
-
-def _version(document: Any) -> int:
-    """Resource versions are compared only to tell old from new of one object; etcd's are numbers."""
-    text = str(document["metadata"].get("resourceVersion") or "0")
-    return int(text) if text.isdigit() else 0
 
 
 async def _until(stop: asyncio.Event) -> None:

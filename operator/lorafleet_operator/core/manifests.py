@@ -22,6 +22,8 @@ ADAPTERS_GATE = f"{GROUP}/adapters"
 """Readiness gate: True once the pod holds the adapters that belong on it. A rolling update waits for it, so that a new
 pod is loaded before an old one leaves."""
 DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
+CHEAPEST = "-1000"
+"""Of the pods beyond a smaller number, a Deployment deletes the cheapest first."""
 SERVING_PORT, ADMIN_PORT = 8000, 8001
 DRAIN_SECONDS = 30
 ENDPOINT_SECONDS = 5

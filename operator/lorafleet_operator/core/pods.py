@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lorafleet_operator.core.identity import Ref
-from lorafleet_operator.core.manifests import ADAPTERS_GATE, BASE_MODEL_LABEL, SPEC_HASH
+from lorafleet_operator.core.manifests import ADAPTERS_GATE, BASE_MODEL_LABEL, CHEAPEST, DELETION_COST, SPEC_HASH
 
 WAITING_FAILURES = (
     "CrashLoopBackOff", "ImagePullBackOff", "ErrImagePull", "InvalidImageName", "CreateContainerConfigError",
@@ -18,7 +18,7 @@ WAITING_FAILURES = (
 @dataclass(frozen=True, slots=True)
 class PodFacts:
     """`failure` is why the pod does not come up, for people; empty while there is hope. `gate`: its adapters were
-    there once. `created` is RFC 3339."""
+    there once; `cheapest`: it is the one to delete. `created` is RFC 3339."""
 
     name: str
     uid: str
@@ -31,11 +31,13 @@ class PodFacts:
     failure: str
     restarts: int
     gate: bool
+    cheapest: bool
 
 
 def pod_facts(pod: Mapping[str, Any]) -> PodFacts | None:
     """None for a pod that is none of ours."""
     metadata, status = pod["metadata"], pod.get("status") or {}
+    annotations = metadata.get("annotations") or {}
     base = (metadata.get("labels") or {}).get(BASE_MODEL_LABEL)
     if not base:
         return None
@@ -47,7 +49,7 @@ def pod_facts(pod: Mapping[str, Any]) -> PodFacts | None:
         name=metadata["name"],
         uid=metadata.get("uid", ""),
         base=Ref(metadata.get("namespace", ""), base),
-        spec_hash=(metadata.get("annotations") or {}).get(SPEC_HASH, ""),
+        spec_hash=annotations.get(SPEC_HASH, ""),
         ip=status.get("podIP") or "",
         created=metadata.get("creationTimestamp") or "",
         leaving=bool(metadata.get("deletionTimestamp")) or status.get("phase") in ("Succeeded", "Failed"),
@@ -55,6 +57,7 @@ def pod_facts(pod: Mapping[str, Any]) -> PodFacts | None:
         failure=_failure(status, container),
         restarts=int(container.get("restartCount") or 0),
         gate=gates.get(ADAPTERS_GATE) == "True",
+        cheapest=annotations.get(DELETION_COST) == CHEAPEST,
     )
 
 

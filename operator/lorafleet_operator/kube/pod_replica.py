@@ -12,7 +12,7 @@ import structlog
 from lorafleet_operator.core.manifests import ADMIN_PORT, SERVING_PORT
 from lorafleet_operator.core.objects import Replica, ReplicaState, Resident
 from lorafleet_operator.core.pods import PodFacts
-from lorafleet_operator.errors import RuntimeCallError, StaleEpoch
+from lorafleet_operator.errors import RuntimeCallError
 from lorafleet_operator.runtime_client import RuntimeClient, RuntimeState
 
 log = structlog.get_logger("pod")
@@ -35,7 +35,6 @@ class PodReplica:
         self.report: RuntimeState | None = None
         self.client: RuntimeClient | None = None
         self.index = 0
-        self.epoch = 1
         self._token = token
         self._changed = changed
         self._reported = reported
@@ -49,7 +48,7 @@ class PodReplica:
     def take(self, facts: PodFacts, epoch: int) -> None:
         """What the API says of the pod now, and the epoch to call it under."""
         moved = facts.ip != self.facts.ip or (facts.restarts, facts.uid) != (self.facts.restarts, self.facts.uid)
-        self.facts, self.epoch = facts, epoch
+        self.facts = facts
         if moved and self._polling is not None:
             self._polling.cancel()
             self._polling = None
@@ -119,8 +118,6 @@ class PodReplica:
         return IDLE_SECONDS if all(a.state in ("Ready", "Failed") for a in self.report.adapters) else BUSY_SECONDS
 
     def _miss(self, error: RuntimeCallError) -> None:
-        if isinstance(error, StaleEpoch):
-            raise error
         silent = time.monotonic() - self._answered
         if self.report is not None and silent > SILENT_SECONDS and not self._silence:
             self._silence = f"no answer for {silent:.0f} s ({error})"

@@ -30,9 +30,12 @@ class Store:
         self._desired: Desired | None = None
 
     def put(self, kind: str, document: Raw) -> bool:
-        """Take an object as the API has it now. One that is being deleted counts as gone, except a pod: it drains."""
+        """Take an object as the API has it now; an older form than the known one is no news. One that is being deleted
+        counts as gone, except a pod: it drains."""
         key = _key(kind, document)
         before = self.raw.get(key)
+        if before is not None and _older(document, before):
+            return False
         if kind not in RUNNING and document["metadata"].get("deletionTimestamp"):
             return self.drop(kind, document)
         self.raw[key] = document
@@ -42,6 +45,11 @@ class Store:
             return False
         self._read(key, kind, document)
         return True
+
+    def update(self, kind: str, document: Raw) -> None:
+        """Take what a write of ours returned, unless the object has gone meanwhile."""
+        if _key(kind, document) in self.raw:
+            self.put(kind, document)
 
     def drop(self, kind: str, document: Raw) -> bool:
         key = _key(kind, document)
@@ -84,6 +92,12 @@ class Store:
 def _key(kind: str, document: Raw) -> ObjectKey:
     metadata = document["metadata"]
     return ObjectKey(kind, metadata.get("namespace") or "", metadata["name"])
+
+
+def _older(document: Raw, before: Raw) -> bool:
+    """etcd's versions are numbers, and a new object of an old name has a higher one. Without numbers: not older."""
+    new, old = (d["metadata"].get("resourceVersion") or "" for d in (document, before))
+    return new.isdigit() and old.isdigit() and int(new) < int(old)
 
 
 def _declared(document: Raw) -> tuple[Any, ...]:

@@ -4,12 +4,13 @@ them. Decides nothing: manifests come from the core."""
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 import structlog
 
-from lorafleet_operator.core.manifests import DELETION_COST, Images, workload, workload_name
+from lorafleet_operator.core.manifests import CHEAPEST, DELETION_COST, Images, workload, workload_name
 from lorafleet_operator.core.objects import Artifact, Desired, ObjectKey, Observed, Ref
+from lorafleet_operator.core.pods import PodFacts
 from lorafleet_operator.core.rollout import spec_hash
 from lorafleet_operator.core.scaling import deployment_replicas
 from lorafleet_operator.errors import KubeError
@@ -17,8 +18,6 @@ from lorafleet_operator.kube.client import KubeClient
 from lorafleet_operator.kube.store import Store
 
 log = structlog.get_logger("workloads")
-
-CHEAPEST = "-1000"
 
 
 class Workloads:
@@ -28,26 +27,20 @@ class Workloads:
         self._images = images
         self._tokens = tokens
         self._applied: dict[Ref, tuple[str, int]] = {}  # text of the manifests, generation of the Deployment after it
-        self._cheap: set[tuple[str, str]] = set()
 
-    async def ensure(
-        self, desired: Desired, observed: Observed, stops: Collection[str], pods: Collection[tuple[str, str]]
-    ) -> None:
+    async def ensure(self, desired: Desired, observed: Observed, stops: Mapping[str, PodFacts]) -> None:
         """Apply what differs, base model by base model; one that the API refuses holds up no other.
 
-        `stops` are the replicas that the plan lets go, `pods` the same as (namespace, pod)."""
+        `stops` are the pods that the plan lets go, by the name of their replica."""
         for ref in [ref for ref in self._applied if ref not in desired.base_models]:
             del self._applied[ref]
         for ref in desired.base_models:
             try:
-                await self._ensure(ref, desired, observed, stops, pods)
+                await self._ensure(ref, desired, observed, stops)
             except KubeError as error:
                 log.warning("cannot apply a workload; the next pass tries again", base=str(ref), why=str(error))
 
-    async def _ensure(
-        self, ref: Ref, desired: Desired, observed: Observed, stops: Collection[str],
-        pods: Collection[tuple[str, str]],
-    ) -> None:  # fmt: skip
+    async def _ensure(self, ref: Ref, desired: Desired, observed: Observed, stops: Mapping[str, PodFacts]) -> None:
         base = desired.base_models[ref]
         artifact = observed.base_artifacts.get(ref)
         uid = self._store.uid(ObjectKey("BaseModel", ref.namespace, ref.name))
@@ -55,14 +48,15 @@ class Workloads:
             return
         hashed = spec_hash(base, artifact)
         mine = [replica for replica in observed.replicas.values() if replica.base == ref]
-        count = deployment_replicas(base, mine, stops, hashed)
+        count = deployment_replicas(base, mine, stops.keys(), hashed)
         manifests = workload(base, uid=uid, spec_hash=hashed, replicas=count, images=self._images, tokens=self._tokens)
         text = json.dumps(manifests, sort_keys=True)
         if self._applied.get(ref) == (text, self._generation(ref)):
             return
-        for namespace, pod in pods:
-            if namespace == ref.namespace:
-                await self._make_cheap(ref, pod)
+        for pod in stops.values():
+            if pod.base == ref and not pod.cheapest:
+                patch = {"metadata": {"annotations": {DELETION_COST: CHEAPEST}}}
+                self._store.update("Pod", await self._client.merge("Pod", ref.namespace, pod.name, patch))
         for manifest in manifests:
             applied = await self._client.apply(manifest)
             if manifest["kind"] == "Deployment":
@@ -73,10 +67,3 @@ class Workloads:
     def _generation(self, ref: Ref) -> int:
         deployment = self._store.raw.get(ObjectKey("Deployment", ref.namespace, workload_name(ref.name)))
         return int(deployment["metadata"].get("generation") or 0) if deployment else -1
-
-    async def _make_cheap(self, ref: Ref, pod: str) -> None:
-        """Of the pods beyond a smaller number, a Deployment deletes the cheapest first."""
-        if (ref.namespace, pod) in self._cheap or ObjectKey("Pod", ref.namespace, pod) not in self._store.raw:
-            return
-        await self._client.merge("Pod", ref.namespace, pod, {"metadata": {"annotations": {DELETION_COST: CHEAPEST}}})
-        self._cheap.add((ref.namespace, pod))

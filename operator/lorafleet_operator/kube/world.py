@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from datetime import UTC, datetime
 
@@ -30,6 +29,7 @@ from lorafleet_operator.kube.settings import ClusterSettings
 from lorafleet_operator.kube.status_writer import StatusWriter
 from lorafleet_operator.kube.store import Store
 from lorafleet_operator.kube.workloads import Workloads
+from lorafleet_operator.passes import Passes
 from lorafleet_operator.reconcile import reconcile
 from lorafleet_operator.resolver import Resolver
 
@@ -45,6 +45,10 @@ class KubeWorld:
     def __init__(self, settings: ClusterSettings, client: KubeClient, store: Store) -> None:
         self.store = store
         self.pods: dict[str, PodReplica] = {}
+        self._passes = Passes(
+            self._pass, resync_seconds=settings.resync_seconds, gather_seconds=settings.gather_seconds
+        )
+        self.wake = self._passes.wake
         self.calls = AdapterCalls(self.wake)
         sources = RemoteSources()
         self.resolver = Resolver(self.wake, adapter=sources.adapter, base=declared_base)
@@ -56,16 +60,9 @@ class KubeWorld:
         self.last_pass = time.monotonic()
         self._settings = settings
         self._client = client
-        self._dirty = asyncio.Event()
-        self._stops: set[str] = set()
-        self._gated: set[str] = set()
 
     def now(self) -> float:
         return time.monotonic()
-
-    def wake(self) -> None:
-        """Something changed: pass again soon."""
-        self._dirty.set()
 
     async def observe(self) -> tuple[Desired, Observed]:
         """What the watches and polls have brought; asks nobody."""
@@ -83,10 +80,8 @@ class KubeWorld:
     async def execute(self, action: Action) -> None:
         """Begin what the plan says. Pods are started and stopped by their Deployment, which `publish` applies."""
         match action:
-            case StartReplica():
+            case StartReplica() | StopReplica():
                 return
-            case StopReplica():
-                self._stops.add(action.replica)
             case LoadAdapter():
                 log.info(str(action))
                 if pod := self.pods.get(action.replica):
@@ -98,9 +93,8 @@ class KubeWorld:
 
     async def publish(self, desired: Desired, observed: Observed, plan: Plan) -> None:
         """Apply workloads, open gates, publish documents, queue statuses and events."""
-        stops, self._stops = self._stops, set()
-        leaving = {(pod.facts.base.namespace, pod.facts.name) for name in stops if (pod := self.pods.get(name))}
-        await self.workloads.ensure(desired, observed, stops, leaving)
+        stops = {action.replica for action in plan.actions if isinstance(action, StopReplica)}
+        await self.workloads.ensure(desired, observed, {n: self.pods[n].facts for n in stops if n in self.pods})
         await self._open_gates(observed, plan)
         await self.documents.publish(desired, observed)
         seen = self.store.statuses()
@@ -113,7 +107,8 @@ class KubeWorld:
         await self.read_secrets()
         await self.documents.read()
         resolving = self.resolver.follow(lambda: admit(self.store.desired()), self._settings.source_seconds)
-        loops = (self.leadership.run(), self._passes(), self.writer.run(), self.events.run(), resolving, self._resync())
+        parts = (self.leadership, self._passes, self.writer, self.events)
+        loops = (*(part.run() for part in parts), resolving, self._resync())
         tasks = [asyncio.create_task(loop) for loop in loops]
         try:
             await asyncio.gather(*tasks)
@@ -143,32 +138,21 @@ class KubeWorld:
             if changed:
                 self.wake()
 
-    async def _passes(self) -> None:
-        while True:
-            self._dirty.clear()
-            delay = await self._pass()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(delay):
-                    await self._dirty.wait()
-            await asyncio.sleep(self._settings.gather_seconds)  # one pass for a burst of events
-
-    async def _pass(self) -> float:
+    async def _pass(self) -> Plan | None:
         self.last_pass = time.monotonic()
         LEADING.set(self.leadership.epoch)
         if not self.store.complete or not self.leadership.epoch:
-            return 1.0
-        begun, outcome = time.perf_counter(), "done"
+            return None
+        begun, outcome = time.perf_counter(), "error"
         try:
             decided = await reconcile(self)
+            outcome = "done"
+            return decided
         except Exception:
-            outcome = "error"
             log.exception("a pass failed; the fleet is left as it is")
-            return 1.0
+            return None
         finally:
             PASSES.labels(outcome).observe(time.perf_counter() - begun)
-        if decided.wake_at is None:
-            return self._settings.resync_seconds
-        return min(self._settings.resync_seconds, max(0.05, decided.wake_at - self.now()))
 
     async def _resync(self) -> None:
         """What no watch tells: Secrets, and statuses that someone else overwrote."""
@@ -190,7 +174,6 @@ class KubeWorld:
         found = replica_names(facts for raw in self.store.pods() if (facts := pod_facts(raw)) is not None)
         for name in [name for name in self.pods if name not in found]:
             await self.pods.pop(name).close()
-            self._gated.discard(name)
         indexes = {name: index for index, name in enumerate(n for n, facts in found.items() if not facts.leaving)}
         for name, facts in found.items():
             pod = self.pods.get(name)
@@ -205,12 +188,12 @@ class KubeWorld:
         """Tell the API which pods hold their adapters: a rolling update goes on when they do."""
         for name, replica in observed.replicas.items():
             facts = self.pods[name].facts
-            if facts.gate or name in self._gated or not holds_its_adapters(replica, plan):
+            if facts.gate or not holds_its_adapters(replica, plan):
                 continue
             at = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
             condition = {"type": ADAPTERS_GATE, "status": "True", "reason": "AdaptersLoaded", "lastTransitionTime": at}
             try:
-                await self._client.merge_pod_condition(facts.base.namespace, facts.name, condition)
-                self._gated.add(name)
+                opened = await self._client.merge_pod_condition(facts.base.namespace, facts.name, condition)
+                self.store.update("Pod", opened)
             except KubeError as error:
                 log.warning("cannot open a pod's gate; the next pass tries again", pod=name, why=str(error))

@@ -29,6 +29,7 @@ from lorafleet_operator.local.limits import local_resolver
 from lorafleet_operator.local.publisher import Publisher
 from lorafleet_operator.local.replicas import Launch, LocalReplica
 from lorafleet_operator.local.state_folder import StateFolder
+from lorafleet_operator.passes import Passes
 from lorafleet_operator.reconcile import reconcile
 
 log = structlog.get_logger("fleet")
@@ -41,12 +42,13 @@ class LocalWorld:
         self.settings = settings
         self.folder = folder
         self.replicas: dict[str, LocalReplica] = {}
+        self._passes = Passes(self._pass, resync_seconds=settings.resync_seconds, gather_seconds=0.02)
+        self.wake = self._passes.wake
         self.calls = AdapterCalls(self.wake)
         self.resolver = local_resolver(self.wake)
         self.publisher = Publisher(state, folder, settings.gateway_url)
         self.last = (folder.desired, Observed())  # what the last pass saw, for people who watch
         self._state = state
-        self._dirty = asyncio.Event()
         self._stops: dict[str, asyncio.Task[None]] = {}
         serving, admin = secrets.token_urlsafe(32), secrets.token_urlsafe(32)
         self._launch = Launch(
@@ -63,10 +65,6 @@ class LocalWorld:
 
     def now(self) -> float:
         return time.monotonic()
-
-    def wake(self) -> None:
-        """Something changed: pass again soon."""
-        self._dirty.set()
 
     async def observe(self) -> tuple[Desired, Observed]:
         """What is declared, and what this process knows of its children. Touches no disk and no network."""
@@ -109,7 +107,7 @@ class LocalWorld:
         await self._pass()  # the gateway starts with this fleet's documents, not with an old one's
         desired = lambda: self.folder.desired  # noqa: E731  # read anew on every round
         resolving = self.resolver.follow(desired, self.settings.resync_seconds)
-        loops = (self._scan(), self._passes(), self.gateway.run(), resolving, _until(stop))
+        loops = (self._scan(), self._passes.run(), self.gateway.run(), resolving, _until(stop))
         tasks = [asyncio.create_task(loop) for loop in loops]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -138,26 +136,13 @@ class LocalWorld:
         with contextlib.suppress(OSError):  # a full disk must not hide what ended the fleet
             await self.publish(*await self.observe(), Plan())
 
-    async def _pass(self) -> float:
-        """One pass; how many seconds later the next is due at the latest."""
+    async def _pass(self) -> Plan | None:
         try:
-            decided = await reconcile(self)
+            return await reconcile(self)
         except Exception:
             # One object that trips a rule must not end the serving of all the others.
             log.exception("a pass failed; the fleet is left as it is")
-            return 1.0
-        if decided.wake_at is None:
-            return self.settings.resync_seconds
-        return min(self.settings.resync_seconds, max(0.05, decided.wake_at - self.now()))
-
-    async def _passes(self) -> None:
-        while True:
-            self._dirty.clear()
-            delay = await self._pass()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(delay):  # asyncio.wait_for may swallow a cancellation in 3.11
-                    await self._dirty.wait()
-            await asyncio.sleep(0.02)  # one pass for a burst of events
+            return None
 
     async def _scan(self) -> None:
         while True:

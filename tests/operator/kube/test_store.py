@@ -63,3 +63,16 @@ def test_nothing_missing_counts_as_removed_before_everything_was_listed() -> Non
     assert not store.desired().complete
     store.complete = True
     assert store.desired().complete
+
+
+def test_an_older_form_of_an_object_is_no_news() -> None:
+    store = Store()
+    store.put("LoRAAdapter", adapter("new", "10"))
+    assert not store.put("LoRAAdapter", adapter("old", "9"))
+    assert store.desired().adapters[Ref("acme", "one")].served_name == "new"
+
+
+def test_the_answer_to_a_write_does_not_bring_back_what_has_gone() -> None:
+    store = Store()
+    store.update("LoRAAdapter", adapter())
+    assert store.desired().adapters == {}

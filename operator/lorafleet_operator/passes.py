@@ -1,0 +1,48 @@
+"""When a world passes: as soon as something changed, when the plan says so, and now and then."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+
+from lorafleet_operator.core.actions import Plan
+
+FAILED_SECONDS = 1.0
+SHORTEST_SECONDS = 0.05
+
+
+class Passes:
+    """One pass at a time. `attempt` makes one: its plan, or None when there was none (it failed, or others act)."""
+
+    def __init__(
+        self, attempt: Callable[[], Awaitable[Plan | None]], *, resync_seconds: float, gather_seconds: float
+    ) -> None:
+        self._attempt = attempt
+        self._resync_seconds = resync_seconds
+        self._gather_seconds = gather_seconds
+        self._dirty = asyncio.Event()
+
+    def wake(self) -> None:
+        """Something changed: pass again soon."""
+        self._dirty.set()
+
+    async def run(self) -> None:
+        """Pass until cancelled."""
+        while True:
+            self._dirty.clear()
+            delay = await self._delay()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(delay):  # asyncio.wait_for may swallow a cancellation in 3.11
+                    await self._dirty.wait()
+            await asyncio.sleep(self._gather_seconds)  # one pass for a burst of events
+
+    async def _delay(self) -> float:
+        """One pass; how many seconds later the next is due at the latest."""
+        decided = await self._attempt()
+        if decided is None:
+            return FAILED_SECONDS
+        if decided.wake_at is None:
+            return self._resync_seconds
+        return min(self._resync_seconds, max(SHORTEST_SECONDS, decided.wake_at - time.monotonic()))
