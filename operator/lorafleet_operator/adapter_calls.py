@@ -10,7 +10,7 @@ import contextlib
 import random
 import time
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import structlog
@@ -26,6 +26,8 @@ log = structlog.get_logger("adapters")
 PERMANENT = {"InvalidAdapter", "RankTooHigh", "DigestMismatch"}
 PERMANENT_BACKOFF = Backoff(first=60.0, limit=600.0)
 TRANSIENT_BACKOFF = Backoff(first=1.0, limit=60.0)
+CALLS_AT_ONCE = 8
+"""Loads that one replica is asked for at a time: a runtime answers quickly but loads one after the other anyway."""
 STATES: Mapping[str, PlacementState] = {
     "Pending": "Pending", "Loading": "Loading", "Ready": "Ready", "Draining": "Draining", "Failed": "Failed",
 }  # fmt: skip
@@ -72,122 +74,145 @@ class _Call:
     task: asyncio.Task[None]
 
 
+@dataclass(slots=True)
+class _Dealings:
+    """With one replica, by the adapter's wire id; `asked` is the revision last asked for."""
+
+    calls: dict[str, _Call] = field(default_factory=dict)
+    failures: dict[str, Failure] = field(default_factory=dict)
+    asked: dict[str, str] = field(default_factory=dict)
+    shown: tuple[RuntimeState | None, tuple[Resident, ...]] = (None, ())
+    room: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CALLS_AT_ONCE))
+
+
 class AdapterCalls:
     """Sends loads and unloads, remembers failures. `changed` is called when a plan may come out differently."""
 
     def __init__(self, changed: Callable[[], None], backoff: Backoff = TRANSIENT_BACKOFF) -> None:
         self._changed = changed
         self._backoff = backoff
-        self._calls: dict[tuple[str, str], _Call] = {}
-        self._failures: dict[tuple[str, str], Failure] = {}
-        self._asked: dict[tuple[str, str], str] = {}  # the revision last asked for
+        self._replicas: dict[str, _Dealings] = {}
 
     def load(self, replica: Callee, adapter: Ref, artifact: Artifact, *, pinned: bool) -> None:
         """Ask `replica` for this revision, unless that is already on its way."""
-        key = (replica.name, adapter.wire_id)
-        if key not in self._calls:
-            self._start(key, artifact.revision, self._put(key, replica, artifact, pinned))
+        if adapter.wire_id not in self._with(replica).calls:
+            self._start(replica, adapter.wire_id, artifact.revision, self._put(replica, adapter, artifact, pinned))
 
     def unload(self, replica: Callee, adapter_id: str) -> None:
         """Ask `replica` to let go of an adapter, unless a call about it is already on its way."""
-        key = (replica.name, adapter_id)
-        if key not in self._calls:
-            self._start(key, "", self._delete(key, replica))
+        if adapter_id not in self._with(replica).calls:
+            self._start(replica, adapter_id, "", self._delete(replica, adapter_id))
 
     def reported(self, replica: Callee, state: RuntimeState | None) -> None:
         """Take note of a replica's new state; None: its process is gone, and with it every reason not to try again."""
+        dealings = self._with(replica)
         if state is None:
-            for key in [key for key in {*self._failures, *self._asked} if key[0] == replica.name]:
-                self._forget(key)
+            dealings.failures.clear()
+            dealings.asked.clear()
             return
         for report in state.adapters:
-            key = (replica.name, report.id)
-            if self._asked.get(key) != report.revision:
+            if dealings.asked.get(report.id) != report.revision:
                 continue  # an older revision's fate decides nothing
-            known = self._failures.get(key)
+            known = dealings.failures.get(report.id)
             if report.state == "Failed" and (known is None or known.retrying or known.revision != report.revision):
-                self._fail(key, report.revision, report.reason or "LoadFailed", report.message, reported=True)
+                reason = report.reason or "LoadFailed"
+                self._fail(replica, report.id, report.revision, reason, report.message, reported=True)
             elif report.state == "Ready":
-                self._failures.pop(key, None)
+                dealings.failures.pop(report.id, None)
 
-    def _forget(self, key: tuple[str, str]) -> None:
-        self._failures.pop(key, None)
-        self._asked.pop(key, None)
+    def forget(self, name: str) -> None:
+        """The replica of this name is gone for good."""
+        if name in self._replicas and not self._replicas[name].calls:
+            del self._replicas[name]
 
     def residents(self, replica: Callee) -> tuple[Resident, ...]:
         """What is on `replica`: its own report, and what is on its way there."""
-        reports = replica.report.adapters if replica.report else ()
-        residents = [_resident(report) for report in reports if report.state in STATES]
+        dealings, report = self._with(replica), replica.report
+        if dealings.shown[0] is not report:
+            reports = report.adapters if report else ()
+            dealings.shown = report, tuple(_resident(told) for told in reports if told.state in STATES)
+        residents = dealings.shown[1]
+        if not dealings.calls and not dealings.failures:
+            return residents
         seen = {(resident.adapter.wire_id, resident.revision) for resident in residents}
-        for (name, adapter_id), call in self._calls.items():
-            if name == replica.name and call.revision and (adapter_id, call.revision) not in seen:
-                residents.append(Resident(_ref(adapter_id), call.revision, "Loading"))
-        for key, failure in self._failures.items():
-            shown = failure.reported or key in self._calls or (key[1], failure.revision) in seen
-            if key[0] == replica.name and not shown:
-                ref = _ref(key[1])
-                residents.append(Resident(ref, failure.revision, "Failed", failure.reason, failure.message))
-        return tuple(residents)
+        more = [
+            Resident(_ref(adapter_id), call.revision, "Loading")
+            for adapter_id, call in dealings.calls.items()
+            if call.revision and (adapter_id, call.revision) not in seen
+        ]
+        seen |= {(resident.adapter.wire_id, resident.revision) for resident in more}
+        for adapter_id, failure in dealings.failures.items():
+            shown = failure.reported or adapter_id in dealings.calls or (adapter_id, failure.revision) in seen
+            if not shown:
+                ref = _ref(adapter_id)
+                more.append(Resident(ref, failure.revision, "Failed", failure.reason, failure.message))
+        return (*residents, *more)
 
     def retry_at(self, wanted: Mapping[Ref, str]) -> dict[tuple[Ref, str], float]:
         """Not before when, by (adapter, replica); a failure of another revision than `wanted` holds nothing back."""
         return {
             (_ref(adapter_id), name): failure.retry_at
-            for (name, adapter_id), failure in self._failures.items()
+            for name, dealings in self._replicas.items()
+            for adapter_id, failure in dealings.failures.items()
             if wanted.get(_ref(adapter_id)) == failure.revision
         }
 
     @property
     def on_their_way(self) -> int:
         """How many calls have no answer yet."""
-        return len(self._calls)
+        return sum(len(dealings.calls) for dealings in self._replicas.values())
 
     async def close(self) -> None:
         """Give up what is on its way."""
-        tasks = [call.task for call in self._calls.values()]
+        tasks = [call.task for dealings in self._replicas.values() for call in dealings.calls.values()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _start(self, key: tuple[str, str], revision: str, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(work)
-        self._calls[key] = _Call(revision, task)
+    def _with(self, replica: Callee) -> _Dealings:
+        return self._replicas.setdefault(replica.name, _Dealings())
+
+    def _start(self, replica: Callee, adapter_id: str, revision: str, work: Coroutine[None, None, None]) -> None:
+        calls, task = self._with(replica).calls, asyncio.create_task(work)
+        calls[adapter_id] = _Call(revision, task)
 
         def done(_: asyncio.Future[None]) -> None:
-            self._calls.pop(key, None)
+            calls.pop(adapter_id, None)
             self._changed()
 
         task.add_done_callback(done)
 
-    async def _put(self, key: tuple[str, str], replica: Callee, artifact: Artifact, pinned: bool) -> None:
-        client = replica.client
+    async def _put(self, replica: Callee, adapter: Ref, artifact: Artifact, pinned: bool) -> None:
+        client, dealings, adapter_id = replica.client, self._with(replica), adapter.wire_id
         if client is None:
             return  # it ended meanwhile; the next pass knows
-        self._asked[key] = artifact.revision
-        before = self._failures.get(key)
+        dealings.asked[adapter_id] = artifact.revision
+        before = dealings.failures.get(adapter_id)
         try:
-            await client.put_adapter(key[1], artifact, pinned=pinned)
+            async with dealings.room:
+                await client.put_adapter(adapter_id, artifact, pinned=pinned)
         except RuntimeCallError as error:
             if replica.client is client:  # a process that ended took the failure with it
-                self._fail(key, artifact.revision, error.reason, str(error), reported=False)
+                self._fail(replica, adapter_id, artifact.revision, error.reason, str(error), reported=False)
             return
-        if before is not None and self._failures.get(key) is before:  # else a poll has told of this attempt
-            self._failures[key] = replace(before, retrying=True)
+        if before is not None and dealings.failures.get(adapter_id) is before:  # else a poll has told of this attempt
+            dealings.failures[adapter_id] = replace(before, retrying=True)
         await self._look(replica)
         if replica.report is not None:  # a second failure just like the first is no new state, but it counts
             self.reported(replica, replica.report)
 
-    async def _delete(self, key: tuple[str, str], replica: Callee) -> None:
-        client = replica.client
+    async def _delete(self, replica: Callee, adapter_id: str) -> None:
+        client, dealings = replica.client, self._with(replica)
         if client is None:
             return
         try:
-            gone = await client.delete_adapter(key[1])
+            gone = await client.delete_adapter(adapter_id)
         except RuntimeCallError as error:
-            log.warning("unload failed", replica=key[0], adapter=key[1], why=str(error))
+            log.warning("unload failed", replica=replica.name, adapter=adapter_id, why=str(error))
             return
         if gone:
-            self._forget(key)
+            dealings.failures.pop(adapter_id, None)
+            dealings.asked.pop(adapter_id, None)
         await self._look(replica)
 
     async def _look(self, replica: Callee) -> None:
@@ -195,15 +220,19 @@ class AdapterCalls:
         with contextlib.suppress(RuntimeCallError):
             await replica.refresh()
 
-    def _fail(self, key: tuple[str, str], revision: str, reason: str, message: str, *, reported: bool) -> None:
-        known = self._failures.get(key)
+    def _fail(
+        self, replica: Callee, adapter_id: str, revision: str, reason: str, message: str, *, reported: bool
+    ) -> None:  # fmt: skip
+        failures = self._with(replica).failures
+        known = failures.get(adapter_id)
         count = known.count + 1 if known is not None and known.revision == revision else 1
         backoff = PERMANENT_BACKOFF if reason in PERMANENT else self._backoff
         delay = backoff.delay(count, random.random())
-        self._failures[key] = Failure(revision, reason, message, count, time.monotonic() + delay, reported)
+        failures[adapter_id] = Failure(revision, reason, message, count, time.monotonic() + delay, reported)
         log.warning(
-            "adapter failed", replica=key[0], adapter=key[1], reason=reason, why=message, retry_in=round(delay, 1)
-        )
+            "adapter failed", replica=replica.name, adapter=adapter_id, reason=reason, why=message,
+            retry_in=round(delay, 1),
+        )  # fmt: skip
 
 
 def _ref(adapter_id: str) -> Ref:

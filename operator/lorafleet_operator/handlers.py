@@ -136,7 +136,7 @@ async def run(settings: ClusterSettings, client: KubeClient, stop: asyncio.Event
         clusterwide=not settings.namespaces, namespaces=settings.namespaces,
         liveness_endpoint=f"http://0.0.0.0:{settings.health_port}/healthz",
     )  # fmt: skip
-    tasks = [asyncio.create_task(work) for work in (operator, world.run(), watches.relist(), _until(stop))]
+    tasks = [asyncio.create_task(work) for work in (operator, world.run(), watches.relist(), stop.wait())]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
@@ -164,7 +164,3 @@ def _kopf_settings() -> kopf.OperatorSettings:
 
 def _login(**kwargs: Any) -> kopf.ConnectionInfo | None:
     return kopf.login_via_client(**kwargs)
-
-
-async def _until(stop: asyncio.Event) -> None:
-    await stop.wait()

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from itertools import islice
 
+from lorafleet_operator.core.limits import adapter_limits, base_model_limits
 from lorafleet_operator.core.objects import Adapter, Artifact, BaseModel, Desired, Ref, Unresolved
 
 Resolution = Artifact | Unresolved
@@ -16,7 +17,8 @@ BATCH = 32
 class Resolver:
     """Resolves in threads; `changed` is called when a result differs. What has no result yet is in neither map.
 
-    `adapter` and `base` may block: they read files or ask a server.
+    `adapter` and `base` may block: they read files or ask a server. Neither is asked about an object that this release
+    cannot honour.
     """
 
     def __init__(
@@ -65,10 +67,13 @@ class Resolver:
     async def _resolve_base_models(self, desired: Desired) -> None:
         _forget(self.base_models, desired.base_models)
         for base in desired.base_models.values():
-            self._keep(self.base_models, {base.ref: await asyncio.to_thread(self._base, base)})
+            self._keep(self.base_models, {base.ref: await asyncio.to_thread(self._base_model, base)})
 
     def _adapters(self, batch: list[Adapter]) -> dict[Ref, Resolution]:
-        return {adapter.ref: self._adapter(adapter) for adapter in batch}
+        return {adapter.ref: adapter_limits(adapter) or self._adapter(adapter) for adapter in batch}
+
+    def _base_model(self, base: BaseModel) -> Resolution:
+        return base_model_limits(base) or self._base(base)
 
     def _keep(self, known: dict[Ref, Resolution], found: Mapping[Ref, Resolution]) -> None:
         if any(known.get(ref) != resolution for ref, resolution in found.items()):

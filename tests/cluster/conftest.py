@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ssl
-import subprocess
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -40,13 +39,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[lab.Cluster]:
 def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ArtifactServer]:
     """An HTTPS server of a folder, with a certificate of its own."""
     folder = tmp_path_factory.mktemp("artifacts")
-    certificate, key = folder.parent / f"{folder.name}.crt", folder.parent / f"{folder.name}.key"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
-         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout", str(key),
-         "-out", str(certificate)],
-        check=True, capture_output=True,
-    )  # fmt: skip
+    certificate, key = lab.certificate(tmp_path_factory.mktemp("certificate"))
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder)))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)

@@ -40,7 +40,7 @@ class OperatorProcess:
 
     def __init__(self, cluster: Cluster, artifacts: ArtifactServer, log: Path, name: str = "operator-0") -> None:
         self._cluster = cluster
-        self._log = log
+        self.log_file = log
         first = free_ports(2)
         self.metrics_port, self.health_port = first, first + 1
         self._environment = {
@@ -55,7 +55,7 @@ class OperatorProcess:
     def start(self) -> None:
         argv = [sys.executable, "-m", "lorafleet_operator", "operator", "--runtime-image", "runtime:test"]
         argv += ["--metrics-port", str(self.metrics_port), "--health-port", str(self.health_port)]
-        with self._log.open("ab") as sink:
+        with self.log_file.open("ab") as sink:
             self.process = subprocess.Popen(argv, env=self._environment, stdout=sink, stderr=sink)
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
@@ -64,7 +64,7 @@ class OperatorProcess:
             self.process.wait(30)
 
     def log(self) -> str:
-        return self._log.read_text()
+        return self.log_file.read_text()
 
 
 class GatewayProcess:

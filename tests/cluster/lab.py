@@ -135,6 +135,18 @@ def running(folder: Path, layer: str = "controllers") -> Iterator[Cluster]:
         subprocess.run([script, "down"], check=True, env=environment, timeout=60)
 
 
+def certificate(folder: Path) -> tuple[Path, Path]:
+    """A self-signed certificate of `localhost` and its key, new in `folder`."""
+    certificate, key = folder / "localhost.crt", folder / "localhost.key"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout", str(key),
+         "-out", str(certificate)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return certificate, key
+
+
 def ca_context(ca: Path) -> Any:
     import ssl
 

@@ -123,6 +123,14 @@ def _operator(command: argparse.ArgumentParser) -> None:
     add("--watch-namespace", metavar="NAME", action="append", default=[], help="may be repeated (default: all)")
     add("--runtime-image", required=True, help="what replicas run when a BaseModel names no image")
     add("--image-pull-policy", choices=("IfNotPresent", "Always", "Never"), default="IfNotPresent")
+    add(
+        "--network-policy-release", metavar="NAME", default="",
+        help="make a NetworkPolicy for each BaseModel: only this Helm release's gateways and operator reach its pods",
+    )  # fmt: skip
+    add(
+        "--metrics-namespace-label", metavar="NAME=VALUE", action="append", default=[], type=_label,
+        help="and scrapers in namespaces with this label; may be repeated",
+    )  # fmt: skip
     add("--kubeconfig", help="default: the pod's ServiceAccount, else $KUBECONFIG")
     add("--metrics-port", type=int, default=9090, help="Prometheus metrics (default: %(default)s)")
     add("--health-port", type=int, default=8081, help="/healthz (default: %(default)s)")
@@ -131,3 +139,10 @@ def _operator(command: argparse.ArgumentParser) -> None:
         "LORAFLEET_SERVING_TOKEN and LORAFLEET_ADMIN_TOKEN hold what gateways and this operator call runtimes with;\n"
         "the chart makes both."
     )
+
+
+def _label(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is no label: write NAME=VALUE")
+    return name, value

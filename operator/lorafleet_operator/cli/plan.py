@@ -15,7 +15,7 @@ from lorafleet_operator.core.planner import plan
 from lorafleet_operator.errors import UsageError
 from lorafleet_operator.folder import Folder
 from lorafleet_operator.local import observed_json
-from lorafleet_operator.local.limits import local_resolver
+from lorafleet_operator.local.local_sources import local_resolver
 from lorafleet_operator.local.state_folder import StateFolder, read_json
 
 

@@ -21,7 +21,7 @@ class Copies:
     adapter: Adapter
     source: Artifact | Unresolved | None
     over_quota: bool
-    replicas: tuple[Replica, ...]
+    replicas: Mapping[str, Replica]
     found: tuple[tuple[Replica, Resident], ...]
     doing: tuple[str, ...]  # why of each action about it in this plan
 
@@ -105,7 +105,7 @@ def _verified(copies: Copies) -> Condition:
 
 
 def _placed(copies: Copies) -> Condition:
-    able = [replica for replica in copies.replicas if replica.state == "Ready"]
+    able = [replica for replica in copies.replicas.values() if replica.state == "Ready"]
     alive = ("Pending", "Loading", "Ready")
     held = {replica.name for replica, r in copies.found if replica.state == "Ready" and r.state in alive}
     wanted = copies.adapter.copies_min

@@ -6,7 +6,7 @@ Hashes of keys, never keys. The caller owns `generation`: it grows when `differs
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lorafleet_operator.core.objects import (
@@ -30,7 +30,7 @@ def fleet_document(base: BaseModel, desired: Desired, observed: Observed, genera
     """The fleet document of one base model."""
     replicas = sorted((r for r in observed.replicas.values() if r.base == base.ref), key=lambda r: (r.index, r.name))
     adapters = sorted((a for a in desired.adapters.values() if a.base == base.ref), key=lambda a: a.ref)
-    known = residency(replicas)
+    known, by_name = residency(replicas), {replica.name: replica for replica in replicas}
     return {
         "version": VERSION,
         "generation": generation,
@@ -41,7 +41,7 @@ def fleet_document(base: BaseModel, desired: Desired, observed: Observed, genera
             "maxModelLen": base.engine.max_model_len,
         },
         "replicas": [_replica(replica) for replica in replicas],
-        "adapters": [_adapter(adapter, replicas, known.get(adapter.ref, {}), observed) for adapter in adapters],
+        "adapters": [_adapter(adapter, by_name, known.get(adapter.ref, {}), observed) for adapter in adapters],
     }
 
 
@@ -72,10 +72,11 @@ def _replica(replica: Replica) -> dict[str, Any]:
     }
 
 
-def _adapter(adapter: Adapter, replicas: Sequence[Replica], there: There, observed: Observed) -> dict[str, Any]:
+def _adapter(adapter: Adapter, replicas: Mapping[str, Replica], there: There, observed: Observed) -> dict[str, Any]:
     source = observed.artifacts.get(adapter.ref)
     revision = source.revision if isinstance(source, Artifact) else ""
-    placed = [(r, found) for r in replicas if (found := serving_resident(there.get(r.name, ()), revision))]
+    mine = sorted((replicas[name] for name in there if name in replicas), key=lambda r: (r.index, r.name))
+    placed = [(r, found) for r in mine if (found := serving_resident(there[r.name], revision))]
     reason, message = _failure(adapter, placed, observed)
     if any(resident.state == "Ready" for replica, resident in placed if replica.state in ("Ready", "Draining")):
         state, reason, message = "Ready", "", ""

@@ -16,18 +16,17 @@ from lorafleet_operator.core.objects import (
     Replica,
     Resident,
 )
-from lorafleet_operator.core.placement import PERMANENT, There, place, residency, serves_other, standing
+from lorafleet_operator.core.placement import PERMANENT, Places, There, place, residency, serves_other, standing
 from lorafleet_operator.core.rollout import Held
 
 
 @dataclass(slots=True)
 class Loads:
-    """What one base model's adapters need now; `counts` are the adapters that each replica will hold."""
+    """What one base model's adapters need now."""
 
     loads: list[LoadAdapter] = field(default_factory=list)
     unloads: list[UnloadAdapter] = field(default_factory=list)
     wake_at: list[float] = field(default_factory=list)
-    counts: dict[str, int] = field(default_factory=dict)
 
 
 def adapter_steps(
@@ -37,25 +36,26 @@ def adapter_steps(
     ordered = sorted(adapters, key=lambda a: (-a.priority, a.ref))
     wanted = {adapter.ref for adapter in ordered}
     held = {r.name: {x.adapter for x in r.residents if x.state != "Failed"} for r in replicas}
-    steps = Loads(counts={name: len(there & wanted) for name, there in held.items()})
+    places = Places(replicas, {name: len(there & wanted) for name, there in held.items()})
+    steps = Loads()
     known = residency(replicas)
     for adapter in ordered:
         artifact = observed.artifacts.get(adapter.ref)
         if isinstance(artifact, Artifact):
             there = known.get(adapter.ref, {})
-            _step(adapter, artifact, replicas, there, observed, adapter.ref in barred, now, steps)
+            _step(adapter, artifact, places, there, observed, adapter.ref in barred, now, steps)
     return steps
 
 
 def _step(
-    adapter: Adapter, artifact: Artifact, replicas: Sequence[Replica], there: There, observed: Observed, barred: bool,
-    now: float, steps: Loads,
+    adapter: Adapter, artifact: Artifact, places: Places, there: There, observed: Observed, barred: bool, now: float,
+    steps: Loads,
 ) -> None:  # fmt: skip
-    placement = place(adapter, artifact.revision, replicas, there, steps.counts)
+    placement = place(adapter, artifact.revision, places, there)
     for name in placement.targets:
         residents = there.get(name, ())
         if all(resident.state == "Failed" for resident in residents):
-            steps.counts[name] += 1
+            places.add(name)
         state = standing(residents, artifact.revision)
         if state in ("Ready", "Loading") or placement.refused is not None or barred:
             continue
@@ -85,10 +85,9 @@ def unwanted(desired: Desired, replicas: Iterable[Replica]) -> list[UnloadAdapte
     for replica in replicas:
         if replica.state != "Ready":
             continue
-        for ref in sorted({r.adapter for r in replica.residents if r.state != "Draining"}):
-            why = _why_unwanted(desired, ref, replica.base)
-            if why is not None:
-                unloads.append(UnloadAdapter(replica.name, ref.wire_id, why))
+        there = {r.adapter for r in replica.residents if r.state != "Draining"}
+        whys = {ref: why for ref in there if (why := _why_unwanted(desired, ref, replica.base)) is not None}
+        unloads += [UnloadAdapter(replica.name, ref.wire_id, whys[ref]) for ref in sorted(whys)]
     return unloads
 
 

@@ -42,16 +42,30 @@ class Images:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Peers:
+    """Who may call runtimes: gateways and operator of this Helm release in `namespace`, and scrapers of metrics in
+    namespaces with these labels."""
+
+    namespace: str
+    release: str
+    scrapers: Mapping[str, str] = field(default_factory=dict)
+
+
 def workload(
-    base: BaseModel, *, uid: str, spec_hash: str, replicas: int, images: Images, tokens: Mapping[str, str]
-) -> list[Manifest]:
+    base: BaseModel, *, uid: str, spec_hash: str, replicas: int, images: Images, tokens: Mapping[str, str],
+    peers: Peers | None = None,
+) -> list[Manifest]:  # fmt: skip
     """Everything that `base` needs in its namespace, in order of application: what pods refer to comes first.
 
-    `tokens` are the serving and the admin token, by the name of their environment variable.
+    `tokens` are the serving and the admin token, by the name of their environment variable. Without `peers`, whoever
+    reaches a pod may call it (and needs a token).
     """
     manifests = [_service_account(base, uid), _tokens(base, uid, tokens), _service(base, uid)]
     if replicas > 1:  # with one replica it would block every node's drain
         manifests.append(_disruption_budget(base, uid))
+    if peers is not None:
+        manifests.append(_network_policy(base, uid, peers))
     return [*manifests, _deployment(base, uid, spec_hash, replicas, images)]
 
 
@@ -113,6 +127,28 @@ def _service(base: BaseModel, uid: str) -> Manifest:
 def _disruption_budget(base: BaseModel, uid: str) -> Manifest:
     spec = {"maxUnavailable": 1, "selector": {"matchLabels": selector(base.ref.name)}}
     return {**_object("policy/v1", "PodDisruptionBudget", base, uid, workload_name(base.ref.name)), "spec": spec}
+
+
+def _network_policy(base: BaseModel, uid: str, peers: Peers) -> Manifest:
+    """The serving port is for gateways and scrapers, the admin port for the operator."""
+
+    def part(component: str) -> Manifest:
+        labels = {"app.kubernetes.io/instance": peers.release, "app.kubernetes.io/component": component}
+        home = {"matchLabels": {"kubernetes.io/metadata.name": peers.namespace}}
+        return {"namespaceSelector": home, "podSelector": {"matchLabels": labels}}
+
+    callers = [part("gateway")]
+    if peers.scrapers:
+        callers.append({"namespaceSelector": {"matchLabels": dict(peers.scrapers)}})
+    spec = {
+        "podSelector": {"matchLabels": selector(base.ref.name)},
+        "policyTypes": ["Ingress"],
+        "ingress": [
+            {"from": callers, "ports": [{"port": "http"}]},
+            {"from": [part("operator")], "ports": [{"port": "admin"}]},
+        ],
+    }
+    return {**_object("networking.k8s.io/v1", "NetworkPolicy", base, uid, workload_name(base.ref.name)), "spec": spec}
 
 
 def _deployment(base: BaseModel, uid: str, spec_hash: str, replicas: int, images: Images) -> Manifest:

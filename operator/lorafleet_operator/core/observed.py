@@ -80,6 +80,7 @@ class Replica:
     last_error: str = ""  # why the last of them failed; empty once Ready
     retry_at: float = 0.0  # monotonic seconds; a Failed replica is not started before
     since: float = 0.0  # monotonic seconds of the last change of state
+    chosen: bool = False  # an earlier plan chose it as one of too many
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,9 @@ are, then where the most pages are free. Knows no actions and no time.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
 from typing import Literal
 
 from lorafleet_operator.core.objects import Adapter, Ref, Replica, Resident
@@ -45,6 +46,12 @@ def residency(replicas: Iterable[Replica]) -> dict[Ref, dict[str, tuple[Resident
     return dict(found)
 
 
+def residents_on(replicas: Mapping[str, Replica], there: There) -> tuple[tuple[Replica, Resident], ...]:
+    """One adapter's residents on these replicas, in the replicas' own order (index, then name)."""
+    mine = sorted((replicas[name] for name in there if name in replicas), key=lambda r: (r.index, r.name))
+    return tuple((replica, resident) for replica in mine for resident in there[replica.name])
+
+
 def standing(residents: Sequence[Resident], revision: str) -> Standing:
     """How far one replica is with `revision`. Old: another revision serves or loads there, so this one belongs too."""
     wanted = [resident for resident in residents if resident.revision == revision]
@@ -64,26 +71,66 @@ def serves_other(residents: Sequence[Resident], revision: str) -> bool:
     return any(resident.state in alive for resident in residents if resident.revision != revision)
 
 
-def place(
-    adapter: Adapter, revision: str, candidates: Sequence[Replica], known: There, counts: Mapping[str, int]
-) -> Placement:
-    """Where the copies of `adapter` at `revision` belong among `candidates`, all of them able to load.
+class Places:
+    """The replicas of one base model that copies may lie on, and how full each is by now.
 
-    `counts` is the number of adapters on each replica, those decided earlier in this pass included.
+    A heap finds the emptiest, so that a pass costs adapters + replicas, never their product.
     """
-    there = {replica.name: known.get(replica.name, ()) for replica in candidates}
+
+    def __init__(self, replicas: Sequence[Replica], counts: Mapping[str, int]) -> None:
+        """`counts` is the number of adapters on each replica."""
+        self.order = {replica.name: position for position, replica in enumerate(replicas)}
+        self._counts = {replica.name: counts.get(replica.name, 0) for replica in replicas}
+        self._ties = {replica.name: (-replica.pages_free, replica.index, replica.name) for replica in replicas}
+        self._heap = [self._key(name) for name in self.order]
+        heapify(self._heap)
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def add(self, name: str) -> None:
+        """One more adapter is decided for this replica."""
+        self._counts[name] += 1
+        heappush(self._heap, self._key(name))
+
+    def emptiest(self, most: int, but: Collection[str]) -> list[str]:
+        """Up to `most` replicas: the fewest adapters first, then the most free pages."""
+        found: list[str] = []
+        valid = []
+        while self._heap and len(found) < most:
+            key = heappop(self._heap)
+            count, (_, _, name) = key
+            if count != self._counts[name]:
+                continue  # from before another adapter was decided for it
+            valid.append(key)
+            if name not in but:
+                found.append(name)
+        for key in valid:
+            heappush(self._heap, key)
+        return found
+
+    def sorted(self, names: Iterable[str]) -> list[str]:
+        """These replicas, the emptiest first."""
+        return sorted(names, key=self._key)
+
+    def _key(self, name: str) -> tuple[int, tuple[int, int, str]]:
+        return self._counts[name], self._ties[name]
+
+
+def place(adapter: Adapter, revision: str, places: Places, known: There) -> Placement:
+    """Where the copies of `adapter` at `revision` belong among `places`, all of them able to load."""
+    there = {name: known[name] for name in sorted(known.keys() & places.order.keys(), key=places.order.__getitem__)}
     stands = {name: standing(residents, revision) for name, residents in there.items()}
     holders = [name for name, state in stands.items() if _holds(state, there[name], revision)]
     ready = [name for name, state in stands.items() if state == "Ready"]
-    needed = min(adapter.copies_min, len(candidates))
+    needed = min(adapter.copies_min, len(places))
     refused = next((r for residents in there.values() for r in residents if _refuses(r, revision)), None)
     surplus = _extra(adapter, ready, stands)
     if len(ready) >= needed:  # memories of failures that no longer matter
         surplus += tuple(name for name in there if name not in holders and _only_failed(there[name]))
     targets = [name for name in holders if name not in surplus]
     if refused is None and len(holders) < needed:
-        free = [replica for replica in candidates if replica.name not in holders]
-        targets += [replica.name for replica in _preferred(free, stands, counts)[: needed - len(holders)]]
+        targets += _fresh(needed - len(holders), places, holders, stands)
     return Placement(tuple(targets), surplus, refused)
 
 
@@ -95,12 +142,11 @@ def _refuses(resident: Resident, revision: str) -> bool:
     return resident.revision == revision and resident.state == "Failed" and resident.reason in PERMANENT
 
 
-def _preferred(free: Sequence[Replica], stands: Mapping[str, Standing], counts: Mapping[str, int]) -> list[Replica]:
+def _fresh(most: int, places: Places, holders: Sequence[str], stands: Mapping[str, Standing]) -> list[str]:
     """Where a load failed comes last: it stays remembered there until the copies are made good elsewhere."""
-    return sorted(
-        free,
-        key=lambda r: (stands[r.name] == "Failed", counts.get(r.name, 0), -r.pages_free, r.index, r.name),
-    )  # fmt: skip
+    failed = [name for name, state in stands.items() if state == "Failed" and name not in holders]
+    found = places.emptiest(most, {*holders, *failed})
+    return [*found, *places.sorted(failed)[: most - len(found)]]
 
 
 def _extra(adapter: Adapter, ready: Sequence[str], stands: Mapping[str, Standing]) -> tuple[str, ...]:

@@ -55,16 +55,23 @@ def spec_hash(base: BaseModel, artifact: Artifact) -> str:
 
 
 def fleet_of(base: BaseModel, artifact: Artifact | None, replicas: Iterable[Replica]) -> Fleet:
-    """Sort the base model's replicas. The lowest indexes are kept, whatever their state: a choice that follows the
-    state would choose differently on a stale picture."""
+    """Sort the base model's replicas. Of too many, those that were chosen before go, then those that hold the fewest
+    adapters, then the highest indexes; whatever their state: a choice that follows what changes from one moment to the
+    next would choose differently on a stale picture."""
     wanted = spec_hash(base, artifact) if artifact is not None else ""
     mine = sorted((r for r in replicas if r.base == base.ref), key=lambda r: (r.index, r.name))
     current = [r for r in mine if r.state != "Draining" and wanted in ("", r.spec_hash)]
     outdated = [r for r in mine if r.state != "Draining" and wanted not in ("", r.spec_hash)]
-    return Fleet(
-        base, wanted, tuple(current[: base.replicas]), tuple(current[base.replicas :]), tuple(outdated),
-        tuple(r for r in mine if r.state == "Draining"),
-    )  # fmt: skip
+    leaving = sorted(current, key=_worth)[: max(len(current) - base.replicas, 0)]
+    kept = tuple(r for r in current if r not in leaving)
+    surplus = tuple(sorted(leaving, key=lambda r: (r.index, r.name)))
+    draining = tuple(r for r in mine if r.state == "Draining")
+    return Fleet(base, wanted, kept, surplus, tuple(outdated), draining)
+
+
+def _worth(replica: Replica) -> tuple[bool, int, int, str]:
+    held = len({resident.adapter for resident in replica.residents if resident.state != "Failed"})
+    return not replica.chosen, held, -replica.index, replica.name
 
 
 def candidates(fleet: Fleet) -> tuple[Replica, ...]:

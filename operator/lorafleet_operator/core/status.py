@@ -30,7 +30,7 @@ from lorafleet_operator.core.objects import (
     Tenant,
     Unresolved,
 )
-from lorafleet_operator.core.placement import residency
+from lorafleet_operator.core.placement import residency, residents_on
 from lorafleet_operator.core.quota import over_byte_quota
 from lorafleet_operator.core.rollout import Fleet, fleet_of
 from lorafleet_operator.core.validation import key_material
@@ -49,9 +49,9 @@ def statuses(
     `previous` are the statuses written last: transition times are carried over, so that an unchanged world gives an
     unchanged status. `now_iso` is RFC 3339.
     """
-    by_base: dict[Ref, list[Replica]] = defaultdict(list)
+    by_base: dict[Ref, dict[str, Replica]] = defaultdict(dict)
     for replica in sorted(observed.replicas.values(), key=lambda r: (r.index, r.name)):
-        by_base[replica.base].append(replica)
+        by_base[replica.base][replica.name] = replica
     over = over_byte_quota(desired, observed)
     known, doing = residency(observed.replicas.values()), doing_by_adapter(plan)
     notes = _notes(desired)
@@ -60,10 +60,8 @@ def statuses(
     for ref, adapter in desired.adapters.items():
         key = ObjectKey("LoRAAdapter", ref.namespace, ref.name)
         mine = by_base[adapter.base]
-        there = known.get(ref, {})
         copies = Copies(
-            adapter, observed.artifacts.get(ref), ref in over, tuple(mine),
-            tuple((replica, r) for replica in mine for r in there.get(replica.name, ())),
+            adapter, observed.artifacts.get(ref), ref in over, mine, residents_on(mine, known.get(ref, {})),
             doing.get(ref.wire_id, ()),
         )  # fmt: skip
         conditions = adapter_conditions(copies, _accepted(key, desired, notes))
@@ -73,7 +71,7 @@ def statuses(
     for ref, base in desired.base_models.items():
         key = ObjectKey("BaseModel", ref.namespace, ref.name)
         source = observed.base_artifacts.get(ref)
-        fleet = fleet_of(base, source if isinstance(source, Artifact) else None, by_base[ref])
+        fleet = fleet_of(base, source if isinstance(source, Artifact) else None, by_base[ref].values())
         conditions = (_accepted(key, desired, notes), _workload(fleet, source, plan), _serving(fleet, source))
         fields = _base_fields(fleet, source, ready[ref])
         found[key] = _status(base, fields, conditions, previous.get(key), now_iso)

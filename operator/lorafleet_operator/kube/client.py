@@ -35,6 +35,7 @@ PLURALS = {
     "Tenant": ("/apis/lorafleet.dev/v1alpha1", "tenants"),
     "Deployment": ("/apis/apps/v1", "deployments"),
     "PodDisruptionBudget": ("/apis/policy/v1", "poddisruptionbudgets"),
+    "NetworkPolicy": ("/apis/networking.k8s.io/v1", "networkpolicies"),
     "Lease": ("/apis/coordination.k8s.io/v1", "leases"),
     "Pod": ("/api/v1", "pods"),
     "Namespace": ("/api/v1", "namespaces"),

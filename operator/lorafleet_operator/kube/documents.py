@@ -6,6 +6,7 @@ import base64
 import contextlib
 import gzip
 import json
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,6 +22,8 @@ log = structlog.get_logger("documents")
 LABEL = "lorafleet.dev/fleet"
 FIELD = "document.json.gz"
 TENANTS = "lorafleet-tenants"
+BYTES_PER_SECOND = 500_000
+"""Of each document, gzipped: etcd keeps every version of a large one for minutes."""
 
 
 class Documents:
@@ -30,6 +33,7 @@ class Documents:
         self._client = client
         self._namespace = namespace
         self._published: dict[tuple[str, str], dict[str, Any]] = {}
+        self._due: dict[tuple[str, str], float] = {}
 
     async def read(self) -> None:
         """Learn what is published. Raises KubeError."""
@@ -39,28 +43,39 @@ class Documents:
                 if document is not None:
                     self._published[kind, item["metadata"]["name"]] = document
 
-    async def publish(self, desired: Desired, observed: Observed) -> None:
-        """Bring the documents up to date; what cannot be written now is written at a later pass."""
+    async def publish(self, desired: Desired, observed: Observed) -> float | None:
+        """Bring the documents up to date; what cannot be written now is written at a later pass.
+
+        A document is written at most at BYTES_PER_SECOND: how many seconds until the next that waits may be written."""
         wanted: dict[tuple[str, str], dict[str, Any]] = {}
         for base in desired.base_models.values():
             key = ("ConfigMap", f"lorafleet-fleet-{base.ref.wire_id}")
             wanted[key] = fleet_document(base, desired, observed, self._generation(key))
         tenants = ("Secret", TENANTS)
         wanted[tenants] = tenants_document(desired, self._generation(tenants))
+        waits: list[float] = []
         try:
             for key, document in wanted.items():
-                if differs(document, self._published.get(key)):
-                    await self._client.apply(packed(*key, self._namespace, document))
-                    self._published[key] = document
+                if not differs(document, self._published.get(key)):
+                    continue
+                if (wait := self._due.get(key, 0.0) - time.monotonic()) > 0:
+                    waits.append(wait)
+                    continue
+                manifest = packed(*key, self._namespace, document)
+                await self._client.apply(manifest)
+                self._published[key] = document
+                self._due[key] = time.monotonic() + _size(manifest) / BYTES_PER_SECOND
             for key in [key for key in self._published if key not in wanted] if desired.complete else ():
                 await self._drop(key)
         except KubeError as error:
             log.warning("cannot publish; gateways keep the last documents", why=str(error))
+        return min(waits, default=None)
 
     async def _drop(self, key: tuple[str, str]) -> None:
         with contextlib.suppress(KubeGone):
             await self._client.delete(key[0], self._namespace, key[1])
         del self._published[key]
+        self._due.pop(key, None)
 
     def _generation(self, key: tuple[str, str]) -> int:
         return int(self._published.get(key, {}).get("generation") or 0) + 1
@@ -74,6 +89,10 @@ def packed(kind: str, name: str, namespace: str, document: Mapping[str, Any]) ->
     labels = {LABEL: "true", "app.kubernetes.io/part-of": "lorafleet", "app.kubernetes.io/managed-by": "lorafleet"}
     metadata = {"name": name, "namespace": namespace, "labels": labels}
     return {"apiVersion": "v1", "kind": kind, "metadata": metadata, field: {FIELD: data}}
+
+
+def _size(manifest: Mapping[str, Any]) -> int:
+    return len((manifest.get("binaryData") or manifest["data"])[FIELD])
 
 
 def unpacked(item: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Any
 
 import structlog
@@ -13,6 +12,7 @@ import structlog
 from lorafleet_operator.core.lease import Record, Verdict, View, decide, still_mine
 from lorafleet_operator.errors import KubeConflict, KubeError, KubeGone
 from lorafleet_operator.kube.client import KubeClient
+from lorafleet_operator.timestamps import micro_timestamp
 
 log = structlog.get_logger("lease")
 
@@ -87,7 +87,7 @@ class Leadership:
             return None
 
     async def _write(self, lease: dict[str, Any] | None, verdict: Verdict) -> None:
-        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        now = micro_timestamp()
         spec: dict[str, Any] = dict((lease or {}).get("spec") or {})
         if verdict.act != "renew":
             spec["acquireTime"] = now

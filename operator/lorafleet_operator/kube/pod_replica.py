@@ -17,8 +17,8 @@ from lorafleet_operator.runtime_client import RuntimeClient, RuntimeState
 
 log = structlog.get_logger("pod")
 
-BUSY_SECONDS, IDLE_SECONDS = 0.25, 2.0
-"""Between two polls: while something is loading, and while nothing is."""
+BUSY_SECONDS, MISSED_SECONDS, IDLE_SECONDS = 0.25, 1.0, 2.0
+"""Between two polls: while something is loading, after one without an answer, and, at least, otherwise."""
 SILENT_SECONDS = 15.0
 """A pod that has not answered for so long serves nobody; its liveness probe ends it."""
 
@@ -35,15 +35,18 @@ class PodReplica:
         self.report: RuntimeState | None = None
         self.client: RuntimeClient | None = None
         self.index = 0
+        self.idle_seconds = IDLE_SECONDS
         self._token = token
         self._changed = changed
         self._reported = reported
         self._polling: asyncio.Task[None] | None = None
-        self._answered = time.monotonic()
+        self._missed_since: float | None = None
         self._silence = ""
         self._state: ReplicaState = "Starting"
         self._since = time.monotonic()
         self._hurry = asyncio.Event()
+        self._turn = asyncio.Lock()
+        self._polls = 0
 
     def take(self, facts: PodFacts, epoch: int) -> None:
         """What the API says of the pod now, and the epoch to call it under."""
@@ -57,7 +60,7 @@ class PodReplica:
             self.client.epoch = epoch
         if self._polling is None and facts.ip and not facts.leaving:
             self.client = RuntimeClient(f"http://{_host(facts.ip)}:{ADMIN_PORT}", self._token, epoch=epoch)
-            self._answered = time.monotonic()
+            self._missed_since = None
             self._polling = asyncio.create_task(self._poll(self.client), name=f"poll {self.name}")
 
     def view(self, residents: tuple[Resident, ...]) -> Replica:
@@ -76,12 +79,16 @@ class PodReplica:
             pages_total=report.pages_total if report else 0, pages_free=report.pages_free if report else 0,
             running=report.running if report else 0, waiting=report.waiting if report else 0,
             failures=facts.restarts if state != "Ready" else 0, retry_at=float("inf"), since=self._since,
+            chosen=facts.cheapest,
         )  # fmt: skip
 
     async def refresh(self) -> None:
-        """Poll once, now. Raises RuntimeCallError."""
-        if self.client is not None:
-            self._take(await self.client.state())
+        """Poll once, now; all who ask while a poll is under way share the next. Raises RuntimeCallError."""
+        wanted = self._polls + 1
+        async with self._turn:
+            if self._polls < wanted and self.client is not None:
+                self._polls += 1
+                self._take(await self.client.state())
         self._hurry.set()
 
     async def close(self) -> None:
@@ -101,10 +108,11 @@ class PodReplica:
     async def _poll(self, client: RuntimeClient) -> None:
         try:
             while True:
+                asked = time.monotonic()
                 try:
                     self._take(await client.state())
                 except RuntimeCallError as error:
-                    self._miss(error)
+                    self._miss(error, asked)
                 self._hurry.clear()
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._pause()):
@@ -113,19 +121,22 @@ class PodReplica:
             await client.close()
 
     def _pause(self) -> float:
+        if self._missed_since is not None and self.report is not None:
+            return MISSED_SECONDS
         if self.report is None or self.report.phase != "Ready":
             return BUSY_SECONDS
-        return IDLE_SECONDS if all(a.state in ("Ready", "Failed") for a in self.report.adapters) else BUSY_SECONDS
+        return self.idle_seconds if all(a.state in ("Ready", "Failed") for a in self.report.adapters) else BUSY_SECONDS
 
-    def _miss(self, error: RuntimeCallError) -> None:
-        silent = time.monotonic() - self._answered
+    def _miss(self, error: RuntimeCallError, asked: float) -> None:
+        self._missed_since = self._missed_since or asked
+        silent = time.monotonic() - self._missed_since
         if self.report is not None and silent > SILENT_SECONDS and not self._silence:
             self._silence = f"no answer for {silent:.0f} s ({error})"
             log.warning("replica is silent", replica=self.name, why=self._silence)
             self._changed()
 
     def _take(self, report: RuntimeState) -> None:
-        self._answered = time.monotonic()
+        self._missed_since = None
         spoke, self._silence = self._silence, ""
         if report is self.report and not spoke:
             return

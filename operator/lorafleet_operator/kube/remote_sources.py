@@ -46,8 +46,6 @@ class RemoteSources:
 
     def adapter(self, adapter: Adapter) -> Artifact | Unresolved:
         """The artifact of an adapter's source, or why there is none."""
-        if adapter.merge == "Always":
-            return Unresolved("NotSupported", ".spec.merge: this runtime does not merge: write Auto or Never")
         kept = self._fresh.get(adapter.source)
         now = time.monotonic()
         if kept is not None and now < kept[0]:

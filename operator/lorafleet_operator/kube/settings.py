@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lorafleet_operator.core.manifests import Images
+from lorafleet_operator.core.manifests import Images, Peers
 from lorafleet_operator.errors import UsageError
 from lorafleet_operator.logs import LogFormat
 
@@ -27,10 +27,11 @@ class ClusterSettings:
     images: Images
     tokens: Mapping[str, str]
     namespaces: tuple[str, ...] = ()
+    peers: Peers | None = None
     metrics_port: int = 9090
     health_port: int = 8081
     log_format: LogFormat = "json"
-    resync_seconds: float = 5.0
+    resync_seconds: float = 15.0
     relist_seconds: float = 300.0
     source_seconds: float = 15.0
     secret_seconds: float = 15.0
@@ -39,8 +40,8 @@ class ClusterSettings:
 
 def cluster_settings(
     *, namespace: str = "", namespaces: tuple[str, ...] = (), image: str, pull_policy: str = "IfNotPresent",
-    metrics_port: int = 9090, health_port: int = 8081, log_format: LogFormat = "json",
-    env: Mapping[str, str] = os.environ,
+    release: str = "", scrapers: Mapping[str, str] | None = None, metrics_port: int = 9090, health_port: int = 8081,
+    log_format: LogFormat = "json", env: Mapping[str, str] = os.environ,
 ) -> ClusterSettings:  # fmt: skip
     """Settings from options and environment. Raises UsageError for what cannot be followed."""
     tokens = {name: env.get(name, "") for name in TOKENS}
@@ -51,12 +52,14 @@ def cluster_settings(
         raise UsageError(f"{TOKENS[0]} and {TOKENS[1]} must differ: a gateway must not be able to load adapters")
     extra = {n.removeprefix("LORAFLEET_POD_ENV_"): v for n, v in env.items() if n.startswith("LORAFLEET_POD_ENV_")}
     command = tuple(shlex.split(env.get("LORAFLEET_POD_COMMAND", "")))
+    home = namespace or _own_namespace(env)
     return ClusterSettings(
-        namespace=namespace or _own_namespace(env),
+        namespace=home,
         identity=f"{env.get('POD_NAME') or socket.gethostname()}_{os.getpid()}",
         images=Images(image, pull_policy, command=command, environment=extra),
         tokens=tokens,
         namespaces=namespaces,
+        peers=Peers(home, release, scrapers or {}) if release else None,
         metrics_port=metrics_port,
         health_port=health_port,
         log_format=log_format,

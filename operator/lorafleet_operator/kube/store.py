@@ -38,7 +38,7 @@ class Store:
             return False
         if kind not in RUNNING and document["metadata"].get("deletionTimestamp"):
             return self.drop(kind, document)
-        self.raw[key] = document
+        self.raw[key] = document = _without_managed_fields(document)
         if kind in RUNNING:
             return before is None or _pod_facts(before) != _pod_facts(document)
         if before is not None and _declared(before) == _declared(document):
@@ -92,6 +92,12 @@ class Store:
 def _key(kind: str, document: Raw) -> ObjectKey:
     metadata = document["metadata"]
     return ObjectKey(kind, metadata.get("namespace") or "", metadata["name"])
+
+
+def _without_managed_fields(document: Raw) -> Raw:
+    """Who owns which field is the API server's matter, and most of an object's size."""
+    metadata = {name: value for name, value in document["metadata"].items() if name != "managedFields"}
+    return {**document, "metadata": metadata}
 
 
 def _older(document: Raw, before: Raw) -> bool:

@@ -8,24 +8,24 @@ from collections.abc import Mapping
 
 import structlog
 
-from lorafleet_operator.core.manifests import CHEAPEST, DELETION_COST, Images, workload, workload_name
+from lorafleet_operator.core.manifests import CHEAPEST, DELETION_COST, workload, workload_name
 from lorafleet_operator.core.objects import Artifact, Desired, ObjectKey, Observed, Ref
 from lorafleet_operator.core.pods import PodFacts
 from lorafleet_operator.core.rollout import spec_hash
 from lorafleet_operator.core.scaling import deployment_replicas
 from lorafleet_operator.errors import KubeError
 from lorafleet_operator.kube.client import KubeClient
+from lorafleet_operator.kube.settings import ClusterSettings
 from lorafleet_operator.kube.store import Store
 
 log = structlog.get_logger("workloads")
 
 
 class Workloads:
-    def __init__(self, client: KubeClient, store: Store, images: Images, tokens: Mapping[str, str]) -> None:
+    def __init__(self, client: KubeClient, store: Store, settings: ClusterSettings) -> None:
         self._client = client
         self._store = store
-        self._images = images
-        self._tokens = tokens
+        self._settings = settings
         self._applied: dict[Ref, tuple[str, int]] = {}  # text of the manifests, generation of the Deployment after it
 
     async def ensure(self, desired: Desired, observed: Observed, stops: Mapping[str, PodFacts]) -> None:
@@ -49,7 +49,10 @@ class Workloads:
         hashed = spec_hash(base, artifact)
         mine = [replica for replica in observed.replicas.values() if replica.base == ref]
         count = deployment_replicas(base, mine, stops.keys(), hashed)
-        manifests = workload(base, uid=uid, spec_hash=hashed, replicas=count, images=self._images, tokens=self._tokens)
+        manifests = workload(
+            base, uid=uid, spec_hash=hashed, replicas=count, images=self._settings.images,
+            tokens=self._settings.tokens, peers=self._settings.peers,
+        )  # fmt: skip
         text = json.dumps(manifests, sort_keys=True)
         if self._applied.get(ref) == (text, self._generation(ref)):
             return

@@ -4,38 +4,41 @@ from __future__ import annotations
 
 import asyncio
 import time
-from datetime import UTC, datetime
 
 import structlog
 from prometheus_client import Gauge, Histogram
 
 from lorafleet_operator.adapter_calls import AdapterCalls
 from lorafleet_operator.core.actions import Action, LoadAdapter, Plan, StartReplica, StopReplica, UnloadAdapter
-from lorafleet_operator.core.identity import Ref
 from lorafleet_operator.core.manifests import ADAPTERS_GATE
 from lorafleet_operator.core.objects import Artifact, Desired, Observed
 from lorafleet_operator.core.pods import pod_facts, replica_names
 from lorafleet_operator.core.scaling import holds_its_adapters
 from lorafleet_operator.core.status import statuses
 from lorafleet_operator.core.validation import admit
-from lorafleet_operator.errors import KubeError, KubeGone
+from lorafleet_operator.errors import KubeError
 from lorafleet_operator.kube.client import KubeClient
 from lorafleet_operator.kube.documents import Documents
 from lorafleet_operator.kube.events import Events
 from lorafleet_operator.kube.leadership import Leadership
-from lorafleet_operator.kube.pod_replica import PodReplica
+from lorafleet_operator.kube.pod_replica import IDLE_SECONDS, PodReplica
 from lorafleet_operator.kube.remote_sources import RemoteSources, declared_base
 from lorafleet_operator.kube.settings import ClusterSettings
 from lorafleet_operator.kube.status_writer import StatusWriter
 from lorafleet_operator.kube.store import Store
+from lorafleet_operator.kube.tenant_secrets import TenantSecrets
 from lorafleet_operator.kube.workloads import Workloads
 from lorafleet_operator.passes import Passes
 from lorafleet_operator.reconcile import reconcile
 from lorafleet_operator.resolver import Resolver
+from lorafleet_operator.timestamps import timestamp
 
 log = structlog.get_logger("fleet")
 
 PASSES = Histogram("lorafleet_operator_pass_seconds", "Time of one pass over the fleet", ("outcome",))
+LOOK_SECONDS = 0.25
+POLLS_PER_SECOND = 50.0
+"""While nothing happens, over all pods: a pod that dies is told by its watch, not by a poll."""
 LEADING = Gauge("lorafleet_operator_epoch", "The epoch under which this operator acts; 0 while another one does")
 
 
@@ -56,8 +59,10 @@ class KubeWorld:
         self.documents = Documents(client, settings.namespace)
         self.leadership = Leadership(client, settings.namespace, settings.identity, self.wake)
         self.events = Events(client, store, settings.identity)
-        self.workloads = Workloads(client, store, settings.images, settings.tokens)
+        self.workloads = Workloads(client, store, settings)
+        self.secrets = TenantSecrets(client, store, settings.secret_seconds, self.wake)
         self.last_pass = time.monotonic()
+        self._admitted: tuple[Desired, Desired] | None = None
         self._settings = settings
         self._client = client
 
@@ -75,7 +80,14 @@ class KubeWorld:
             base_artifacts=dict(self.resolver.base_models),
             load_retry_at=self.calls.retry_at(wanted),
         )
-        return admit(self.store.desired()), observed
+        return self.desired(), observed
+
+    def desired(self) -> Desired:
+        """What is declared, without the objects that rules between objects refuse. Computed once per change."""
+        declared = self.store.desired()
+        if self._admitted is None or self._admitted[0] is not declared:
+            self._admitted = declared, admit(declared)
+        return self._admitted[1]
 
     async def execute(self, action: Action) -> None:
         """Begin what the plan says. Pods are started and stopped by their Deployment, which `publish` applies."""
@@ -96,19 +108,19 @@ class KubeWorld:
         stops = {action.replica for action in plan.actions if isinstance(action, StopReplica)}
         await self.workloads.ensure(desired, observed, {n: self.pods[n].facts for n in stops if n in self.pods})
         await self._open_gates(observed, plan)
-        await self.documents.publish(desired, observed)
+        if (wait := await self.documents.publish(desired, observed)) is not None:
+            asyncio.get_running_loop().call_later(wait, self.wake)
         seen = self.store.statuses()
-        now_iso = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        self.writer.offer(statuses(desired, observed, plan, self.writer.known(seen), now_iso), seen)
-        self.events.actions(plan.actions)
+        self.writer.offer(statuses(desired, observed, plan, self.writer.known(seen), timestamp()), seen)
+        self.events.actions(plan.actions, {name: pod.facts for name, pod in self.pods.items()})
 
     async def run(self) -> None:
         """Act until cancelled, whenever the Lease is ours."""
-        await self.read_secrets()
+        await self.secrets.read()
         await self.documents.read()
-        resolving = self.resolver.follow(lambda: admit(self.store.desired()), self._settings.source_seconds)
+        resolving = self.resolver.follow(self.desired, self._settings.source_seconds)
         parts = (self.leadership, self._passes, self.writer, self.events)
-        loops = (*(part.run() for part in parts), resolving, self._resync())
+        loops = (*(part.run() for part in parts), self.secrets.follow(), resolving, self._resync())
         tasks = [asyncio.create_task(loop) for loop in loops]
         try:
             await asyncio.gather(*tasks)
@@ -119,24 +131,6 @@ class KubeWorld:
             await self.calls.close()
             await asyncio.gather(*(pod.close() for pod in self.pods.values()))
             await self.leadership.release()
-
-    async def read_secrets(self) -> None:
-        """Read the Secrets that tenants name, and no others."""
-        wanted = {
-            Ref(key.namespace, key.name) for tenant in self.store.desired().tenants.values() for key in tenant.api_keys
-        }
-        for ref in wanted:
-            try:
-                found = await self._client.get("Secret", ref.namespace, ref.name)
-            except KubeGone:
-                changed = self.store.drop("Secret", {"metadata": {"namespace": ref.namespace, "name": ref.name}})
-            except KubeError as error:
-                log.warning("cannot read a Secret; what it held goes on", secret=str(ref), why=str(error))
-                continue
-            else:
-                changed = self.store.put("Secret", found)
-            if changed:
-                self.wake()
 
     async def _pass(self) -> Plan | None:
         self.last_pass = time.monotonic()
@@ -155,25 +149,24 @@ class KubeWorld:
             PASSES.labels(outcome).observe(time.perf_counter() - begun)
 
     async def _resync(self) -> None:
-        """What no watch tells: Secrets, and statuses that someone else overwrote."""
-        desired, named, waited = None, None, 0.0
+        """What no watch tells: what is declared now needs sources; statuses that someone else overwrote."""
+        desired, waited = None, 0.0
         while True:
             now = self.store.desired()
             if now is not desired:
                 desired = now
                 self.resolver.wake()
-            keys = {key for tenant in now.tenants.values() for key in tenant.api_keys}
-            if keys != named or waited >= self._settings.secret_seconds:
-                named, waited = keys, 0.0
-                await self.read_secrets()
+            if waited >= self._settings.resync_seconds:
+                waited = 0.0
                 self.writer.forget()
-            await asyncio.sleep(0.25)
-            waited += 0.25
+            await asyncio.sleep(LOOK_SECONDS)
+            waited += LOOK_SECONDS
 
     async def _follow_pods(self) -> None:
         found = replica_names(facts for raw in self.store.pods() if (facts := pod_facts(raw)) is not None)
         for name in [name for name in self.pods if name not in found]:
             await self.pods.pop(name).close()
+            self.calls.forget(name)
         indexes = {name: index for index, name in enumerate(n for n, facts in found.items() if not facts.leaving)}
         for name, facts in found.items():
             pod = self.pods.get(name)
@@ -182,6 +175,7 @@ class KubeWorld:
                 pod = PodReplica(name, facts, token, changed=self.wake, reported=self.calls.reported)
                 self.pods[name] = pod
             pod.index = indexes.get(name, len(indexes))
+            pod.idle_seconds = max(IDLE_SECONDS, len(found) / POLLS_PER_SECOND)
             pod.take(facts, self.leadership.epoch)
 
     async def _open_gates(self, observed: Observed, plan: Plan) -> None:
@@ -190,8 +184,9 @@ class KubeWorld:
             facts = self.pods[name].facts
             if facts.gate or not holds_its_adapters(replica, plan):
                 continue
-            at = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-            condition = {"type": ADAPTERS_GATE, "status": "True", "reason": "AdaptersLoaded", "lastTransitionTime": at}
+            condition = {
+                "type": ADAPTERS_GATE, "status": "True", "reason": "AdaptersLoaded", "lastTransitionTime": timestamp(),
+            }  # fmt: skip
             try:
                 opened = await self._client.merge_pod_condition(facts.base.namespace, facts.name, condition)
                 self.store.update("Pod", opened)

@@ -6,7 +6,6 @@ Nothing is written when nothing changed. Knows no process and no plan's reasons;
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from lorafleet_operator.core.status import KINDS, Status, statuses
 from lorafleet_operator.folder import Folder
 from lorafleet_operator.local import observed_json
 from lorafleet_operator.local.state_folder import StateFolder, read_json, write_json
+from lorafleet_operator.timestamps import timestamp
 
 TENANTS = "tenants.json"
 
@@ -37,8 +37,8 @@ class Publisher:
 
     def publish(self, desired: Desired, observed: Observed, plan: Plan) -> None:
         """Bring the folder up to date. Raises OSError when it cannot be written."""
-        now_iso = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         self._publish_fleet(desired, observed)
+        now_iso = timestamp()
         self.statuses = statuses(desired, observed, plan, self.statuses, now_iso)
         document = {
             "version": 1,

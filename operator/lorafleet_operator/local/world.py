@@ -25,7 +25,7 @@ from lorafleet_operator.folder import Folder
 from lorafleet_operator.local import processes
 from lorafleet_operator.local.commands import gateway_command
 from lorafleet_operator.local.gateway_process import GatewayProcess
-from lorafleet_operator.local.limits import local_resolver
+from lorafleet_operator.local.local_sources import local_resolver
 from lorafleet_operator.local.publisher import Publisher
 from lorafleet_operator.local.replicas import Launch, LocalReplica
 from lorafleet_operator.local.state_folder import StateFolder
@@ -107,8 +107,8 @@ class LocalWorld:
         await self._pass()  # the gateway starts with this fleet's documents, not with an old one's
         desired = lambda: self.folder.desired  # noqa: E731  # read anew on every round
         resolving = self.resolver.follow(desired, self.settings.resync_seconds)
-        loops = (self._scan(), self._passes.run(), self.gateway.run(), resolving, _until(stop))
-        tasks = [asyncio.create_task(loop) for loop in loops]
+        loops = (self._scan(), self._passes.run(), self.gateway.run(), resolving, stop.wait())
+        tasks: list[asyncio.Task[object]] = [asyncio.create_task(loop) for loop in loops]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
@@ -122,7 +122,7 @@ class LocalWorld:
             if child is not None:
                 child.signal(signal.SIGKILL)
 
-    async def _shut_down(self, tasks: list[asyncio.Task[None]]) -> None:
+    async def _shut_down(self, tasks: list[asyncio.Task[object]]) -> None:
         scan, passes, gateway, *others = tasks
         for task in (scan, passes, *others):
             task.cancel()
@@ -174,7 +174,3 @@ class LocalWorld:
             replica = LocalReplica(action.replica, self._launch, changed=self.wake, reported=self.calls.reported)
             self.replicas[action.replica] = replica
         await replica.start(action, {name: other.ports for name, other in self.replicas.items()})
-
-
-async def _until(stop: asyncio.Event) -> None:
-    await stop.wait()

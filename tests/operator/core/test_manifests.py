@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lorafleet_operator.core.manifests import ADAPTERS_GATE, Images, arguments, model_argument, workload
+from lorafleet_operator.core.manifests import ADAPTERS_GATE, Images, Peers, arguments, model_argument, workload
 from lorafleet_operator.core.objects import BaseModel, Ref, Source
 
 BASE = BaseModel(Ref("models", "smol"), "smollm2", Source("package://weights/model.gguf"))
@@ -15,9 +15,11 @@ TOKENS = {"LORAFLEET_SERVING_TOKEN": "s" * 20, "LORAFLEET_ADMIN_TOKEN": "a" * 20
 
 
 def made(base: BaseModel = BASE, replicas: int = 2, **images: Any) -> dict[str, dict[str, Any]]:
+    peers = images.pop("peers", None)
     manifests = workload(
-        base, uid="u1", spec_hash="h1", replicas=replicas, images=Images("runtime:1", **images), tokens=TOKENS
-    )
+        base, uid="u1", spec_hash="h1", replicas=replicas, images=Images("runtime:1", **images), tokens=TOKENS,
+        peers=peers,
+    )  # fmt: skip
     return {manifest["kind"]: manifest for manifest in manifests}
 
 
@@ -49,6 +51,20 @@ def test_no_token_is_in_a_pod_or_its_command_line() -> None:
 def test_a_single_replica_has_no_disruption_budget_that_would_block_a_drain() -> None:
     assert "PodDisruptionBudget" in made(replicas=2)
     assert "PodDisruptionBudget" not in made(replicas=1)
+
+
+def test_only_gateways_and_the_operator_of_one_release_reach_a_pod_when_it_is_to_be_so() -> None:
+    assert "NetworkPolicy" not in made()
+
+    spec = made(peers=Peers("home", "mine", {"team": "metrics"}))["NetworkPolicy"]["spec"]
+    serving, admin = spec["ingress"]
+    ((gateway, scraper), (operator,)) = serving["from"], admin["from"]
+    assert spec["podSelector"]["matchLabels"]["lorafleet.dev/base-model"] == "smol"
+    assert (serving["ports"], admin["ports"]) == ([{"port": "http"}], [{"port": "admin"}])
+    for peer, component in ((gateway, "gateway"), (operator, "operator")):
+        assert peer["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "home"}
+        assert peer["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == component
+    assert scraper == {"namespaceSelector": {"matchLabels": {"team": "metrics"}}}
 
 
 def test_a_new_pod_counts_as_ready_only_once_its_adapters_are_there_and_old_ones_stay_until_then() -> None:

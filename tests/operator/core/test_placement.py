@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorafleet_operator.core.objects import Adapter, Replica, Resident
-from lorafleet_operator.core.placement import Placement, Standing, place, residency, standing
+from lorafleet_operator.core.placement import Placement, Places, Standing, place, residency, standing
 from lorafleet_sim.fleets import adapter, base_model, found, replica, resident
 
 BASE = base_model(replicas=3)
@@ -20,7 +20,8 @@ OLD = "sha256:" + "0" * 64
 
 def placed(one: Adapter, *replicas: Replica, **counts: int) -> Placement:
     there = residency(replicas).get(one.ref, {})
-    return place(one, found(one).revision, replicas, there, {f"smollm2-{k[1:]}": v for k, v in counts.items()})
+    places = Places(replicas, {f"smollm2-{k[1:]}": v for k, v in counts.items()})
+    return place(one, found(one).revision, places, there)
 
 
 def fleet(*residents: tuple[Resident, ...], **more: Any) -> list[Replica]:
@@ -74,6 +75,18 @@ def test_the_last_copies_beyond_the_maximum_are_given_up_once_nothing_is_on_its_
 
     assert placed(PIRATE, *fleet(ready, ready, ready)).surplus == ("smollm2-1", "smollm2-2")
     assert placed(PIRATE, *fleet(loading, ready, ready)).surplus == ()
+
+
+def test_what_is_decided_counts_for_what_is_decided_next() -> None:
+    replicas = fleet((), (), ())
+    places = Places(replicas, {"smollm2-0": 1})
+    chosen = []
+    for _ in range(5):
+        (name,) = place(PIRATE, NEW, places, {}).targets
+        places.add(name)
+        chosen.append(name)
+
+    assert chosen == ["smollm2-1", "smollm2-2", "smollm2-0", "smollm2-1", "smollm2-2"]
 
 
 def test_a_place_where_loading_failed_is_the_last_resort() -> None:

@@ -90,6 +90,15 @@ def test_surplus_replicas_stop_from_the_highest_index() -> None:
     assert short(wanted, observed(wanted, *(replica(ONE, i) for i in range(3)))) == ["-smollm2-2", "-smollm2-1"]
 
 
+def test_of_too_many_replicas_the_one_that_holds_the_fewest_adapters_goes() -> None:
+    twice = adapter(copies_max=2)
+    wanted = desired(TWO, twice, POET)
+    full, some = (resident(twice), resident(POET)), (resident(twice),)
+    seen = observed(wanted, replica(TWO, 0, *full), replica(TWO, 1), replica(TWO, 2, *some))
+
+    assert short(wanted, seen) == ["-smollm2-1"]
+
+
 def test_a_surplus_replica_serves_on_while_the_one_that_stays_is_down() -> None:
     wanted = desired(ONE)
     seen = observed(wanted, replica(ONE, 0, state="Failed", retry_at=999.0), replica(ONE, 1))
@@ -106,7 +115,7 @@ def test_scaling_to_zero_stops_everything_though_adapters_are_wanted() -> None:
 
 def test_scaling_down_waits_for_the_adapters_to_lie_elsewhere() -> None:
     wanted = desired(ONE, PIRATE)
-    leaving = replica(ONE, 1, resident(PIRATE))
+    leaving = replica(ONE, 1, resident(PIRATE), chosen=True)
 
     assert short(wanted, observed(wanted, replica(ONE, 0), leaving)) == [f">smollm2-0 {PIRATE.ref.wire_id}"]
     loading = replica(ONE, 0, resident(PIRATE, "Loading"))

@@ -178,7 +178,7 @@ async def test_what_one_machine_cannot_do_is_refused_by_its_field(yard: Yard) ->
     yard.write(extra=", engine: {tensorParallel: 2}")
     yard.up()
     await kit.until(lambda: (yard.root / "state" / "status.json").exists())
-    await kit.until(lambda: yard.status("BaseModel", "tiny")["Ready"]["reason"] == "NotSupportedHere")
+    await kit.until(lambda: yard.status("BaseModel", "tiny")["Ready"]["reason"] == "NotSupported")
 
     assert ".spec.engine.tensorParallel" in yard.status("BaseModel", "tiny")["Ready"]["message"]
     assert kit.starts(yard.root) == []

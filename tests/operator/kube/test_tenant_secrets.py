@@ -1,0 +1,110 @@
+"""Which Secrets are read, and when: those that tenants name, at once when new, again when due."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lorafleet_operator.core.objects import Ref
+from lorafleet_operator.errors import KubeGone, KubeUnreachable
+from lorafleet_operator.kube import tenant_secrets
+from lorafleet_operator.kube.store import Store
+from lorafleet_operator.kube.tenant_secrets import TenantSecrets
+
+
+class Api:
+    """Secrets by name, and every read."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, str] = {}
+        self.reads: list[str] = []
+        self.away = False
+
+    async def get(self, kind: str, namespace: str, name: str) -> dict[str, Any]:
+        self.reads.append(name)
+        if self.away:
+            raise KubeUnreachable("away")
+        if name not in self.held:
+            raise KubeGone(name, status=404)
+        metadata = {"name": name, "namespace": namespace, "uid": name}
+        return {"kind": kind, "metadata": metadata, "data": {"key": self.held[name]}}
+
+
+@pytest.fixture
+def api() -> Api:
+    return Api()
+
+
+@pytest.fixture
+def store() -> Store:
+    return Store()
+
+
+def secrets(api: Api, store: Store, seconds: float = 3600) -> TenantSecrets:
+    return TenantSecrets(api, store, seconds, lambda: None)  # type: ignore[arg-type]  # all that it asks of a client
+
+
+def name_key(store: Store, *names: str) -> None:
+    keys = [{"secretRef": {"namespace": "acme", "name": name, "key": "key"}} for name in names]
+    version = str(len(store.raw) + len(names) + 1)
+    metadata = {"name": "acme", "uid": "u", "resourceVersion": version, "generation": 1}
+    store.put("Tenant", {"metadata": metadata, "spec": {"namespaces": ["acme"], "apiKeys": keys}})
+
+
+def held(store: Store) -> set[Ref]:
+    return set(store.desired().secrets)
+
+
+async def test_a_secret_is_read_once_when_a_tenant_first_names_it(api: Api, store: Store) -> None:
+    api.held = {"one": "azE=", "two": "azI="}
+    reader = secrets(api, store)
+    name_key(store, "one")
+    await reader.read()
+    await reader.read()
+    assert api.reads == ["one"]
+
+    name_key(store, "one", "two")
+    await reader.read()
+    assert api.reads == ["one", "two"]
+    assert held(store) == {Ref("acme", "one"), Ref("acme", "two")}
+
+
+async def test_a_rotated_secret_is_seen_when_it_is_due(
+    api: Api, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    monkeypatch.setattr(tenant_secrets, "READS_PER_SECOND", float("inf"))
+    api.held = {"one": "azE="}
+    reader = secrets(api, store, seconds=0.0)
+    name_key(store, "one")
+    await reader.read()
+    api.held = {"one": "azI="}
+    await reader.read()
+    assert store.desired().secrets[Ref("acme", "one")].data == {"key": b"k2"}
+
+
+async def test_a_secret_that_no_tenant_names_any_more_is_forgotten(api: Api, store: Store) -> None:
+    api.held = {"one": "azE=", "two": "azI="}
+    reader = secrets(api, store)
+    name_key(store, "one", "two")
+    await reader.read()
+    name_key(store, "two")
+    await reader.read()
+    assert held(store) == {Ref("acme", "two")}
+
+
+async def test_a_secret_outlives_an_api_server_that_is_away_and_not_its_deletion(
+    api: Api, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tenant_secrets, "READS_PER_SECOND", float("inf"))
+    api.held = {"one": "azE="}
+    reader = secrets(api, store, seconds=0.0)
+    name_key(store, "one")
+    await reader.read()
+    api.away = True
+    await reader.read()
+    assert held(store) == {Ref("acme", "one")}
+
+    api.away, api.held = False, {}
+    await reader.read()
+    assert held(store) == set()
