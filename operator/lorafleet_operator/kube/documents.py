@@ -12,8 +12,8 @@ from typing import Any
 
 import structlog
 
-from lorafleet_operator.core.fleet import differs, fleet_document, tenants_document
-from lorafleet_operator.core.objects import Desired, Observed
+from lorafleet_operator.core.fleet import differs, fleet_documents, tenants_document
+from lorafleet_operator.core.objects import Desired, Observed, Ref
 from lorafleet_operator.errors import KubeError, KubeGone
 from lorafleet_operator.kube.client import KubeClient
 
@@ -47,10 +47,8 @@ class Documents:
         """Bring the documents up to date; what cannot be written now is written at a later pass.
 
         A document is written at most at BYTES_PER_SECOND: how many seconds until the next that waits may be written."""
-        wanted: dict[tuple[str, str], dict[str, Any]] = {}
-        for base in desired.base_models.values():
-            key = ("ConfigMap", f"lorafleet-fleet-{base.ref.wire_id}")
-            wanted[key] = fleet_document(base, desired, observed, self._generation(key))
+        documents = fleet_documents(desired, observed, lambda base: self._generation(_key(base.ref)))
+        wanted = {_key(ref): document for ref, document in documents.items()}
         tenants = ("Secret", TENANTS)
         wanted[tenants] = tenants_document(desired, self._generation(tenants))
         waits: list[float] = []
@@ -79,6 +77,10 @@ class Documents:
 
     def _generation(self, key: tuple[str, str]) -> int:
         return int(self._published.get(key, {}).get("generation") or 0) + 1
+
+
+def _key(base: Ref) -> tuple[str, str]:
+    return "ConfigMap", f"lorafleet-fleet-{base.wire_id}"
 
 
 def packed(kind: str, name: str, namespace: str, document: Mapping[str, Any]) -> dict[str, Any]:
