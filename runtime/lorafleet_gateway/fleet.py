@@ -60,6 +60,7 @@ class FleetFolder:
     on_change: list[Callable[[], None]] = field(default_factory=list)
     _files: dict[str, _File] = field(default_factory=dict)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
+    _hurry: asyncio.Event = field(default_factory=asyncio.Event)
     _seen_fleet: bool = False
     _seen_tenants: bool = False
     _problem: str = ""
@@ -80,8 +81,15 @@ class FleetFolder:
         """Refresh until cancelled. The scan runs in a thread, because a folder may be on a network file
         system."""
         while True:
-            await asyncio.sleep(self.poll_seconds)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.poll_seconds):
+                    await self._hurry.wait()
+            self._hurry.clear()
             self._take(await asyncio.to_thread(self._scan))
+
+    def hurry(self) -> None:
+        """Something has changed: `watch` looks at once."""
+        self._hurry.set()
 
     def refresh(self) -> bool:
         """Read what changed, now; whether anything did."""

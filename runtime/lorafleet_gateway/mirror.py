@@ -13,7 +13,7 @@ import json
 import os
 import random
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,9 +59,11 @@ def access(namespace: str, env: Mapping[str, str]) -> ApiAccess:
 
 
 class Mirror:
-    """Writes each document to a file of `folder`, and removes the files of documents that are gone."""
+    """Writes each document to a file of `folder`, and removes the files of documents that are gone. `changed` is called
+    after each write."""
 
     def __init__(self, access: ApiAccess, folder: Path) -> None:
+        self.changed: Callable[[], None] = lambda: None
         self._access = access
         self._folder = folder
         self._files: dict[str, str] = {}  # object name -> file name
@@ -134,6 +136,7 @@ class Mirror:
         temporary.write_bytes(text)
         os.replace(temporary, self._folder / name)
         self._files[item["metadata"]["name"]] = name
+        self.changed()
         return name
 
     def _drop(self, item: Mapping[str, Any]) -> None:

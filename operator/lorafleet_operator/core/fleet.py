@@ -78,6 +78,20 @@ def differs(document: Mapping[str, Any], published: Mapping[str, Any] | None) ->
     return {**document, "generation": 0} != {**published, "generation": 0}
 
 
+def urgent(document: Mapping[str, Any], published: Mapping[str, Any] | None) -> bool:
+    """Does the difference decide where a request goes? That an adapter is on its way may be told a moment later."""
+    return published is None or _routes(document) != _routes(published)
+
+
+def _routes(document: Mapping[str, Any]) -> tuple[Any, ...]:
+    placed = [
+        (adapter["id"], adapter["servedName"], adapter["state"], adapter["reason"],
+         [p for p in adapter["placements"] if p["state"] == "Ready"])
+        for adapter in document.get("adapters", ()) if adapter["state"] != "Loading"
+    ]  # fmt: skip
+    return document.get("baseModel"), document.get("replicas"), document.get("tenants"), placed
+
+
 def key_hash(material: bytes) -> str:
     """Hex of the SHA-256 of a key: all that a gateway needs to recognise it."""
     return hashlib.sha256(material).hexdigest()

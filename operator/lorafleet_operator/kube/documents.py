@@ -12,7 +12,7 @@ from typing import Any
 
 import structlog
 
-from lorafleet_operator.core.fleet import differs, fleet_documents, tenants_document
+from lorafleet_operator.core.fleet import differs, fleet_documents, tenants_document, urgent
 from lorafleet_operator.core.objects import Desired, Observed, Ref
 from lorafleet_operator.errors import KubeError, KubeGone
 from lorafleet_operator.kube.client import KubeClient
@@ -22,6 +22,8 @@ log = structlog.get_logger("documents")
 LABEL = "lorafleet.dev/fleet"
 FIELD = "document.json.gz"
 TENANTS = "lorafleet-tenants"
+GATHER_SECONDS = 0.5
+"""What changes no route waits so long for more."""
 BYTES_PER_SECOND = 500_000
 """Of each document, gzipped: etcd keeps every version of a large one for minutes."""
 
@@ -33,7 +35,8 @@ class Documents:
         self._client = client
         self._namespace = namespace
         self._published: dict[tuple[str, str], dict[str, Any]] = {}
-        self._due: dict[tuple[str, str], float] = {}
+        self._waiting: dict[tuple[str, str], float] = {}  # since when it differs
+        self._free_at: dict[tuple[str, str], float] = {}
 
     async def read(self) -> None:
         """Learn what is published. Raises KubeError."""
@@ -55,25 +58,36 @@ class Documents:
         try:
             for key, document in wanted.items():
                 if not differs(document, self._published.get(key)):
-                    continue
-                if (wait := self._due.get(key, 0.0) - time.monotonic()) > 0:
+                    self._waiting.pop(key, None)
+                elif (wait := self._wait(key, document)) > 0:
                     waits.append(wait)
-                    continue
-                manifest = packed(*key, self._namespace, document)
-                await self._client.apply(manifest)
-                self._published[key] = document
-                self._due[key] = time.monotonic() + _size(manifest) / BYTES_PER_SECOND
+                else:
+                    await self._write(key, document)
             for key in [key for key in self._published if key not in wanted] if desired.complete else ():
                 await self._drop(key)
         except KubeError as error:
             log.warning("cannot publish; gateways keep the last documents", why=str(error))
         return min(waits, default=None)
 
+    def _wait(self, key: tuple[str, str], document: Mapping[str, Any]) -> float:
+        """Seconds until the document may be written."""
+        now = time.monotonic()
+        since = self._waiting.setdefault(key, now)
+        hold = 0.0 if urgent(document, self._published.get(key)) else GATHER_SECONDS
+        return max(since + hold, self._free_at.get(key, 0.0)) - now
+
+    async def _write(self, key: tuple[str, str], document: dict[str, Any]) -> None:
+        manifest = packed(*key, self._namespace, document)
+        await self._client.apply(manifest)
+        self._published[key] = document
+        self._waiting.pop(key, None)
+        self._free_at[key] = time.monotonic() + _size(manifest) / BYTES_PER_SECOND
+
     async def _drop(self, key: tuple[str, str]) -> None:
         with contextlib.suppress(KubeGone):
             await self._client.delete(key[0], self._namespace, key[1])
         del self._published[key]
-        self._due.pop(key, None)
+        self._free_at.pop(key, None)
 
     def _generation(self, key: tuple[str, str]) -> int:
         return int(self._published.get(key, {}).get("generation") or 0) + 1

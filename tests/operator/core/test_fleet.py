@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Any
 
-from lorafleet_operator.core.fleet import differs, fleet_documents, key_hash, tenants_document
+from lorafleet_operator.core.fleet import differs, fleet_documents, key_hash, tenants_document, urgent
 from lorafleet_operator.core.objects import Quota, Ref, Replica, SecretKeyRef, Unresolved
 from lorafleet_sim.fleets import (
     BASE,
@@ -141,3 +141,16 @@ def test_the_generation_alone_is_no_difference() -> None:
     assert not differs(tenants_document(wanted, 2), tenants_document(wanted, 1))
     assert differs(tenants_document(desired(), 1), tenants_document(wanted, 1))
     assert differs(tenants_document(wanted, 1), None)
+
+
+def test_only_what_decides_where_requests_go_is_urgent() -> None:
+    wanted = desired(ONE, PIRATE)
+
+    def document(*replicas: Replica) -> dict[str, Any]:
+        return fleet_documents(wanted, observed(wanted, *replicas), lambda _: 1)[ONE.ref]
+
+    empty = document(replica(ONE, 0))
+    assert not urgent(document(replica(ONE, 0, resident(PIRATE, "Loading"))), empty)
+    assert urgent(document(replica(ONE, 0, resident(PIRATE))), empty)
+    assert urgent(document(replica(ONE, 0, state="Failed")), empty)
+    assert urgent(empty, None)
