@@ -11,7 +11,7 @@ from lorafleet_operator.core.limits import adapter_limits, base_model_limits
 from lorafleet_operator.core.objects import Adapter, Artifact, BaseModel, Desired, Ref, Unresolved
 
 Resolution = Artifact | Unresolved
-BATCH = 32
+BATCH, THREADS = 32, 4
 
 
 class Resolver:
@@ -61,8 +61,13 @@ class Resolver:
     async def _resolve_adapters(self, desired: Desired) -> None:
         adapters = desired.adapters
         _forget(self.adapters, adapters)
-        for batch in _batches(adapters.values(), BATCH):
-            self._keep(self.adapters, await asyncio.to_thread(self._adapters, batch))
+        batches = _batches(adapters.values(), BATCH)
+
+        async def work() -> None:
+            for batch in batches:
+                self._keep(self.adapters, await asyncio.to_thread(self._adapters, batch))
+
+        await asyncio.gather(*(work() for _ in range(THREADS)))
 
     async def _resolve_base_models(self, desired: Desired) -> None:
         _forget(self.base_models, desired.base_models)

@@ -77,19 +77,21 @@ class RemoteSources:
 
     def _file(self, name: str, url: str) -> ArtifactFile:
         try:
-            head = self._http.head(url)
-            etag = head.headers.get("etag", "") if head.is_success else ""
             with self._lock:
                 known = self._known.get(url)
-            if known is None or not etag or known.etag != etag:
-                known = self._digest(url, etag)
+            if known is None or not known.etag or known.etag != self._etag(url):
+                known = self._digest(url)
                 with self._lock:
                     self._known[url] = known
         except httpx.HTTPError as error:
             raise SourceError("Unreachable", f"{url}: {error or type(error).__name__}") from error
         return ArtifactFile(name, url, known.sha256, known.size)
 
-    def _digest(self, url: str, etag: str) -> _Known:
+    def _etag(self, url: str) -> str:
+        head = self._http.head(url)
+        return str(head.headers.get("etag", "")) if head.is_success else ""
+
+    def _digest(self, url: str) -> _Known:
         digest, size = hashlib.sha256(), 0
         with self._http.stream("GET", url) as response:
             if response.status_code == 404:
@@ -101,7 +103,7 @@ class RemoteSources:
                 size += len(chunk)
                 if size > MOST_BYTES:
                     raise SourceError("TooLarge", f"{url} has more than {MOST_BYTES >> 30} GiB")
-            return _Known(response.headers.get("etag", etag), digest.hexdigest(), size)
+            return _Known(response.headers.get("etag", ""), digest.hexdigest(), size)
 
 
 def declared_base(base: BaseModel) -> Artifact | Unresolved:

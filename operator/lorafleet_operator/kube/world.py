@@ -38,7 +38,7 @@ log = structlog.get_logger("fleet")
 PASSES = Histogram("lorafleet_operator_pass_seconds", "Time of one pass over the fleet", ("outcome",))
 FIRST_LOOK_SECONDS = 5.0
 """A new leader waits so long for the first answers of all pods: before, it would think that nobody serves."""
-POLLS_PER_SECOND = 50.0
+POLLS_PER_SECOND = 25.0
 """While nothing happens, over all pods: a pod that dies is told by its watch, not by a poll."""
 LEADING = Gauge("lorafleet_operator_epoch", "The epoch under which this operator acts; 0 while another one does")
 
