@@ -88,7 +88,8 @@ def _status(
     previous: Mapping[str, Any] | None, now_iso: str,
 ) -> Status:  # fmt: skip
     shown = rendered(conditions, previous, owner.generation, now_iso)
-    return {"observedGeneration": owner.generation, **fields, "conditions": shown}
+    status = {"observedGeneration": owner.generation, **fields, "conditions": shown}
+    return previous if isinstance(previous, dict) and previous == status else status  # equal ones are held once
 
 
 def _aside(desired: Desired, previous: Mapping[ObjectKey, Mapping[str, Any]], now_iso: str) -> dict[ObjectKey, Status]:

@@ -44,6 +44,8 @@ class StatusWriter:
             if key not in seen:
                 self._take(key)
                 continue
+            if self._written.get(key) == seen[key]:
+                self._written[key] = seen[key]  # held once
             last = self._pending.get(key) or self._written.get(key) or seen[key]
             if status != last:
                 self._pending[key] = status
