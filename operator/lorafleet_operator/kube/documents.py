@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import gzip
@@ -55,18 +56,21 @@ class Documents:
         tenants = ("Secret", TENANTS)
         wanted[tenants] = tenants_document(desired, self._generation(tenants))
         waits: list[float] = []
-        try:
-            for key, document in wanted.items():
-                if not differs(document, self._published.get(key)):
-                    self._waiting.pop(key, None)
-                elif (wait := self._wait(key, document)) > 0:
-                    waits.append(wait)
-                else:
-                    await self._write(key, document)
-            for key in [key for key in self._published if key not in wanted] if desired.complete else ():
-                await self._drop(key)
-        except KubeError as error:
-            log.warning("cannot publish; gateways keep the last documents", why=str(error))
+        due: list[tuple[str, str]] = []
+        for key, document in wanted.items():
+            if not differs(document, self._published.get(key)):
+                self._waiting.pop(key, None)
+            elif (wait := self._wait(key, document)) > 0:
+                waits.append(wait)
+            else:
+                due.append(key)
+        gone = [key for key in self._published if key not in wanted] if desired.complete else []
+        writes = [*(self._write(key, wanted[key]) for key in due), *(self._drop(key) for key in gone)]
+        for failed in await asyncio.gather(*writes, return_exceptions=True):
+            if isinstance(failed, KubeError):
+                log.warning("cannot publish; gateways keep the last documents", why=str(failed))
+            elif failed is not None:
+                raise failed
         return min(waits, default=None)
 
     def _wait(self, key: tuple[str, str], document: Mapping[str, Any]) -> float:

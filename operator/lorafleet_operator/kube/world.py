@@ -13,7 +13,7 @@ from lorafleet_operator.core.actions import Action, LoadAdapter, Plan, StartRepl
 from lorafleet_operator.core.manifests import ADAPTERS_GATE
 from lorafleet_operator.core.objects import Artifact, Desired, Observed
 from lorafleet_operator.core.pods import pod_facts, replica_names
-from lorafleet_operator.core.scaling import holds_its_adapters
+from lorafleet_operator.core.scaling import being_loaded, holds_its_adapters
 from lorafleet_operator.core.status import statuses
 from lorafleet_operator.core.validation import admit
 from lorafleet_operator.errors import KubeError
@@ -183,15 +183,18 @@ class KubeWorld:
 
     async def _open_gates(self, observed: Observed, plan: Plan) -> None:
         """Tell the API which pods hold their adapters: a rolling update goes on when they do."""
-        for name, replica in observed.replicas.items():
-            facts = self.pods[name].facts
-            if facts.gate or not holds_its_adapters(replica, plan):
-                continue
-            condition = {
-                "type": ADAPTERS_GATE, "status": "True", "reason": "AdaptersLoaded", "lastTransitionTime": timestamp(),
-            }  # fmt: skip
-            try:
-                opened = await self._client.merge_pod_condition(facts.base.namespace, facts.name, condition)
-                self.store.update("Pod", opened)
-            except KubeError as error:
-                log.warning("cannot open a pod's gate; the next pass tries again", pod=name, why=str(error))
+        coming = being_loaded(plan)
+        shut = [(name, r) for name, r in observed.replicas.items() if not self.pods[name].facts.gate]
+        held = [name for name, replica in shut if holds_its_adapters(replica, coming)]
+        await asyncio.gather(*(self._open_gate(name) for name in held))
+
+    async def _open_gate(self, name: str) -> None:
+        facts = self.pods[name].facts
+        condition = {
+            "type": ADAPTERS_GATE, "status": "True", "reason": "AdaptersLoaded", "lastTransitionTime": timestamp(),
+        }  # fmt: skip
+        try:
+            opened = await self._client.merge_pod_condition(facts.base.namespace, facts.name, condition)
+            self.store.update("Pod", opened)
+        except KubeError as error:
+            log.warning("cannot open a pod's gate; the next pass tries again", pod=name, why=str(error))
