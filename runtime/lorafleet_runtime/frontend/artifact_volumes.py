@@ -1,7 +1,7 @@
 """What lies on the volumes that are mounted into this replica: an adapter's files, their sizes and digests.
 
-The operator sees no volume, so it asks here. Only folders of mounted volumes are read, and nothing that a link leads
-out of them to.
+The operator sees no volume, so it asks here. Only folders of mounted volumes are read; a link that leads out of its
+volume is refused.
 """
 
 from __future__ import annotations

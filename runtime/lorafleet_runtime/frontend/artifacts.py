@@ -194,7 +194,9 @@ async def _download(session: aiohttp.ClientSession, file: ArtifactFile, target: 
         return
     digest = hashlib.sha256()
     size = 0
-    headers = {"Authorization": file.authorization} if file.authorization else {}
+    headers = {"Accept-Encoding": "identity"}  # digests are of files as they are stored
+    if file.authorization:
+        headers["Authorization"] = file.authorization
     try:
         async with session.get(file.url, headers=headers) as response:  # a redirect to another host loses the header
             if response.status != 200:

@@ -8,9 +8,9 @@ import pytest
 
 from lorafleet_operator.core.objects import Ref
 from lorafleet_operator.errors import KubeGone, KubeUnreachable
-from lorafleet_operator.kube import tenant_secrets
+from lorafleet_operator.kube import named_secrets
 from lorafleet_operator.kube.store import Store
-from lorafleet_operator.kube.tenant_secrets import TenantSecrets
+from lorafleet_operator.kube.named_secrets import NamedSecrets
 
 
 class Api:
@@ -41,8 +41,8 @@ def store() -> Store:
     return Store()
 
 
-def secrets(api: Api, store: Store, seconds: float = 3600) -> TenantSecrets:
-    return TenantSecrets(api, store, seconds, lambda: None)  # type: ignore[arg-type]  # all that it asks of a client
+def secrets(api: Api, store: Store, seconds: float = 3600) -> NamedSecrets:
+    return NamedSecrets(api, store, seconds, lambda: None)  # type: ignore[arg-type]  # all that it asks of a client
 
 
 def name_key(store: Store, *names: str) -> None:
@@ -73,7 +73,7 @@ async def test_a_secret_is_read_once_when_a_tenant_first_names_it(api: Api, stor
 async def test_a_rotated_secret_is_seen_when_it_is_due(
     api: Api, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(tenant_secrets, "READS_PER_SECOND", float("inf"))
+    monkeypatch.setattr(named_secrets, "READS_PER_SECOND", float("inf"))
     api.held = {"one": "azE="}
     reader = secrets(api, store, seconds=0.0)
     name_key(store, "one")
@@ -96,7 +96,7 @@ async def test_a_secret_that_no_tenant_names_any_more_is_forgotten(api: Api, sto
 async def test_a_secret_outlives_an_api_server_that_is_away_and_not_its_deletion(
     api: Api, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tenant_secrets, "READS_PER_SECOND", float("inf"))
+    monkeypatch.setattr(named_secrets, "READS_PER_SECOND", float("inf"))
     api.held = {"one": "azE="}
     reader = secrets(api, store, seconds=0.0)
     name_key(store, "one")
