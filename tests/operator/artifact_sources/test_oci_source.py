@@ -26,7 +26,6 @@ from tests.operator.artifact_sources.kit import (
 )
 from tests.operator.artifact_sources.registry import PASSWORD, USER, Registries
 
-
 INDEX = "application/vnd.oci.image.index.v1+json"
 
 
@@ -70,7 +69,9 @@ def fetched(linked: Artifact, registries: Registries) -> dict[str, bytes]:
     got = {}
     for file in linked.files:
         headers = {"Authorization": file.authorization} if file.authorization else {}
-        got[file.name] = httpx.get(file.url, headers=headers, verify=context, trust_env=False).raise_for_status().content
+        got[file.name] = (
+            httpx.get(file.url, headers=headers, verify=context, trust_env=False).raise_for_status().content
+        )
     return got
 
 

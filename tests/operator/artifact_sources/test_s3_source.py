@@ -12,8 +12,9 @@ import pytest
 
 from lorafleet_operator.artifact_sources import s3_source
 from lorafleet_operator.artifact_sources.adapter_sources import AdapterSources, remote_sources
-from lorafleet_operator.artifact_sources.web_client import WebClient
+from lorafleet_operator.artifact_sources.content_digests import Digest
 from lorafleet_operator.artifact_sources.source import LINK_SECONDS
+from lorafleet_operator.artifact_sources.web_client import WebClient
 from tests.operator.artifact_sources import s3_server
 from tests.operator.artifact_sources.kit import (
     CONTENT,
@@ -66,7 +67,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     done: list[str] = []
     read = s3_source._read
 
-    def counted(client: object, bucket: str, key: str, etag: str) -> s3_source.Digest:
+    def counted(client: object, bucket: str, key: str, etag: str) -> Digest:
         done.append(key)
         return read(client, bucket, key, etag)
 
