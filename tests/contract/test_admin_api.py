@@ -239,7 +239,9 @@ async def test_the_state_has_the_fields_of_the_contract(
     assert state["model"]["servedName"] == "tiny"
 
 
-async def test_an_adapter_on_a_volume_is_described_and_loads_from_there(client: RuntimeClient, replica: Replica) -> None:
+async def test_an_adapter_on_a_volume_is_described_and_loads_from_there(
+    client: RuntimeClient, replica: Replica
+) -> None:
     on_disk = saved(replica.artifacts / "weights" / "team" / "pirate", rank=8, seed=1)
     files = await client.describe_artifact("weights/team/pirate")
     assert files == on_disk.files

@@ -29,8 +29,7 @@ from lorafleet_operator.sources import check_digest, revision_of
 log = structlog.get_logger("sources")
 
 MOST_SOURCES = 65536
-FRESH_SECONDS, FAILED_SECONDS = 60.0, 5.0
-"""An answer counts for so long: a change of one object asks no server about all the others."""
+FAILED_SECONDS = 5.0
 
 SecretLookup = Callable[[Ref], Secret | Unresolved | None]
 """The Secret of that name, why there is none, or None while it is being read."""
@@ -79,7 +78,7 @@ class AdapterSources:
         found = self._find(adapter, secret)
         if found is None:
             return None
-        seconds = FRESH_SECONDS if isinstance(found, Artifact) else FAILED_SECONDS
+        seconds = self._of(adapter.source).fresh_seconds if isinstance(found, Artifact) else FAILED_SECONDS
         with self._lock:
             if len(self._known) > MOST_SOURCES:
                 self._known = {source: kept for source, kept in self._known.items() if now < kept.until}

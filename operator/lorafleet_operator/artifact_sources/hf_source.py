@@ -16,7 +16,13 @@ from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 from lorafleet_operator.artifact_sources.content_digests import ContentDigests, Digest
-from lorafleet_operator.artifact_sources.source import ADAPTER_FILES, incomplete, refuse_field, secret_text
+from lorafleet_operator.artifact_sources.source import (
+    ADAPTER_FILES,
+    SERVER_SECONDS,
+    incomplete,
+    refuse_field,
+    secret_text,
+)
 from lorafleet_operator.artifact_sources.web_client import Answer, WebClient
 from lorafleet_operator.core.objects import Adapter, ArtifactFile, Secret, Source
 from lorafleet_operator.errors import SourceError
@@ -44,6 +50,8 @@ class _Hub:
 
 class HfSource:
     """A round costs one call of the hub's API per adapter. Digests are the hub's; small files are read once."""
+
+    fresh_seconds = SERVER_SECONDS
 
     def __init__(self, web: WebClient, digests: ContentDigests, endpoint: str = "") -> None:
         self._web = web

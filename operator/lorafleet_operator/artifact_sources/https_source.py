@@ -5,13 +5,15 @@ from __future__ import annotations
 from urllib.parse import urlsplit, urlunsplit
 
 from lorafleet_operator.artifact_sources.content_digests import ContentDigests
-from lorafleet_operator.artifact_sources.source import ADAPTER_FILES, refuse_field
+from lorafleet_operator.artifact_sources.source import ADAPTER_FILES, SERVER_SECONDS, refuse_field
 from lorafleet_operator.artifact_sources.web_client import WebClient
 from lorafleet_operator.core.objects import Adapter, ArtifactFile, Secret, Source
 
 
 class HttpsSource:
     """An unchanged file costs one HEAD: its digest is remembered by URL and ETag."""
+
+    fresh_seconds = SERVER_SECONDS
 
     def __init__(self, web: WebClient, digests: ContentDigests) -> None:
         self._web = web

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from lorafleet_operator.artifact_sources.oci_registry import OciRegistry, Repository
-from lorafleet_operator.artifact_sources.source import ADAPTER_FILES, incomplete, refuse_field
+from lorafleet_operator.artifact_sources.source import ADAPTER_FILES, SERVER_SECONDS, incomplete, refuse_field
 from lorafleet_operator.core.objects import Adapter, ArtifactFile, Secret, Source
 from lorafleet_operator.errors import SourceError
 
@@ -28,6 +28,8 @@ PUSH = "push its files: oras push HOST/REPOSITORY:TAG adapter_config.json adapte
 
 class OciSource:
     """A round costs one manifest; a load, one request per file and now and then a token."""
+
+    fresh_seconds = SERVER_SECONDS
 
     def __init__(self, registry: OciRegistry) -> None:
         self._registry = registry

@@ -58,7 +58,7 @@ class S3Clients:
             return client
 
     def _make(self, options: dict[str, str | None]) -> BaseClient:
-        # Imported late: it takes 30 MB and a quarter of a second, and most fleets have no bucket.
+        # Imported late: it takes 20 MB of memory and a second, and most fleets have no bucket.
         import botocore.session
         from botocore import UNSIGNED
         from botocore.config import Config

@@ -12,7 +12,13 @@ from urllib.parse import unquote, urlsplit
 
 from lorafleet_operator.artifact_sources.content_digests import BLOCK, ContentDigests, Digest, digest_of
 from lorafleet_operator.artifact_sources.s3_clients import S3Clients
-from lorafleet_operator.artifact_sources.source import ADAPTER_FILES, LINK_SECONDS, incomplete, refuse_field
+from lorafleet_operator.artifact_sources.source import (
+    ADAPTER_FILES,
+    LINK_SECONDS,
+    SERVER_SECONDS,
+    incomplete,
+    refuse_field,
+)
 from lorafleet_operator.artifact_sources.web_client import failure
 from lorafleet_operator.core.objects import Adapter, ArtifactFile, Secret, Source
 from lorafleet_operator.errors import SourceError
@@ -29,6 +35,8 @@ THROTTLED = {"SlowDown", "Throttling", "RequestLimitExceeded"}
 
 class S3Source:
     """An unchanged object costs one HEAD. Its digest is what the bucket says of it, or is read from it once."""
+
+    fresh_seconds = SERVER_SECONDS
 
     def __init__(self, clients: S3Clients, digests: ContentDigests) -> None:
         self._clients = clients

@@ -10,12 +10,16 @@ from lorafleet_operator.errors import SourceError
 from lorafleet_operator.sources import ADAPTER_CONFIG, ADAPTER_WEIGHTS, PICKLE_SUFFIXES
 
 ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
+SERVER_SECONDS = 60.0
 LINK_SECONDS = 900
 """How long a link works that is made here: a load has begun by then, and what is being read is read to its end."""
 
 
 class ArtifactSource(Protocol):
     """One URI scheme. Blocks; raises SourceError; thread safe. `secret` is what `secretRef` names, None without one."""
+
+    fresh_seconds: float
+    """For so long an artifact that was found counts, so that a change of one object asks nobody about all the others."""
 
     def find(self, adapter: Adapter, secret: Secret | None) -> tuple[ArtifactFile, ...] | None:
         """The adapter's files with sizes and digests; None: not known yet. Their URLs name them, and open nothing."""

@@ -21,6 +21,8 @@ class VolumeSource:
     """`describe` asks a replica of a base model about VOLUME/PATH. It blocks, answers None while that is not known yet
     or nobody can be asked, and raises SourceError."""
 
+    fresh_seconds = 10.0  # a replica reads only what changed, and a change shows with the next round
+
     def __init__(self, describe: Callable[[Ref, str], Files | None]) -> None:
         self._describe = describe
 

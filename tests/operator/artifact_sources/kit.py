@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,10 @@ import pytest
 
 from lorafleet_operator.artifact_sources import adapter_sources
 from lorafleet_operator.artifact_sources.adapter_sources import AdapterSources
+from lorafleet_operator.artifact_sources.hf_source import HfSource
+from lorafleet_operator.artifact_sources.https_source import HttpsSource
+from lorafleet_operator.artifact_sources.oci_source import OciSource
+from lorafleet_operator.artifact_sources.s3_source import S3Source
 from lorafleet_operator.core.objects import Adapter, Artifact, Ref, Secret, SecretKeyRef, Source, Unresolved
 from lorafleet_runtime.frontend.artifacts import ArtifactFile, ArtifactStore
 
@@ -23,6 +29,15 @@ def adapter(uri: str, *, secret: bool = False, **source: Any) -> Adapter:
     return Adapter(Ref("acme", "one"), Ref("models", "tiny"), "one", found)
 
 
+def ports(count: int) -> list[int]:
+    """Free ones on loopback, as the system gives them."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
 class Secrets(dict[Ref, Secret | Unresolved]):
     """What `secretRef` finds; the one that `adapter(secret=True)` names is set with `hold`."""
 
@@ -33,8 +48,9 @@ class Secrets(dict[Ref, Secret | Unresolved]):
 
 def always_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every question asks the server."""
-    for name in ("FRESH_SECONDS", "FAILED_SECONDS"):
-        monkeypatch.setattr(adapter_sources, name, 0.0)
+    monkeypatch.setattr(adapter_sources, "FAILED_SECONDS", 0.0)
+    for source in (HttpsSource, S3Source, OciSource, HfSource):
+        monkeypatch.setattr(source, "fresh_seconds", 0.0)
 
 
 def artifact(sources: AdapterSources, wanted: Adapter) -> Artifact:

@@ -23,6 +23,7 @@ import httpx
 
 from lorafleet_operator.artifact_sources.oci_source import TITLE
 from tests.cluster import lab
+from tests.operator.artifact_sources.kit import ports
 
 PACKAGE = "docker-registry"
 USER, PASSWORD = "reader", "reader-password-of-the-tests"
@@ -90,7 +91,7 @@ class Registries:
 
     def start(self, name: str, auth: Mapping[str, Any]) -> str:
         """Its HOST:PORT, once it answers."""
-        port = lab.free_ports(1)
+        (port,) = ports(1)
         config = self.folder / f"{name}.yml"
         tls = {"certificate": str(self.certificate), "key": str(self.key)}
         config.write_text(json.dumps({  # JSON is YAML
@@ -113,9 +114,9 @@ class Registries:
 
 
 @contextlib.contextmanager
-def running(folder: Path) -> Iterator[Registries]:
-    """All three, from ready to ended."""
-    certificate, key = lab.certificate(folder)
+def running(folder: Path, pair: tuple[Path, Path] | None = None) -> Iterator[Registries]:
+    """All three, from ready to ended. `pair` is a certificate of `localhost` and its key; a new one without it."""
+    certificate, key = pair or lab.certificate(folder)
     with TokenServer(folder, certificate, key) as tokens:
         found = Registries(folder, certificate, key, tokens)
         try:

@@ -17,7 +17,7 @@ from typing import Any
 import botocore.session
 import httpx
 
-from tests.cluster.lab import free_ports
+from tests.operator.artifact_sources.kit import ports
 
 PRIVATE, PUBLIC = "adapters", "public"
 OWNER = ("AKIDOWNER", "owner-secret-key-of-the-tests")
@@ -53,15 +53,16 @@ def running(folder: Path) -> Iterator[S3Server]:
         _identity("owner", OWNER, "Admin"), _identity("reader", READER, f"Read:{PRIVATE}", f"List:{PRIVATE}"),
         {"name": "anonymous", "credentials": [], "actions": [f"Read:{PUBLIC}"]},
     ]}))  # fmt: skip
-    first = free_ports(8)
-    ports = dict(zip(("master", "volume", "filer", "s3"), range(first, first + 4), strict=True))
+    parts = ("master", "volume", "filer", "s3")
+    numbers = ports(8)
+    serving, internal = numbers[:4], numbers[4:]
     argv = [program, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3"]
     argv += [f"-s3.config={config}", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.volumeSizeLimitMB=64"]
-    for at, (name, port) in enumerate(ports.items()):
-        argv += [f"-{name}.port={port}", f"-{name}.port.grpc={first + 4 + at}"]
+    for name, port, grpc in zip(parts, serving, internal, strict=True):
+        argv += [f"-{name}.port={port}", f"-{name}.port.grpc={grpc}"]
     with (folder / "log").open("wb") as sink:
         process = subprocess.Popen(argv, stdout=sink, stderr=sink, cwd=folder, env={**os.environ, "HOME": str(folder)})
-    url = f"http://127.0.0.1:{ports['s3']}"
+    url = f"http://127.0.0.1:{serving[-1]}"
     try:
         _until_up(process, url, folder / "log")
         owner = botocore.session.Session().create_client(
@@ -71,12 +72,8 @@ def running(folder: Path) -> Iterator[S3Server]:
             owner.create_bucket(Bucket=bucket)
         yield S3Server(url, owner)
     finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        process.kill()  # nothing of it is kept, and asked to end it waits for ten seconds
+        process.wait()
 
 
 def _program() -> str | None:

@@ -19,6 +19,8 @@ MISSING = Unresolved("SecretNotFound", "there is no Secret acme/login: create it
 class Fake:
     """A source that opens with one password."""
 
+    fresh_seconds = 60.0
+
     def __init__(self) -> None:
         self.finds = 0
         self.error: Exception | None = None
