@@ -18,6 +18,7 @@ from fastapi import FastAPI
 from lorafleet_runtime.errors import ArtifactError, ConfigError
 from lorafleet_runtime.frontend.adapters import Adapters
 from lorafleet_runtime.frontend.admin import create_admin_app
+from lorafleet_runtime.frontend.artifact_volumes import ArtifactVolumes
 from lorafleet_runtime.frontend.artifacts import ArtifactStore, default_cache, read_folder, revision_of
 from lorafleet_runtime.frontend.engine_client import EngineClient
 from lorafleet_runtime.frontend.metrics import Metrics
@@ -77,6 +78,7 @@ async def _service(engine: EngineClient, options: ServeOptions) -> Service:
         adapters=Adapters(engine, ArtifactStore(default_cache())),
         settings=Settings(served_name, options.serving_token, options.admin_token),
         metrics=Metrics(engine, served_name),
+        volumes=ArtifactVolumes(options.artifacts),
     )
 
 
