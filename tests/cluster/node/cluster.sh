@@ -16,7 +16,7 @@ NODE=labnode NODE_IP=10.99.0.1 HOST_IP=10.99.0.2 POD_CIDR=10.244.0.0/16 NODE_POD
 API=https://$NODE_IP:6443 PAUSE=lab.local/pause:1
 
 node_pid() { local p; p=$(cat "$N/pid" 2> /dev/null) && [ "$(tr '\0' ' ' < "/proc/$p/cmdline" 2> /dev/null)" = "tini -g -- sleep infinity " ] && echo "$p"; }
-in_node() { nsenter -t "$(node_pid)" -m -n -p -i -u --wd="$N" -- "$@"; }
+in_node() { nsenter -t "$(node_pid)" -m -n -p -i -u --wd="${WD:-$N}" -- "$@"; }
 spawn() { # NAME CMD... : inside the node, detached, unless one of that name runs already
   local name=$1; shift; in_node pgrep -x "${name:0:15}" > /dev/null && return
   setsid nsenter -t "$(node_pid)" -m -n -p -i -u --wd="$N" -- "$@" > "$LOG/$name.log" 2>&1 < /dev/null &
@@ -234,7 +234,7 @@ case $verb in
   certs|node|runtime|control|kubelet|proxy|dns|down) $verb ;;
   up) certs; node; runtime; control; kubelet; proxy; dns ;;
   load) load "$@" ;;
-  in) in_node env KUBECONFIG="$KC/admin" PATH="$BIN:$PATH" CONTAINERD_ADDRESS=/run/containerd/containerd.sock CONTAINERD_NAMESPACE=k8s.io "$@" ;;
+  in) WD=$PWD in_node env KUBECONFIG="$KC/admin" PATH="$BIN:$PATH" CONTAINERD_ADDRESS=/run/containerd/containerd.sock CONTAINERD_NAMESPACE=k8s.io "$@" ;;
   status) in_node ps -eo pid,rss,etime,args --sort=pid | cut -c1-150 ;;
   clean) down; rm -rf "$N" ;;
   *) sed -n '2,/^set/p' "$0" | sed '$d'; exit 2 ;;
