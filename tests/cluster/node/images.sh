@@ -4,6 +4,7 @@
 #   images.sh build      operator, gateway and quickstart from the project's Containerfiles (`make images`), the runtime from
 #                        runtime.Containerfile beside this: torch comes from the machine
 #   images.sh archives   print the archives that `cluster.sh load` takes, written anew where an image is new
+#   images.sh folder     print $LAB
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd); root=$(cd "$here/../../.." && pwd); . "$here/../lab.env"
 W=$LAB/images; mkdir -p "$W/ctx" "$W/store" "$W/run" "$W/archives"
@@ -48,4 +49,4 @@ archives() {
     echo "$file"
   done
 }
-case ${1:-} in base|build|archives) $1 ;; *) sed -n '2,/^set/p' "$0" | sed '$d'; exit 2 ;; esac
+case ${1:-} in base|build|archives) $1 ;; folder) echo "$LAB" ;; *) sed -n '2,/^set/p' "$0" | sed '$d'; exit 2 ;; esac
