@@ -12,12 +12,11 @@ from tests.cluster.node.client import Client
 
 @pytest.fixture(scope="session")
 def node() -> Iterator[harness.Node]:
-    """The node, with the volume that the README's claim is bound to: no provisioner runs there."""
+    """The node, with the volume for the claim of examples/cluster."""
     if why := harness.lacking():
         pytest.skip(why)
     with harness.running() as node:
-        volume = {**harness.VOLUME["spec"], "hostPath": {"path": str(node.folder("quickstart")), "type": "Directory"}}
-        node.apply({**harness.VOLUME, "spec": volume})
+        node.provide("quickstart")
         yield node
 
 

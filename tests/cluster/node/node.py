@@ -1,4 +1,4 @@
-"""One Kubernetes node on this machine, for the time of the tests: packages, binaries and images made where they are missing."""
+"""One Kubernetes node on this machine, for the time of the tests; what it needs is made where it is missing."""
 
 from __future__ import annotations
 
@@ -22,12 +22,6 @@ NODE = HERE / "node"
 ROOT = HERE.parents[1]
 SYSTEM, MODELS = "lorafleet-system", "models"
 IMAGE_SECONDS = 900
-VOLUME = {
-    "apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "quickstart"},
-    "spec": {
-        "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"], "persistentVolumeReclaimPolicy": "Retain",
-    },
-}  # fmt: skip
 
 
 class Node:
@@ -85,12 +79,17 @@ class Node:
     def address(self, pod: str, namespace: str = MODELS) -> str:
         return str(self.pods(namespace)[pod]["status"]["podIP"])
 
-    def folder(self, name: str) -> Path:
-        """A folder of this machine that the node may mount; everyone may write to it, as fsGroup says nothing here."""
-        made = self.lab / "node" / "volumes" / name
-        made.mkdir(parents=True, exist_ok=True)
-        made.chmod(0o777)
-        return made
+    def provide(self, name: str) -> None:
+        """A volume that the next claim is bound to, as no provisioner runs here. A host's folder knows no fsGroup, so
+        everyone may write to it."""
+        folder = self.lab / "node" / "volumes" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o777)
+        spec = {
+            "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"], "persistentVolumeReclaimPolicy": "Retain",
+            "hostPath": {"path": str(folder), "type": "Directory"},
+        }  # fmt: skip
+        self.apply({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": name}, "spec": spec})
 
 
 def is_ready(pod: dict[str, Any]) -> bool:

@@ -1,4 +1,4 @@
-"""The chart, the images and the quickstart's fleet on a real node, from `helm install` to `helm uninstall`. In order."""
+"""Chart, images and the quickstart's fleet on a real node, from `helm install` to `helm uninstall`, in order."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_without_an_operator_objects_and_namespaces_are_deleted_at_once(node: No
 
 
 def serve_adapters(node: Node) -> None:
-    """The quickstart's adapters behind https: a pod, a Service, and a certificate that the node's own authority signed."""
+    """The quickstart's adapters behind https: a pod, a Service, and a certificate of the node's own authority."""
     server = (
         "import functools, http.server, ssl\n"
         "handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory='/files/adapters')\n"
