@@ -67,8 +67,8 @@ class Client:
             "env": [{"name": "API_KEY", "value": self._key}], "securityContext": SECURITY,
         }  # fmt: skip
         spec = {"containers": [container], "terminationGracePeriodSeconds": 1, "automountServiceAccountToken": False}
+        self._node.namespace(NAMESPACE, RESTRICTED)
         self._node.apply(
-            {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": RESTRICTED}},
             {"apiVersion": "v1", "kind": "Pod", "spec": spec,
              "metadata": {"name": "client", "namespace": NAMESPACE, "labels": {"app": "client"}}},
         )  # fmt: skip

@@ -79,6 +79,13 @@ class Node:
     def address(self, pod: str, namespace: str = MODELS) -> str:
         return str(self.pods(namespace)[pod]["status"]["podIP"])
 
+    def namespace(self, name: str, labels: dict[str, str] | None = None) -> None:
+        """A new namespace that takes pods: it has its `default` account."""
+        head = {"name": name, "labels": labels or {}}
+        self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": head})
+        account = ("get", "serviceaccount", "default", "-n", name, "--ignore-not-found", "-o", "name")
+        eventually(f"{name} has an account", lambda: self.kubectl(*account), 30)
+
     def provide(self, name: str) -> None:
         """A volume that the next claim is bound to, as no provisioner runs here. A host's folder knows no fsGroup, so
         everyone may write to it."""

@@ -45,7 +45,6 @@ def test_a_client_streams_an_adapters_answer_by_the_services_name(client: Client
 def test_an_adapter_comes_over_https_from_a_server_of_the_organisations_own_authority(
     node: Node, client: Client
 ) -> None:
-    serve_adapters(node)
     spec = {
         "baseModelRef": {"namespace": MODELS, "name": "smollm2"},
         "source": {"uri": "https://artifacts.artifacts.svc/haiku"}, "copies": {"min": 2, "max": 2},
@@ -148,7 +147,7 @@ def serve_adapters(node: Node) -> None:
         "server.socket = context.wrap_socket(server.socket, server_side=True)\n"
         "server.serve_forever()\n"
     )
-    node.kubectl("create", "namespace", "artifacts")
+    node.namespace("artifacts")
     pki = node.lab / "node" / "pki"
     files = (f"--cert={pki}/artifacts.crt", f"--key={pki}/artifacts.key")
     node.kubectl("create", "secret", "tls", "tls", "-n", "artifacts", *files)
