@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.cluster.lab import eventually
 from tests.cluster.node.node import Node
 
 ASKING = (Path(__file__).parent / "asking.py").read_text()
@@ -25,9 +24,10 @@ SECURITY = {
 
 @dataclass
 class Answer:
-    """A stream, as far as it has come."""
+    """A stream, as far as a thread has read it."""
 
     process: subprocess.Popen[str]
+    reading: threading.Thread = field(init=False)
     pieces: list[str] = field(default_factory=list)
     end: str = ""
     other: list[str] = field(default_factory=list)  # what is no piece: a traceback
@@ -38,12 +38,18 @@ class Answer:
 
     def finished(self, seconds: float = 180) -> str:
         """The whole text; fails with what the client printed when the stream broke off."""
-        self.process.wait(seconds)
-        eventually("the output has been read", lambda: self.end or self.other or self.process.stdout is None, 5)
+        self.reading.join(seconds)
+        assert not self.reading.is_alive(), f"after {seconds:g} s the stream still runs: {len(self.pieces)} pieces"
+        with self.process:  # closes its pipes
+            pass
         assert self.end == "length", f"the stream ended by {self.end!r} after {len(self.pieces)} pieces: {self.other}"
         return self.text
 
-    def read(self) -> None:
+    def __post_init__(self) -> None:
+        self.reading = threading.Thread(target=self._read, daemon=True)
+        self.reading.start()
+
+    def _read(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             try:
@@ -76,9 +82,7 @@ class Client:
 
     def stream(self, model: str, tokens: int) -> Answer:
         """Begin a streamed answer of so many tokens."""
-        answer = Answer(self._spawn("stream", model, str(tokens)))
-        threading.Thread(target=answer.read, daemon=True).start()
-        return answer
+        return Answer(self._spawn("stream", model, str(tokens)))
 
     @contextlib.contextmanager
     def load(self, *models: str) -> Iterator[None]:

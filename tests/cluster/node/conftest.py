@@ -18,6 +18,7 @@ def node() -> Iterator[harness.Node]:
     with harness.running() as node:
         node.provide("quickstart")
         from tests.cluster.node.test_node import serve_adapters
+
         serve_adapters(node)
         yield node
 
