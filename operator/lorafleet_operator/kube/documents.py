@@ -30,11 +30,13 @@ BYTES_PER_SECOND = 500_000
 
 
 class Documents:
-    """Writes what differs from what is published; a generation goes on from what the API holds."""
+    """Writes what differs from what is published; a generation goes on from what the API holds. With their `owner`, all
+    documents are gone."""
 
-    def __init__(self, client: KubeClient, namespace: str) -> None:
+    def __init__(self, client: KubeClient, namespace: str, owner: Mapping[str, Any] | None = None) -> None:
         self._client = client
         self._namespace = namespace
+        self._owner = owner
         self._published: dict[tuple[str, str], dict[str, Any]] = {}
         self._waiting: dict[tuple[str, str], float] = {}  # since when it differs
         self._free_at: dict[tuple[str, str], float] = {}
@@ -81,7 +83,7 @@ class Documents:
         return max(since + hold, self._free_at.get(key, 0.0)) - now
 
     async def _write(self, key: tuple[str, str], document: dict[str, Any]) -> None:
-        manifest = packed(*key, self._namespace, document)
+        manifest = packed(*key, self._namespace, document, self._owner)
         await self._client.apply(manifest)
         self._published[key] = document
         self._waiting.pop(key, None)
@@ -101,13 +103,17 @@ def _key(base: Ref) -> tuple[str, str]:
     return "ConfigMap", f"lorafleet-fleet-{base.wire_id}"
 
 
-def packed(kind: str, name: str, namespace: str, document: Mapping[str, Any]) -> dict[str, Any]:
+def packed(
+    kind: str, name: str, namespace: str, document: Mapping[str, Any], owner: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """The object that carries a document. Equal documents give equal bytes."""
     text = json.dumps(document, separators=(",", ":"), sort_keys=True).encode()
     data = base64.b64encode(gzip.compress(text, mtime=0)).decode()
     field = "binaryData" if kind == "ConfigMap" else "data"
     labels = {LABEL: "true", "app.kubernetes.io/part-of": "lorafleet", "app.kubernetes.io/managed-by": "lorafleet"}
-    metadata = {"name": name, "namespace": namespace, "labels": labels}
+    metadata: dict[str, Any] = {"name": name, "namespace": namespace, "labels": labels}
+    if owner is not None:
+        metadata["ownerReferences"] = [dict(owner)]
     return {"apiVersion": "v1", "kind": kind, "metadata": metadata, field: {FIELD: data}}
 
 
