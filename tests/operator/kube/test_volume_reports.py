@@ -35,7 +35,7 @@ async def told(reports: VolumeReports) -> Any:
 
 
 async def reports(*pods: Pod) -> VolumeReports:
-    found = VolumeReports(lambda base: pods if base == BASE else ())  # type: ignore[return-value]  # all that it asks
+    found = VolumeReports(lambda base: pods if base == BASE else ())  # type: ignore[arg-type, return-value]  # all that it asks
     found.attach()
     return found
 
