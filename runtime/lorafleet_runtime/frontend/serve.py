@@ -32,6 +32,8 @@ log = structlog.get_logger("runtime")
 _LAST_WORDS_SECONDS = 0.5
 _HARD_EXIT_SECONDS = 5.0
 _LOOPBACK = "127.0.0.1"
+KEEP_ALIVE_SECONDS = 75
+"""Longer than the gateway and the operator keep an idle connection, so that no request meets one that we just closed."""
 
 
 async def serve(options: ServeOptions) -> int:
@@ -145,7 +147,12 @@ class _Server(uvicorn.Server):
 
 
 def _server(app: FastAPI) -> _Server:
-    return _Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", http="httptools", ws="none"))
+    return _Server(
+        uvicorn.Config(
+            app, log_config=None, access_log=False, lifespan="off", http="httptools", ws="none",
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        )
+    )  # fmt: skip
 
 
 def _listen(host: str, port: int, flag: str) -> socket.socket:
