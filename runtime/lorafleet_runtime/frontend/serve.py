@@ -33,7 +33,7 @@ _LAST_WORDS_SECONDS = 0.5
 _HARD_EXIT_SECONDS = 5.0
 _LOOPBACK = "127.0.0.1"
 KEEP_ALIVE_SECONDS = 75
-"""Longer than the gateway and the operator keep an idle connection, so that no request meets one that we just closed."""
+"""Longer than gateways and the operator keep an idle connection: no request meets one that was just closed here."""
 
 
 async def serve(options: ServeOptions) -> int:
