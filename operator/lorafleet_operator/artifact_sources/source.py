@@ -19,7 +19,7 @@ class ArtifactSource(Protocol):
     """One URI scheme. Blocks; raises SourceError; thread safe. `secret` is what `secretRef` names, None without one."""
 
     fresh_seconds: float
-    """For so long an artifact that was found counts, so that a change of one object asks nobody about all the others."""
+    """For so long what was found counts, so that a change of one object asks nobody about all the others."""
 
     def find(self, adapter: Adapter, secret: Secret | None) -> tuple[ArtifactFile, ...] | None:
         """The adapter's files with sizes and digests; None: not known yet. Their URLs name them, and open nothing."""
