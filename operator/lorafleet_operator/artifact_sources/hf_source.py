@@ -95,9 +95,7 @@ class HfSource:
             raise SourceError("SecretIncomplete", f"Secret {secret.ref} lacks {key} and HF_TOKEN")
         return _Hub((secret_text(secret, "HF_ENDPOINT") or self._endpoint).rstrip("/"), token)
 
-    def _listing(
-        self, hub: _Hub, uri: str, repository: str, revision: str
-    ) -> tuple[str, dict[str, Mapping[str, Any]]]:
+    def _listing(self, hub: _Hub, uri: str, repository: str, revision: str) -> tuple[str, dict[str, Mapping[str, Any]]]:
         """The commit that `revision` is now, and what is known of each file of the repository, by path."""
         where = f"{hub.endpoint}/api/models/{repository}/revision/{quote(revision, safe='')}"
         answer = self._web.ask("GET", where, hub.headers, follow=True, params={"blobs": "true"})
