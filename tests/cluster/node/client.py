@@ -96,7 +96,7 @@ class Client:
         counts = json.loads(told.splitlines()[-1])
         print(f"\n          {counts['done']} answers meanwhile", end="")
         assert counts["failures"] == []
-        assert counts["done"] > 5
+        assert counts["done"] > 2
 
     def _spawn(self, *arguments: str) -> subprocess.Popen[str]:
         pod = ("kubectl", "exec", "-i", "-n", NAMESPACE, "client", "--")

@@ -45,6 +45,7 @@ def test_a_client_streams_an_adapters_answer_by_the_services_name(client: Client
 def test_an_adapter_comes_over_https_from_a_server_of_the_organisations_own_authority(
     node: Node, client: Client
 ) -> None:
+    serve_adapters(node)
     spec = {
         "baseModelRef": {"namespace": MODELS, "name": "smollm2"},
         "source": {"uri": "https://artifacts.artifacts.svc/haiku"}, "copies": {"min": 2, "max": 2},
