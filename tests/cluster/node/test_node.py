@@ -10,7 +10,7 @@ import pytest
 
 from tests.cluster.lab import eventually
 from tests.cluster.node.client import Client
-from tests.cluster.node.node import MODELS, ROOT, SYSTEM, Node, is_ready
+from tests.cluster.node.node import MODELS, ROOT, SYSTEM, VERSION, Node, is_ready
 
 pytestmark = [pytest.mark.node, pytest.mark.slow]
 
@@ -153,7 +153,7 @@ def serve_adapters(node: Node) -> None:
     files = (f"--cert={pki}/artifacts.crt", f"--key={pki}/artifacts.key")
     node.kubectl("create", "secret", "tls", "tls", "-n", "artifacts", *files)
     container = {
-        "name": "server", "image": "lorafleet/quickstart:0.1.0", "command": ["python", "-c", server],
+        "name": "server", "image": f"lorafleet/quickstart:{VERSION}", "command": ["python", "-c", server],
         "ports": [{"name": "https", "containerPort": 8443}], "volumeMounts": [{"name": "tls", "mountPath": "/tls"}],
         "readinessProbe": {"tcpSocket": {"port": "https"}, "periodSeconds": 1},
     }  # fmt: skip
