@@ -23,6 +23,7 @@ from lorafleet_operator.errors import KubeError
 from lorafleet_operator.kube.client import KubeClient
 from lorafleet_operator.kube.settings import ClusterSettings
 from lorafleet_operator.kube.store import Store
+from lorafleet_operator.kube.webhook import Webhook
 from lorafleet_operator.kube.world import KubeWorld
 
 log = structlog.get_logger("watch")
@@ -136,7 +137,10 @@ async def run(settings: ClusterSettings, client: KubeClient, stop: asyncio.Event
         clusterwide=not settings.namespaces, namespaces=settings.namespaces,
         liveness_endpoint=f"http://0.0.0.0:{settings.health_port}/healthz",
     )  # fmt: skip
-    tasks = [asyncio.create_task(work) for work in (operator, world.run(), watches.relist(), stop.wait())]
+    works = [operator, world.run(), watches.relist(), stop.wait()]
+    if settings.webhook is not None:
+        works.append(Webhook(settings.webhook, store, settings.namespaces).run())
+    tasks = [asyncio.create_task(work) for work in works]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
