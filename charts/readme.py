@@ -20,7 +20,7 @@ README = CHART / "README.md"
 HEAD = """\
 # lorafleet
 
-<!-- Written by charts/readme.py from Chart.yaml, values.yaml and values.schema.json: change those, `make chart-readme`. -->
+<!-- Written by charts/readme.py from Chart.yaml, values.yaml and values.schema.json: then `make chart-readme`. -->
 
 {description}. Kubernetes {kube}.
 
