@@ -1,6 +1,6 @@
 """A Python whose wall clock is off, by an environment variable: for processes that stand in for pods on such a node.
 
-Only what tells the time of day is off. Monotonic clocks are right on every node, and sleeping takes as long as anywhere.
+Only what tells the time of day is off. Monotonic clocks are right on every node, and a sleep takes as long as anywhere.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What operators of clusters get wrong, or find wrong: old definitions, wrong clocks, sources that are away, bad keys."""
+"""What operators of clusters get wrong, or find wrong: old definitions, wrong clocks, sources that are away, keys."""
 
 from __future__ import annotations
 
