@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-SITE = '''
+SITE = """
 import datetime, os, time
 off = float(os.environ["SKEWED_CLOCK"])
 right = time.time
@@ -20,7 +20,7 @@ class Skewed(datetime.datetime):
     def utcnow(cls):
         return super().utcnow() + datetime.timedelta(seconds=off)
 datetime.datetime = Skewed
-'''
+"""
 
 
 def environment(folder: Path, seconds: float, python_path: str) -> dict[str, str]:

@@ -23,7 +23,10 @@ from lorafleet_operator.kube.store import Store
 from tests.cluster import lab
 
 Document = dict[str, Any]
-BASE: Document = {"metadata": {"name": "tiny", "namespace": "models"}, "spec": {"source": {"uri": "package://w/base.gguf"}}}
+BASE: Document = {
+    "metadata": {"name": "tiny", "namespace": "models"},
+    "spec": {"source": {"uri": "package://w/base.gguf"}},
+}
 TOKENS = {"LORAFLEET_SERVING_TOKEN": "s" * 16, "LORAFLEET_ADMIN_TOKEN": "a" * 16, "POD_NAMESPACE": "home"}
 
 
