@@ -18,7 +18,7 @@ demo: $(VENV)/.serve  ## start the fleet, ask the base and every adapter the sam
 	@$(BIN)/lorafleet demo -f $(FLEET)
 
 test: $(VENV)/.dev  ## the whole suite, on a real Kubernetes API too (built once, from Go modules: some 6 minutes)
-	@tests/cluster/build.sh api controllers > $(VENV)/cluster-build.log 2>&1 & \
+	@tests/cluster/build.sh api controllers kwok > $(VENV)/cluster-build.log 2>&1 & \
 	  $(BIN)/python -m pytest; status=$$?; wait $$! || { tail -5 $(VENV)/cluster-build.log; exit 1; }; exit $$status
 
 test-node: $(VENV)/.dev  ## the chart and the images on a real node of this machine (root, Debian; 2 GB of images and binaries once)
