@@ -17,7 +17,10 @@ TAG=$(sed -n 's/^appVersion: *"\(.*\)"/\1/p' "$root/charts/lorafleet/Chart.yaml"
 flags="$policy --quiet --pull-never -v /etc/ssl/certs:/etc/ssl/certs:ro"
 [ ! -e /etc/pip.conf ] || flags="$flags -v /etc/pip.conf:/etc/pip.conf:ro"
 for folder in ${PIP_FIND_LINKS:-}; do [ ! -d "$folder" ] || flags="$flags -v $folder:$folder:ro"; done
-for name in PIP_INDEX_URL PIP_FIND_LINKS PIP_CERT PIP_DEFAULT_TIMEOUT; do [ -z "${!name:-}" ] || flags="$flags --env $name=${!name}"; done
+# as a file, since an environment given to a build stays in its image
+{ echo '[global]'; for name in INDEX_URL EXTRA_INDEX_URL FIND_LINKS CERT DEFAULT_TIMEOUT; do
+    value=PIP_$name; [ -z "${!value:-}" ] || echo "$name = ${!value}" | tr 'A-Z_' 'a-z-' ; done; } > "$W/pip.conf"
+flags="$flags -v $W/pip.conf:/root/.config/pip/pip.conf:ro"
 
 base() {
   if ! buildah images $BASE > /dev/null 2>&1; then
