@@ -9,16 +9,16 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
 import structlog
 
 from lorafleet_operator.backoff import Backoff
+from lorafleet_operator.callee import Callee
 from lorafleet_operator.core.objects import Artifact, PlacementState, Ref, Resident
-from lorafleet_operator.errors import RuntimeCallError
-from lorafleet_operator.runtime_client import AdapterReport, RuntimeClient, RuntimeState
+from lorafleet_operator.errors import RuntimeCallError, SourceError
+from lorafleet_operator.runtime_client import AdapterReport, RuntimeState
 
 log = structlog.get_logger("adapters")
 
@@ -31,25 +31,6 @@ CALLS_AT_ONCE = 8
 STATES: Mapping[str, PlacementState] = {
     "Pending": "Pending", "Loading": "Loading", "Ready": "Ready", "Draining": "Draining", "Failed": "Failed",
 }  # fmt: skip
-
-
-class Callee(Protocol):
-    """What a call needs of a replica, be it a process or a pod."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def client(self) -> RuntimeClient | None:
-        """None while there is nobody to call. Another client is another process."""
-        ...
-
-    @property
-    def report(self) -> RuntimeState | None: ...
-
-    async def refresh(self) -> None:
-        """Poll once, now. Raises RuntimeCallError."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +66,24 @@ class _Dealings:
     room: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(CALLS_AT_ONCE))
 
 
-class AdapterCalls:
-    """Sends loads and unloads, remembers failures. `changed` is called when a plan may come out differently."""
+async def as_found(adapter: Ref, artifact: Artifact) -> Artifact:
+    """For artifacts whose files a runtime can fetch from where they were found."""
+    return artifact
 
-    def __init__(self, changed: Callable[[], None], backoff: Backoff = TRANSIENT_BACKOFF) -> None:
+
+class AdapterCalls:
+    """Sends loads and unloads, remembers failures. `changed` is called when a plan may come out differently.
+
+    `link` is asked just before each load for links that work now. It may raise SourceError.
+    """
+
+    def __init__(
+        self, changed: Callable[[], None], backoff: Backoff = TRANSIENT_BACKOFF,
+        link: Callable[[Ref, Artifact], Awaitable[Artifact]] = as_found,
+    ) -> None:  # fmt: skip
         self._changed = changed
         self._backoff = backoff
+        self._link = link
         self._replicas: dict[str, _Dealings] = {}
 
     def load(self, replica: Callee, adapter: Ref, artifact: Artifact, *, pinned: bool) -> None:
@@ -190,8 +183,8 @@ class AdapterCalls:
         before = dealings.failures.get(adapter_id)
         try:
             async with dealings.room:
-                await client.put_adapter(adapter_id, artifact, pinned=pinned)
-        except RuntimeCallError as error:
+                await client.put_adapter(adapter_id, await self._link(adapter, artifact), pinned=pinned)
+        except (RuntimeCallError, SourceError) as error:
             if replica.client is client:  # a process that ended took the failure with it
                 self._fail(replica, adapter_id, artifact.revision, error.reason, str(error), reported=False)
             return

@@ -7,6 +7,7 @@ LorafleetError                 the command line prints it as one sentence and en
 ├── PortTaken                  the gateway's port belongs to someone else
 ├── FleetNotRunning            `get` without a fleet to ask
 ├── FleetFailed                the fleet did not become ready (demo)
+├── SourceError                a source has no artifact, or gives no link to it
 ├── KubeError                  one call of the Kubernetes API; the world catches it
 │   ├── KubeUnreachable        no connection, or no answer in time
 │   └── KubeRefused            an error answer, with its HTTP status and the API's message
@@ -54,6 +55,14 @@ class FleetNotRunning(LorafleetError):
 
 class FleetFailed(LorafleetError):
     pass
+
+
+class SourceError(LorafleetError):
+    """Why a source has no artifact; `reason` is CamelCase for conditions. Its text holds no credential."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class KubeError(LorafleetError):

@@ -30,6 +30,8 @@ def configure(log_format: LogFormat, *, level: int = logging.INFO, stream: LogSt
         renderer = structlog.processors.JSONRenderer()
     else:
         renderer = structlog.dev.ConsoleRenderer(colors=out.isatty(), pad_event_to=0)
+    for library in ("httpx", "httpcore", "botocore", "urllib3"):  # they repeat URLs, and those may be presigned
+        logging.getLogger(library).setLevel(logging.WARNING)
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,

@@ -11,6 +11,8 @@ from lorafleet_operator.core.limits import adapter_limits, base_model_limits
 from lorafleet_operator.core.objects import Adapter, Artifact, BaseModel, Desired, Ref, Unresolved
 
 Resolution = Artifact | Unresolved
+Answer = Resolution | None
+"""None: not known yet, and no news about what was known."""
 BATCH, THREADS = 32, 4
 
 
@@ -22,7 +24,7 @@ class Resolver:
     """
 
     def __init__(
-        self, changed: Callable[[], None], *, adapter: Callable[[Adapter], Resolution],
+        self, changed: Callable[[], None], *, adapter: Callable[[Adapter], Answer],
         base: Callable[[BaseModel], Resolution],
     ) -> None:  # fmt: skip
         self.adapters: dict[Ref, Resolution] = {}
@@ -75,7 +77,8 @@ class Resolver:
             self._keep(self.base_models, {base.ref: await asyncio.to_thread(self._base_model, base)})
 
     def _adapters(self, batch: list[Adapter]) -> dict[Ref, Resolution]:
-        return {adapter.ref: adapter_limits(adapter) or self._adapter(adapter) for adapter in batch}
+        answers = {adapter.ref: adapter_limits(adapter) or self._adapter(adapter) for adapter in batch}
+        return {ref: answer for ref, answer in answers.items() if answer is not None}
 
     def _base_model(self, base: BaseModel) -> Resolution:
         return base_model_limits(base) or self._base(base)

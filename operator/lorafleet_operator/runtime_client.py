@@ -15,8 +15,10 @@ from typing import Any, Literal, Self
 import httpx
 
 from lorafleet_operator import errors
-from lorafleet_operator.core.objects import Artifact
+from lorafleet_operator.core.objects import Artifact, ArtifactFile
 
+KEEP_ALIVE_SECONDS = 60.0
+"""Less than the runtimes' own, so that it is this side that closes."""
 Phase = Literal["Loading", "Ready", "Draining", "Failed"]
 REFUSALS: dict[tuple[int, str], type[errors.RuntimeRefused]] = {
     (409, "stale_epoch"): errors.StaleEpoch,
@@ -82,6 +84,8 @@ class RuntimeClient:
             timeout=timeout,
             transport=transport,
             verify=_tls(),
+            # A new connection costs more than a poll.
+            limits=httpx.Limits(max_connections=16, max_keepalive_connections=8, keepalive_expiry=KEEP_ALIVE_SECONDS),
             trust_env=False,  # a proxy from the environment has no business on this machine's loopback
         )
 
@@ -100,7 +104,7 @@ class RuntimeClient:
         body = {
             "revision": artifact.revision,
             "pinned": pinned,
-            "files": [dataclasses.asdict(file) for file in artifact.files],
+            "files": [_file(file) for file in artifact.files],
         }
         response = await self._call("PUT", f"/admin/adapters/{adapter_id}", json=body, headers=self._fence())
         return str(_json(response).get("state", "Loading"))
@@ -109,6 +113,17 @@ class RuntimeClient:
         """Ask for an unload: True when it is gone (or never was), False while requests still hold it."""
         response = await self._call("DELETE", f"/admin/adapters/{adapter_id}", headers=self._fence())
         return response.status_code == 204
+
+    async def describe_artifact(self, path: str) -> tuple[ArtifactFile, ...] | None:
+        """The files of the adapter at `path`, VOLUME/PATH, on a volume of this runtime; None while it reads them."""
+        response = await self._call("POST", "/admin/artifacts/describe", json={"path": path})
+        if response.status_code == 202:
+            return None
+        try:
+            files = _json(response)["files"]
+            return tuple(ArtifactFile(str(f["name"]), str(f["url"]), str(f["sha256"]), int(f["size"])) for f in files)
+        except (KeyError, TypeError, ValueError) as error:
+            raise errors.RuntimeProtocolError(f"describe does not follow the contract: {error!r}") from error
 
     async def drain(self) -> None:
         """Stop admission; running requests finish."""
@@ -139,6 +154,11 @@ class RuntimeClient:
         if response.status_code == 304 or response.is_success:
             return response
         raise _refusal(where, response)
+
+
+def _file(file: ArtifactFile) -> dict[str, Any]:
+    body = dataclasses.asdict(file)
+    return body if file.authorization else {name: body[name] for name in body if name != "authorization"}
 
 
 def _refusal(where: str, response: httpx.Response) -> errors.RuntimeRefused:

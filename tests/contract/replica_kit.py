@@ -33,6 +33,7 @@ class Replica:
     process: subprocess.Popen[bytes]
     url: str
     admin_url: str
+    artifacts: Path
 
     def complete(self, **body: Any) -> httpx.Response:
         """One whole answer from the serving port."""
@@ -55,11 +56,16 @@ def running(folder: Path) -> Iterator[Replica]:
     argv = [sys.executable, "-m", "lorafleet_runtime", "serve", "--model", str(model), "--served-name", "tiny"]
     argv += ["--port", str(ports[0]), "--admin-port", str(ports[1]), "--dtype", "float32", "--max-model-len", "256"]
     argv += ["--memory", "1Mi", "--max-lora-rank", str(MAX_RANK), "--exit-with-parent"]
-    tokens = {"LORAFLEET_ADMIN_TOKEN": ADMIN_TOKEN, "LORAFLEET_SERVING_TOKEN": SERVING_TOKEN}
+    artifacts = folder / "artifacts"
+    tokens = {
+        "LORAFLEET_ADMIN_TOKEN": ADMIN_TOKEN, "LORAFLEET_SERVING_TOKEN": SERVING_TOKEN,
+        "LORAFLEET_ARTIFACTS": str(artifacts),
+    }  # fmt: skip
     log = folder / "log"
     with log.open("wb") as sink:
         process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=sink, stderr=sink, env={**os.environ, **tokens})
-    replica = Replica(process, *(f"http://127.0.0.1:{port}" for port in ports))
+    serving, admin = (f"http://127.0.0.1:{port}" for port in ports)
+    replica = Replica(process, serving, admin, artifacts)
     try:
         wait_until_ready(replica, log)
         yield replica

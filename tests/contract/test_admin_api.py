@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
@@ -236,6 +237,28 @@ async def test_the_state_has_the_fields_of_the_contract(
     assert state["phase"] in words(examples["state"]["phase"])
     assert state["adapters"][0]["state"] in words(examples["state"]["adapters"][0]["state"])
     assert state["model"]["servedName"] == "tiny"
+
+
+async def test_an_adapter_on_a_volume_is_described_and_loads_from_there(
+    client: RuntimeClient, replica: Replica
+) -> None:
+    on_disk = saved(replica.artifacts / "weights" / "team" / "pirate", rank=8, seed=1)
+    files = await client.describe_artifact("weights/team/pirate")
+    assert files == on_disk.files
+    await client.put_adapter("acme.pirate", Artifact(on_disk.revision, files))
+    assert (await report_of(client, "acme.pirate")).state == "Ready"
+    with pytest.raises(errors.RuntimeRefused) as refusal:
+        await client.describe_artifact("weights/nobody")
+    assert (refusal.value.status, refusal.value.code) == (404, "not_found")
+
+
+async def test_a_small_file_may_come_with_the_order(client: RuntimeClient, tmp_path: Path) -> None:
+    artifact = saved(tmp_path / "pirate", rank=8, seed=1)
+    config, weights = artifact.files
+    content = base64.b64encode((tmp_path / "pirate" / config.name).read_bytes()).decode()
+    inline = replace(config, url=f"data:;base64,{content}")
+    await client.put_adapter("acme.pirate", replace(artifact, files=(inline, weights)))
+    assert (await report_of(client, "acme.pirate")).state == "Ready"
 
 
 async def test_an_unchanged_state_costs_a_304_and_a_change_is_seen(client: RuntimeClient, tmp_path: Path) -> None:

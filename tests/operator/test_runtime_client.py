@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -82,6 +83,28 @@ async def test_a_load_carries_token_epoch_and_files(port: Port) -> None:
         "revision": "sha256:1", "pinned": True,
         "files": [{"name": "adapter_config.json", "url": "file:///a", "sha256": "ab", "size": 2}],
     }  # fmt: skip
+
+
+async def test_a_link_takes_its_header_along(port: Port) -> None:
+    port.answer = lambda request: httpx.Response(202, json={"id": "acme.pirate", "state": "Loading"})
+    (file,) = ARTIFACT.files
+    linked = replace(ARTIFACT, files=(replace(file, url="https://r/blob", authorization="Bearer short"),))
+    await port.client.put_adapter("acme.pirate", linked)
+
+    assert json.loads(port.requests[0].content)["files"][0]["authorization"] == "Bearer short"
+    assert "short" not in repr(linked)
+
+
+async def test_a_place_on_a_volume_is_described_or_not_yet_known(port: Port) -> None:
+    described = {"name": "adapter_config.json", "url": "file:///a", "sha256": "ab", "size": 2}
+    port.answer = lambda request: httpx.Response(200, json={"files": [described]})
+    assert await port.client.describe_artifact("weights/one") == ARTIFACT.files
+    assert json.loads(port.requests[0].content) == {"path": "weights/one"}
+    port.answer = lambda request: httpx.Response(202, json={"state": "Reading"})
+    assert await port.client.describe_artifact("weights/one") is None
+    port.answer = lambda request: httpx.Response(200, json={"files": [{}]})
+    with pytest.raises(errors.RuntimeProtocolError):
+        await port.client.describe_artifact("weights/one")
 
 
 @pytest.mark.parametrize(("status", "gone"), [(204, True), (202, False)])

@@ -109,8 +109,8 @@ def test_another_digest_than_the_declared_one_is_a_mismatch(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("uri", ["hf://a/b", "s3://bucket/a", "oci://reg/a:1", "https://host/a", "pvc://v/a"])
-def test_remote_sources_say_what_one_machine_reads(uri: str) -> None:
-    found = refused(Source(uri))
+def test_a_base_model_elsewhere_says_what_one_machine_reads(uri: str) -> None:
+    found = refused(Source(uri), base=True)
 
     assert found.reason == "UnsupportedSource"
     assert uri in found.message

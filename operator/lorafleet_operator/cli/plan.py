@@ -15,8 +15,9 @@ from lorafleet_operator.core.planner import plan
 from lorafleet_operator.errors import UsageError
 from lorafleet_operator.folder import Folder
 from lorafleet_operator.local import observed_json
-from lorafleet_operator.local.local_sources import local_resolver
+from lorafleet_operator.local.local_sources import LocalSources
 from lorafleet_operator.local.state_folder import StateFolder, read_json
+from lorafleet_operator.resolver import Resolver
 
 
 def run(options: argparse.Namespace) -> int:
@@ -66,6 +67,8 @@ async def _observed(chosen: Settings, desired: Desired) -> tuple[bool, Observed]
     running = state.owner() is not None
     status = read_json(state.status) if running else None
     seen = observed_json.from_json(status.get("observed")) if isinstance(status, dict) else Observed()
-    resolver = local_resolver(lambda: None)
+    sources = LocalSources(lambda: desired)
+    resolver = Resolver(lambda: None, adapter=sources.adapter, base=sources.base)
     await resolver.resolve(desired)
+    sources.close()
     return running, replace(seen, artifacts=resolver.adapters, base_artifacts=resolver.base_models)

@@ -11,10 +11,17 @@ from lorafleet_operator.core.identity import Ref
 
 @dataclass(frozen=True, slots=True)
 class ArtifactFile:
+    """One file of an artifact.
+
+    As found, `url` says where and which it is, such as `s3://BUCKET/KEY`, and is no secret. As handed to a runtime, it
+    is a link that works for minutes, and `authorization` the header that it needs, if any.
+    """
+
     name: str
     url: str
     sha256: str
     size: int
+    authorization: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)

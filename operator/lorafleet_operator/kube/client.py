@@ -78,6 +78,11 @@ class KubeClient:
     async def get(self, kind: str, namespace: str, name: str) -> dict[str, Any]:
         return await self._call("GET", kind, "GET", path(kind, namespace, name))
 
+    async def pod_text(self, namespace: str, name: str, port: int, where: str) -> str:
+        """What a pod's HTTP port answers, through the API server."""
+        called = f"{path('Pod', namespace, f'{name}:{port}')}/proxy/{where}"
+        return (await self._bytes("PROXY", "Pod", "GET", called)).decode(errors="replace")
+
     async def apply(self, manifest: Body) -> dict[str, Any]:
         """Server-side apply: our fields are ours, everyone else's stay."""
         metadata = manifest["metadata"]
@@ -126,20 +131,23 @@ class KubeClient:
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._api.close()
 
-    async def _call(
+    async def _call(self, verb: str, kind: str, method: str, where: str, **options: Any) -> dict[str, Any]:
+        return dict(json.loads(await self._bytes(verb, kind, method, where, **options) or b"{}"))
+
+    async def _bytes(
         self, verb: str, kind: str, method: str, where: str, *, query: Mapping[str, str] | None = None,
         body: Body | None = None, content: str = "application/json",
-    ) -> dict[str, Any]:  # fmt: skip
-        def call() -> dict[str, Any]:
+    ) -> bytes:  # fmt: skip
+        def call() -> bytes:
             headers = {"Accept": "application/json", "Content-Type": content}
             self._api.update_params_for_auth(headers, [], ["BearerToken"], where, method, body)
             response = self._api.call_api(
                 method, self._url(where, query or {}), headers, body=body, _request_timeout=SECONDS
             )
-            data = response.read() or b"{}"
+            data: bytes = response.read()
             if not 200 <= response.status < 300:
                 raise _refusal(f"{verb} {where}", response.status, data)
-            return dict(json.loads(data))
+            return data
 
         return await self._counted(verb, kind, where, call)
 
@@ -167,6 +175,7 @@ def _without_owners(item: dict[str, Any]) -> dict[str, Any]:
 
 
 def path(kind: str, namespace: str = "", name: str = "") -> str:
+    """Of a kind in all namespaces, of a kind in one, or of one object."""
     api, plural = PLURALS[kind]
     scope = f"/namespaces/{namespace}" if namespace else ""
     return f"{api}{scope}/{plural}{'/' + name if name else ''}"

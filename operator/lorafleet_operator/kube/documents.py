@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import gzip
@@ -29,22 +30,27 @@ BYTES_PER_SECOND = 500_000
 
 
 class Documents:
-    """Writes what differs from what is published; a generation goes on from what the API holds."""
+    """Writes what differs from what is published; a generation goes on from what the API holds. With their `owner`, all
+    documents are gone."""
 
-    def __init__(self, client: KubeClient, namespace: str) -> None:
+    def __init__(self, client: KubeClient, namespace: str, owner: Mapping[str, Any] | None = None) -> None:
         self._client = client
         self._namespace = namespace
+        self._owner = owner
         self._published: dict[tuple[str, str], dict[str, Any]] = {}
         self._waiting: dict[tuple[str, str], float] = {}  # since when it differs
         self._free_at: dict[tuple[str, str], float] = {}
 
     async def read(self) -> None:
         """Learn what is published. Raises KubeError."""
-        for kind in ("ConfigMap", "Secret"):
-            for item in await self._client.list_in(kind, self._namespace, f"{LABEL}=true"):
-                document = unpacked(item)
-                if document is not None:
-                    self._published[kind, item["metadata"]["name"]] = document
+        found = [
+            ("ConfigMap", item) for item in await self._client.list_in("ConfigMap", self._namespace, f"{LABEL}=true")
+        ]
+        with contextlib.suppress(KubeGone):  # by its name: a list would need the right to read all Secrets here
+            found.append(("Secret", await self._client.get("Secret", self._namespace, TENANTS)))
+        for kind, item in found:
+            if (document := unpacked(item)) is not None:
+                self._published[kind, item["metadata"]["name"]] = document
 
     async def publish(self, desired: Desired, observed: Observed) -> float | None:
         """Bring the documents up to date; what cannot be written now is written at a later pass.
@@ -55,18 +61,21 @@ class Documents:
         tenants = ("Secret", TENANTS)
         wanted[tenants] = tenants_document(desired, self._generation(tenants))
         waits: list[float] = []
-        try:
-            for key, document in wanted.items():
-                if not differs(document, self._published.get(key)):
-                    self._waiting.pop(key, None)
-                elif (wait := self._wait(key, document)) > 0:
-                    waits.append(wait)
-                else:
-                    await self._write(key, document)
-            for key in [key for key in self._published if key not in wanted] if desired.complete else ():
-                await self._drop(key)
-        except KubeError as error:
-            log.warning("cannot publish; gateways keep the last documents", why=str(error))
+        due: list[tuple[str, str]] = []
+        for key, document in wanted.items():
+            if not differs(document, self._published.get(key)):
+                self._waiting.pop(key, None)
+            elif (wait := self._wait(key, document)) > 0:
+                waits.append(wait)
+            else:
+                due.append(key)
+        gone = [key for key in self._published if key not in wanted] if desired.complete else []
+        writes = [*(self._write(key, wanted[key]) for key in due), *(self._drop(key) for key in gone)]
+        for failed in await asyncio.gather(*writes, return_exceptions=True):
+            if isinstance(failed, KubeError):
+                log.warning("cannot publish; gateways keep the last documents", why=str(failed))
+            elif failed is not None:
+                raise failed
         return min(waits, default=None)
 
     def _wait(self, key: tuple[str, str], document: Mapping[str, Any]) -> float:
@@ -77,7 +86,7 @@ class Documents:
         return max(since + hold, self._free_at.get(key, 0.0)) - now
 
     async def _write(self, key: tuple[str, str], document: dict[str, Any]) -> None:
-        manifest = packed(*key, self._namespace, document)
+        manifest = packed(*key, self._namespace, document, self._owner)
         await self._client.apply(manifest)
         self._published[key] = document
         self._waiting.pop(key, None)
@@ -97,13 +106,17 @@ def _key(base: Ref) -> tuple[str, str]:
     return "ConfigMap", f"lorafleet-fleet-{base.wire_id}"
 
 
-def packed(kind: str, name: str, namespace: str, document: Mapping[str, Any]) -> dict[str, Any]:
+def packed(
+    kind: str, name: str, namespace: str, document: Mapping[str, Any], owner: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """The object that carries a document. Equal documents give equal bytes."""
     text = json.dumps(document, separators=(",", ":"), sort_keys=True).encode()
     data = base64.b64encode(gzip.compress(text, mtime=0)).decode()
     field = "binaryData" if kind == "ConfigMap" else "data"
     labels = {LABEL: "true", "app.kubernetes.io/part-of": "lorafleet", "app.kubernetes.io/managed-by": "lorafleet"}
-    metadata = {"name": name, "namespace": namespace, "labels": labels}
+    metadata: dict[str, Any] = {"name": name, "namespace": namespace, "labels": labels}
+    if owner is not None:
+        metadata["ownerReferences"] = [dict(owner)]
     return {"apiVersion": "v1", "kind": kind, "metadata": metadata, field: {FIELD: data}}
 
 

@@ -69,6 +69,11 @@ class PodReplica:
             self._missed_since = None
             self._polling = asyncio.create_task(self._poll(self.client), name=f"poll {self.name}")
 
+    @property
+    def ready(self) -> bool:
+        """Does its process say that it serves?"""
+        return self._now() == "Ready"
+
     def view(self, residents: tuple[Resident, ...]) -> Replica:
         """This replica for a plan."""
         facts, report = self.facts, self.report

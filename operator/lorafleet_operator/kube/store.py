@@ -10,7 +10,7 @@ from typing import Any
 
 from lorafleet_operator.core import api
 from lorafleet_operator.core.documents import collect
-from lorafleet_operator.core.objects import Desired, ObjectKey, Problem, Problems, SetAside
+from lorafleet_operator.core.objects import Desired, ObjectKey, Problem, Problems, Ref, Secret, SetAside
 
 Raw = Mapping[str, Any]
 
@@ -65,6 +65,11 @@ class Store:
             problems = tuple(p for found in self._problems.values() for p in found)
             self._desired = collect(self._found, self._aside, problems, self.complete)
         return self._desired
+
+    def secret(self, ref: Ref) -> Secret | None:
+        """The Secret of that name as it is known now. Any thread may ask."""
+        found = self._found.get(ObjectKey("Secret", ref.namespace, ref.name))
+        return found if isinstance(found, Secret) else None
 
     def pods(self) -> list[Raw]:
         return [raw for key, raw in self.raw.items() if key.kind == "Pod"]

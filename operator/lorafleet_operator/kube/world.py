@@ -9,24 +9,28 @@ import structlog
 from prometheus_client import Gauge, Histogram
 
 from lorafleet_operator.adapter_calls import AdapterCalls
+from lorafleet_operator.artifact_sources.adapter_sources import AdapterSources, remote_sources
+from lorafleet_operator.artifact_sources.volume_source import VolumeSource
+from lorafleet_operator.artifact_sources.web_client import WebClient
 from lorafleet_operator.core.actions import Action, LoadAdapter, Plan, StartReplica, StopReplica, UnloadAdapter
 from lorafleet_operator.core.manifests import ADAPTERS_GATE
-from lorafleet_operator.core.objects import Artifact, Desired, Observed
+from lorafleet_operator.core.objects import Artifact, Desired, Observed, Ref
 from lorafleet_operator.core.pods import pod_facts, replica_names
-from lorafleet_operator.core.scaling import holds_its_adapters
+from lorafleet_operator.core.scaling import being_loaded, holds_its_adapters
 from lorafleet_operator.core.status import statuses
 from lorafleet_operator.core.validation import admit
-from lorafleet_operator.errors import KubeError
+from lorafleet_operator.errors import KubeError, SourceError
+from lorafleet_operator.kube.base_sources import declared_base
 from lorafleet_operator.kube.client import KubeClient
 from lorafleet_operator.kube.documents import Documents
 from lorafleet_operator.kube.events import Events
 from lorafleet_operator.kube.leadership import Leadership
+from lorafleet_operator.kube.named_secrets import NamedSecrets
 from lorafleet_operator.kube.pod_replica import IDLE_SECONDS, PodReplica
-from lorafleet_operator.kube.remote_sources import RemoteSources, declared_base
 from lorafleet_operator.kube.settings import ClusterSettings
 from lorafleet_operator.kube.status_writer import StatusWriter
 from lorafleet_operator.kube.store import Store
-from lorafleet_operator.kube.tenant_secrets import TenantSecrets
+from lorafleet_operator.kube.volume_reports import VolumeReports
 from lorafleet_operator.kube.workloads import Workloads
 from lorafleet_operator.passes import Passes
 from lorafleet_operator.reconcile import reconcile
@@ -53,19 +57,25 @@ class KubeWorld:
             self._pass, resync_seconds=settings.resync_seconds, gather_seconds=settings.gather_seconds
         )
         self.wake = self._passes.wake
-        self.calls = AdapterCalls(self.wake)
-        sources = RemoteSources()
-        self.resolver = Resolver(self.wake, adapter=sources.adapter, base=declared_base)
+        self.calls = AdapterCalls(self.wake, link=self._link)
+        self.secrets = NamedSecrets(client, store, settings.secret_seconds, self._secrets_changed)
+        self.volumes = VolumeReports(self._ready_pods)
+        self._web = WebClient()
+        on_volumes = VolumeSource(self.volumes.describe)
+        self.sources = AdapterSources(
+            {**remote_sources(self._web), "pvc": on_volumes, "file": on_volumes}, self.secrets.look
+        )
+        self.resolver = Resolver(self.wake, adapter=self.sources.adapter, base=declared_base)
         self.writer = StatusWriter(client)
-        self.documents = Documents(client, settings.namespace)
-        self.leadership = Leadership(client, settings.namespace, settings.identity, self.wake)
+        self.documents = Documents(client, settings.namespace, settings.owner)
+        self.leadership = Leadership(client, settings.namespace, settings.identity, self.wake, settings.owner)
         self.events = Events(client, store, settings.identity)
         self.workloads = Workloads(client, store, settings)
-        self.secrets = TenantSecrets(client, store, settings.secret_seconds, self.wake)
         self.last_pass = time.monotonic()
         self._begun = time.monotonic()
         self._informed = False
         self._admitted: tuple[Desired, Desired] | None = None
+        self._ready: frozenset[str] = frozenset()
         self._settings = settings
         self._client = client
 
@@ -119,6 +129,7 @@ class KubeWorld:
 
     async def run(self) -> None:
         """Act until cancelled, whenever the Lease is ours."""
+        self.volumes.attach()
         await self.secrets.read()
         await self.documents.read()
         resolving = self.resolver.follow(self.desired, self._settings.source_seconds)
@@ -134,6 +145,20 @@ class KubeWorld:
             await self.calls.close()
             await asyncio.gather(*(pod.close() for pod in self.pods.values()))
             await self.leadership.release()
+            self._web.close()
+
+    async def _link(self, ref: Ref, artifact: Artifact) -> Artifact:
+        adapter = self.desired().adapters.get(ref)
+        if adapter is None:
+            raise SourceError("Gone", f"LoRAAdapter {ref} is not there any more")
+        return await asyncio.to_thread(self.sources.link, adapter, artifact)
+
+    def _secrets_changed(self) -> None:
+        self.resolver.wake()
+        self.wake()
+
+    def _ready_pods(self, base: Ref) -> list[PodReplica]:
+        return [pod for pod in self.pods.values() if pod.facts.base == base and pod.ready]
 
     async def _pass(self) -> Plan | None:
         self.last_pass = time.monotonic()
@@ -173,6 +198,10 @@ class KubeWorld:
             pod.index = indexes.get(name, len(indexes))
             pod.idle_seconds = max(IDLE_SECONDS, len(found) / POLLS_PER_SECOND)
             pod.take(facts, self.leadership.epoch)
+        ready = frozenset(name for name, pod in self.pods.items() if pod.ready)
+        if ready - self._ready:
+            self.resolver.wake()  # a new one can tell what lies on its volumes
+        self._ready = ready
 
     def _knows_its_pods(self) -> bool:
         """Has every pod that has an address been asked once? A pod that comes later holds up nothing."""
@@ -183,15 +212,18 @@ class KubeWorld:
 
     async def _open_gates(self, observed: Observed, plan: Plan) -> None:
         """Tell the API which pods hold their adapters: a rolling update goes on when they do."""
-        for name, replica in observed.replicas.items():
-            facts = self.pods[name].facts
-            if facts.gate or not holds_its_adapters(replica, plan):
-                continue
-            condition = {
-                "type": ADAPTERS_GATE, "status": "True", "reason": "AdaptersLoaded", "lastTransitionTime": timestamp(),
-            }  # fmt: skip
-            try:
-                opened = await self._client.merge_pod_condition(facts.base.namespace, facts.name, condition)
-                self.store.update("Pod", opened)
-            except KubeError as error:
-                log.warning("cannot open a pod's gate; the next pass tries again", pod=name, why=str(error))
+        coming = being_loaded(plan)
+        shut = [(name, r) for name, r in observed.replicas.items() if not self.pods[name].facts.gate]
+        held = [name for name, replica in shut if holds_its_adapters(replica, coming)]
+        await asyncio.gather(*(self._open_gate(name) for name in held))
+
+    async def _open_gate(self, name: str) -> None:
+        facts = self.pods[name].facts
+        condition = {
+            "type": ADAPTERS_GATE, "status": "True", "reason": "AdaptersLoaded", "lastTransitionTime": timestamp(),
+        }  # fmt: skip
+        try:
+            opened = await self._client.merge_pod_condition(facts.base.namespace, facts.name, condition)
+            self.store.update("Pod", opened)
+        except KubeError as error:
+            log.warning("cannot open a pod's gate; the next pass tries again", pod=name, why=str(error))

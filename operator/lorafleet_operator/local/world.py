@@ -25,12 +25,13 @@ from lorafleet_operator.folder import Folder
 from lorafleet_operator.local import processes
 from lorafleet_operator.local.commands import gateway_command
 from lorafleet_operator.local.gateway_process import GatewayProcess
-from lorafleet_operator.local.local_sources import local_resolver
+from lorafleet_operator.local.local_sources import LocalSources
 from lorafleet_operator.local.publisher import Publisher
 from lorafleet_operator.local.replicas import Launch, LocalReplica
 from lorafleet_operator.local.state_folder import StateFolder
 from lorafleet_operator.passes import Passes
 from lorafleet_operator.reconcile import reconcile
+from lorafleet_operator.resolver import Resolver
 
 log = structlog.get_logger("fleet")
 
@@ -44,8 +45,9 @@ class LocalWorld:
         self.replicas: dict[str, LocalReplica] = {}
         self._passes = Passes(self._pass, resync_seconds=settings.resync_seconds, gather_seconds=0.02)
         self.wake = self._passes.wake
-        self.calls = AdapterCalls(self.wake)
-        self.resolver = local_resolver(self.wake)
+        self._sources = LocalSources(lambda: folder.desired)
+        self.calls = AdapterCalls(self.wake, link=self._sources.link)
+        self.resolver = Resolver(self.wake, adapter=self._sources.adapter, base=self._sources.base)
         self.publisher = Publisher(state, folder, settings.gateway_url)
         self.last = (folder.desired, Observed())  # what the last pass saw, for people who watch
         self._state = state
@@ -133,6 +135,7 @@ class LocalWorld:
         await asyncio.gather(*(replica.stop(drain) for replica in self.replicas.values()))
         await asyncio.gather(*self._stops.values(), return_exceptions=True)
         self.replicas.clear()
+        self._sources.close()
         with contextlib.suppress(OSError):  # a full disk must not hide what ended the fleet
             await self.publish(*await self.observe(), Plan())
 

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from lorafleet_runtime.errors import ApiError, ArtifactError, invalid
-from lorafleet_runtime.frontend.admin_schemas import AdapterBody, LoadBody, UnloadBody
+from lorafleet_runtime.frontend.admin_schemas import AdapterBody, DescribeBody, LoadBody, UnloadBody
 from lorafleet_runtime.frontend.artifacts import ArtifactFile, read_folder, revision_of
 from lorafleet_runtime.frontend.schemas import parse
 from lorafleet_runtime.frontend.service import Service
@@ -79,6 +79,12 @@ def create_admin_app(service: Service) -> FastAPI:
             return Response(status_code=304, headers={"ETag": etag})
         return _json(200, _state(service, fence.epoch), {"ETag": etag})
 
+    @app.post("/admin/artifacts/describe")
+    async def describe(request: Request) -> Response:
+        """Orders nothing, so no epoch fences it."""
+        authorize(request, token)
+        return await _describe(service, parse(DescribeBody, await read_body(request)))
+
     @app.get("/health")
     async def health() -> Response:
         return Response(status_code=200)
@@ -100,7 +106,7 @@ async def _put(service: Service, request: Request) -> Response:
     adapter = _checked_id(service, request.path_params["adapter"])
     wait = _wait_seconds(request)
     body = parse(AdapterBody, await read_body(request))
-    files = [ArtifactFile(file.name, file.url, file.sha256, file.size) for file in body.files]
+    files = [ArtifactFile(f.name, f.url, f.sha256, f.size, f.authorization) for f in body.files]
     service.adapters.put(adapter, body.revision, files, body.pinned)
     if wait is None:
         state = service.adapters.find(adapter, body.revision)
@@ -119,6 +125,14 @@ async def _delete(service: Service, request: Request) -> Response:
 async def _drain(service: Service, request: Request) -> Response:
     service.draining = True
     return _json(202, {"phase": service.phase, "openRequests": service.open_requests})
+
+
+async def _describe(service: Service, body: DescribeBody) -> Response:
+    files = await service.volumes.describe(body.path)
+    if files is None:
+        return _json(202, {"state": "Reading"})
+    fields = ("name", "url", "sha256", "size")
+    return _json(200, {"files": [{name: getattr(file, name) for name in fields} for file in files]})
 
 
 def _outcome(adapter: str, revision: str, state: AdapterState | None) -> tuple[int, dict[str, Any]]:

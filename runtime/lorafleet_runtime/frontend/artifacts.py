@@ -1,11 +1,14 @@
 """An adapter's files on this machine, verified: local ones in place, remote ones in a cache named by content.
 
-Knows URLs, sizes and digests; knows neither engine nor epochs, and logs no URL: it may be presigned.
+Knows URLs, sizes and digests; knows neither engine nor epochs, and logs no URL: it may be presigned. Small files may
+come in the order itself, as `data:` URLs: a source may have no other short-lived way to them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
 import errno
 import hashlib
 import os
@@ -13,7 +16,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -22,7 +25,7 @@ import aiohttp
 from lorafleet_runtime.errors import ArtifactError
 
 REQUIRED_NAMES = ("adapter_config.json", "adapter_model.safetensors")
-_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _BLOCK = 1 << 20
 _TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=30)
@@ -30,10 +33,13 @@ _TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=30)
 
 @dataclass(frozen=True, slots=True)
 class ArtifactFile:
+    """`authorization` is the header of that name for `url`, "" for none. Both may be credentials: repr hides them."""
+
     name: str
-    url: str
+    url: str = field(repr=False)
     sha256: str
     size: int
+    authorization: str = field(default="", repr=False)
 
 
 def revision_of(files: Iterable[ArtifactFile]) -> str:
@@ -45,7 +51,7 @@ def revision_of(files: Iterable[ArtifactFile]) -> str:
 def check_files(revision: str, files: list[ArtifactFile]) -> None:
     """Refuse, before anything is read, what can never be loaded. Raises ArtifactError."""
     for file in files:
-        if file.name.lower().endswith(_PICKLE_SUFFIXES):
+        if file.name.lower().endswith(PICKLE_SUFFIXES):
             raise ArtifactError(
                 "invalid_adapter",
                 f"{file.name} is a pickle, which runs code when it is read; save the adapter as safetensors",
@@ -138,12 +144,12 @@ def default_cache() -> Path:
 
 
 def local_path(url: str) -> Path | None:
-    """The path of a `file:` URL, None for http(s). Raises ArtifactError for any other scheme."""
+    """The path of a `file:` URL, None for http(s) and data. Raises ArtifactError for any other scheme."""
     parts = urlsplit(url)
-    if parts.scheme in ("http", "https"):
+    if parts.scheme in ("http", "https", "data"):
         return None
     if parts.scheme != "file" or parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
-        message = f"cannot fetch {_shown(url)}: give file:///ABSOLUTE/PATH, http or https"
+        message = f"cannot fetch {_shown(url)}: give file:///ABSOLUTE/PATH, http, https or data"
         raise ArtifactError("fetch_failed", message)
     return Path(unquote(parts.path))
 
@@ -182,12 +188,20 @@ async def _download(session: aiohttp.ClientSession, file: ArtifactFile, target: 
             raise ArtifactError("fetch_failed", f"reading {source}: {error.strerror or error}") from None
         await asyncio.to_thread(_verify, target, file)
         return
+    if file.url.startswith("data:"):
+        target.write_bytes(_inline(file))
+        _verify(target, file)
+        return
     digest = hashlib.sha256()
     size = 0
+    headers = {"Accept-Encoding": "identity"}  # digests are of files as they are stored
+    if file.authorization:
+        headers["Authorization"] = file.authorization
     try:
-        async with session.get(file.url) as response:
+        async with session.get(file.url, headers=headers) as response:  # a redirect to another host loses the header
             if response.status != 200:
-                message = f"{file.name}: {_shown(file.url)} answered {response.status}"
+                expired = ": the link may have expired" if response.status in (401, 403) else ""
+                message = f"{file.name}: {_shown(file.url)} answered {response.status}{expired}"
                 raise ArtifactError("fetch_failed", message)
             with target.open("wb") as sink:
                 async for block in response.content.iter_chunked(_BLOCK):
@@ -201,6 +215,17 @@ async def _download(session: aiohttp.ClientSession, file: ArtifactFile, target: 
         message = f"{file.name}: fetching {_shown(file.url)}: {type(error).__name__}"
         raise ArtifactError("fetch_failed", message) from None
     _compare(file, size, digest.hexdigest())
+
+
+def _inline(file: ArtifactFile) -> bytes:
+    """The content of a `data:` URL in base64."""
+    head, _, content = file.url.partition(",")
+    try:
+        if not head.endswith(";base64"):
+            raise ValueError
+        return base64.b64decode(content, validate=True)
+    except (ValueError, binascii.Error):
+        raise ArtifactError("fetch_failed", f"{file.name}: its data: URL is not base64") from None
 
 
 def _compare(file: ArtifactFile, size: int, digest: str) -> None:

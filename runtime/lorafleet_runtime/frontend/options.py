@@ -10,7 +10,7 @@ from lorafleet_runtime.config import EngineConfig
 
 @dataclass(frozen=True, slots=True)
 class ServeOptions:
-    """Tokens come from the environment, never from argv."""
+    """Tokens come from the environment, never from argv. Each folder of `artifacts` is a mounted volume."""
 
     engine: EngineConfig
     host: str
@@ -22,3 +22,4 @@ class ServeOptions:
     adapters: tuple[tuple[str, Path], ...]
     serving_token: str
     admin_token: str
+    artifacts: Path

@@ -33,6 +33,10 @@ _LABELS = {
 }  # fmt: skip
 
 
+# Of orders on the admin port: an error message must not repeat them.
+_SECRET_FIELDS = {"url", "authorization"}
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(extra="allow")
     type: str
@@ -200,7 +204,8 @@ def _first_problem(error: ValidationError) -> ApiError:
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
     if problem["type"] == "missing":
         return invalid(f"{where} is required", where, "missing_required_parameter")
-    got = "" if isinstance(problem["input"], dict | list) else f", got {problem['input']!r:.80}"
+    hidden = isinstance(problem["input"], dict | list) or (path and path[-1] in _SECRET_FIELDS)
+    got = "" if hidden else f", got {problem['input']!r:.80}"
     message = problem["msg"].removeprefix("Value error, ")
     return invalid(f"{where or 'body'}: {message[:1].lower() + message[1:]}{got}", where or None)
 

@@ -18,6 +18,7 @@ from fastapi import FastAPI
 from lorafleet_runtime.errors import ArtifactError, ConfigError
 from lorafleet_runtime.frontend.adapters import Adapters
 from lorafleet_runtime.frontend.admin import create_admin_app
+from lorafleet_runtime.frontend.artifact_volumes import ArtifactVolumes
 from lorafleet_runtime.frontend.artifacts import ArtifactStore, default_cache, read_folder, revision_of
 from lorafleet_runtime.frontend.engine_client import EngineClient
 from lorafleet_runtime.frontend.metrics import Metrics
@@ -31,6 +32,8 @@ log = structlog.get_logger("runtime")
 _LAST_WORDS_SECONDS = 0.5
 _HARD_EXIT_SECONDS = 5.0
 _LOOPBACK = "127.0.0.1"
+KEEP_ALIVE_SECONDS = 75
+"""Longer than gateways and the operator keep an idle connection: no request meets one that was just closed here."""
 
 
 async def serve(options: ServeOptions) -> int:
@@ -77,6 +80,7 @@ async def _service(engine: EngineClient, options: ServeOptions) -> Service:
         adapters=Adapters(engine, ArtifactStore(default_cache())),
         settings=Settings(served_name, options.serving_token, options.admin_token),
         metrics=Metrics(engine, served_name),
+        volumes=ArtifactVolumes(options.artifacts),
     )
 
 
@@ -143,7 +147,12 @@ class _Server(uvicorn.Server):
 
 
 def _server(app: FastAPI) -> _Server:
-    return _Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", http="httptools", ws="none"))
+    return _Server(
+        uvicorn.Config(
+            app, log_config=None, access_log=False, lifespan="off", http="httptools", ws="none",
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        )
+    )  # fmt: skip
 
 
 def _listen(host: str, port: int, flag: str) -> socket.socket:

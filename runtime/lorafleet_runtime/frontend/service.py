@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from lorafleet_runtime.errors import ApiError
 from lorafleet_runtime.frontend.adapters import Adapters
+from lorafleet_runtime.frontend.artifact_volumes import ArtifactVolumes
 from lorafleet_runtime.frontend.engine_api import Engine
 from lorafleet_runtime.frontend.metrics import Metrics
 from lorafleet_runtime.frontend.tokenizer import ModelTokenizer
@@ -32,6 +33,7 @@ class Service:
     adapters: Adapters
     settings: Settings
     metrics: Metrics
+    volumes: ArtifactVolumes = field(default_factory=ArtifactVolumes)
     incarnation: str = field(default_factory=lambda: secrets.token_hex(8))
     started: int = field(default_factory=lambda: int(time.time()))
     draining: bool = False

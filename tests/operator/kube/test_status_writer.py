@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from lorafleet_operator.core.objects import ObjectKey
 from lorafleet_operator.errors import KubeGone, KubeRefused, KubeUnreachable
@@ -100,20 +101,20 @@ OLD = {"an.older.LoRAAdapter": {
 
 @pytest.mark.parametrize("writing", [OLD], indirect=True)
 async def test_an_older_definition_gets_what_it_has_room_for_once(
-    writing: tuple[Api, StatusWriter], capsys: pytest.CaptureFixture[str]
+    writing: tuple[Api, StatusWriter],
 ) -> None:
     api, writer = writing
-    await asyncio.sleep(0)
     seen: dict[ObjectKey, Mapping[str, Any]] = {ONE: {}}
-    for _ in range(3):
-        writer.offer({ONE: {"ready": "1/1", "rank": 8}}, seen)
-        await settled()
-        writer.forget()
-        seen = {ONE: api.writes[-1]}
+    with capture_logs() as logs:
+        for _ in range(3):
+            writer.offer({ONE: {"ready": "1/1", "rank": 8}}, seen)
+            await settled()
+            writer.forget()
+            seen = {ONE: api.writes[-1]}
 
     assert api.writes == [{"ready": "1/1"}]
-    told = capsys.readouterr().out
-    assert told.count(".status.rank") == 1
-    assert "loraadapters.lorafleet.dev" in told
-    assert ".spec.copies" in told
-    assert ".spec.copies.min" not in told
+    assert {entry["definition"] for entry in logs} == {"loraadapters.lorafleet.dev"}
+    lacks = [entry["lacks"] for entry in logs]
+    assert lacks.count(".status.rank") == 1
+    assert ".spec.copies" in lacks
+    assert ".spec.copies.min" not in lacks

@@ -95,6 +95,18 @@ async def test_orders_that_make_no_sense_are_a_400(
     assert response.json()["error"]["param"] == param
 
 
+@pytest.mark.parametrize("field", ["url", "authorization"])
+async def test_a_credential_that_is_refused_is_not_repeated(
+    admin: httpx.AsyncClient, first: dict[str, Any], field: str
+) -> None:
+    files = [{**first["files"][0], field: "s3cret\n" * 200_000}]
+    response = await admin.put(PATH, json=first | {"files": files})
+
+    assert response.status_code == 400
+    assert f"files[0].{field}" in response.text
+    assert "s3cret" not in response.text
+
+
 async def test_the_admin_token_guards_everything_but_health(service: Service) -> None:
     service.settings = Settings("tiny", admin_token="0perator")
     transport = httpx.ASGITransport(create_admin_app(service))
@@ -104,13 +116,14 @@ async def test_the_admin_token_guards_everything_but_health(service: Service) ->
             await admin.put(PATH, json={}),
             await admin.delete(PATH),
             await admin.post("/admin/drain"),
+            await admin.post("/admin/artifacts/describe", json={"path": "weights/pirate"}),
             await admin.post("/v1/load_lora_adapter", json={}),
             await admin.post("/v1/unload_lora_adapter", json={}),
         ]
         allowed = await admin.get("/admin/state", headers={"Authorization": "Bearer 0perator"})
         health = await admin.get("/health")
 
-    assert [response.status_code for response in refused] == [401] * 6
+    assert [response.status_code for response in refused] == [401] * 7
     assert (allowed.status_code, health.status_code) == (200, 200)
 
 

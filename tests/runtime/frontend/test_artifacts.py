@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import contextlib
 import hashlib
 import socket
 from collections.abc import AsyncIterator
@@ -22,19 +24,24 @@ class Origin:
 
     url: str = ""
     asked: list[str] = field(default_factory=list)
+    authorization: list[str] = field(default_factory=list)
+    elsewhere: str = ""
     content: dict[str, bytes] = field(default_factory=lambda: dict(CONTENT))
 
     async def serve(self, request: web.Request) -> web.StreamResponse:
         name = request.match_info["name"]
         self.asked.append(name)
+        self.authorization.append(request.headers.get("Authorization", ""))
+        if self.elsewhere:
+            raise web.HTTPTemporaryRedirect(f"{self.elsewhere}/{name}")
         await asyncio.sleep(0.02)
         if name not in self.content:
             raise web.HTTPNotFound
         return web.Response(body=self.content[name])
 
 
-@pytest.fixture
-async def origin() -> AsyncIterator[Origin]:
+@contextlib.asynccontextmanager
+async def serving() -> AsyncIterator[Origin]:
     origin = Origin()
     app = web.Application()
     app.router.add_get("/{name}", origin.serve)
@@ -45,6 +52,12 @@ async def origin() -> AsyncIterator[Origin]:
     origin.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     yield origin
     await runner.cleanup()
+
+
+@pytest.fixture
+async def origin() -> AsyncIterator[Origin]:
+    async with serving() as origin:
+        yield origin
 
 
 @pytest.fixture
@@ -106,6 +119,36 @@ async def test_remote_files_are_fetched_once_and_kept(store: ArtifactStore, orig
     assert first == second
     assert {path.name: path.read_bytes() for path in first.iterdir()} == CONTENT
     assert sorted(origin.asked) == sorted(CONTENT)
+
+
+async def test_a_header_goes_to_the_urls_host_and_never_to_where_that_redirects(
+    store: ArtifactStore, origin: Origin
+) -> None:
+    files = [replace(file, authorization="Bearer s3cret") for file in files_at(origin.url)]
+    async with serving() as other:
+        origin.elsewhere = other.url
+        await store.fetch(revision_of(files), files)
+        assert set(other.authorization) == {""}
+    assert set(origin.authorization) == {"Bearer s3cret"}
+    assert "s3cret" not in repr(files)
+
+
+async def test_a_small_file_may_come_in_the_order_itself(store: ArtifactStore, origin: Origin) -> None:
+    config, weights = files_at(origin.url)
+    inline = replace(config, url="data:;base64," + base64.b64encode(CONTENT[config.name]).decode())
+    folder = await store.fetch(revision_of([inline, weights]), [inline, weights])
+
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == CONTENT
+    assert origin.asked == [weights.name]
+
+
+@pytest.mark.parametrize(
+    ("url", "code"),
+    [("data:;base64,e30=", "digest_mismatch"), ("data:,{}", "fetch_failed"), ("data:;base64,%%", "fetch_failed")],
+)
+async def test_inline_content_is_verified_too(store: ArtifactStore, origin: Origin, url: str, code: str) -> None:
+    config, weights = files_at(origin.url)
+    assert (await refusal(store, [replace(config, url=url), weights])).code == code
 
 
 async def test_fetches_of_one_revision_share_one_download_even_if_one_gives_up(

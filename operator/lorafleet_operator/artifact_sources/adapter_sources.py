@@ -1,0 +1,155 @@
+"""From an adapter's source to its artifact, and from that to links, whatever its scheme.
+
+Blocks: callers run it in a thread. Secrets are looked up for every call, so that a rotated one counts from then on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import structlog
+
+from lorafleet_operator.artifact_sources.content_digests import ContentDigests
+from lorafleet_operator.artifact_sources.hf_source import HfSource
+from lorafleet_operator.artifact_sources.https_source import HttpsSource
+from lorafleet_operator.artifact_sources.oci_registry import OciRegistry
+from lorafleet_operator.artifact_sources.oci_source import OciSource
+from lorafleet_operator.artifact_sources.s3_clients import S3Clients
+from lorafleet_operator.artifact_sources.s3_source import S3Source
+from lorafleet_operator.artifact_sources.source import ArtifactSource
+from lorafleet_operator.artifact_sources.web_client import WebClient
+from lorafleet_operator.core.objects import Adapter, Artifact, Ref, Secret, Source, Unresolved
+from lorafleet_operator.errors import SourceError
+from lorafleet_operator.sources import check_digest, revision_of
+
+log = structlog.get_logger("sources")
+
+MOST_SOURCES = 65536
+FAILED_SECONDS = 5.0
+PINNED_SECONDS = 3600.0
+"""What has a digest in its spec cannot change; only whether it is still there can."""
+AT_FULL_PACE = 600
+"""More sources than these are looked at less often, each: servers and this process see no more than ten looks a second.
+So a retrained adapter shows after a minute, among 10,000 after 17 minutes, at the latest."""
+
+SecretLookup = Callable[[Ref], Secret | Unresolved | None]
+"""The Secret of that name, why there is none, or None while it is being read."""
+
+
+def remote_sources(web: WebClient) -> dict[str, ArtifactSource]:
+    """The sources that are servers, by scheme; all but s3 ask through `web`."""
+    digests = ContentDigests()
+    return {
+        "https": HttpsSource(web, digests),
+        "s3": S3Source(S3Clients(), digests),
+        "oci": OciSource(OciRegistry(web)),
+        "hf": HfSource(web, digests),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    until: float
+    secret: str
+    found: Artifact | Unresolved
+
+
+class AdapterSources:
+    """Thread safe. Nothing that it returns or says holds a credential, but what `link` returns."""
+
+    def __init__(self, sources: Mapping[str, ArtifactSource], secrets: SecretLookup) -> None:
+        self._sources = sources
+        self._secrets = secrets
+        self._known: dict[tuple[Ref, Source], _Known] = {}
+        self._lock = threading.Lock()
+
+    def adapter(self, adapter: Adapter) -> Artifact | Unresolved | None:
+        """The artifact of an adapter's source, or why there is none; None: not known yet."""
+        key, now = (adapter.base, adapter.source), time.monotonic()
+        try:
+            secret = self._secret(adapter.source)
+        except SourceError as error:
+            return Unresolved(error.reason, str(error))
+        if secret is None and adapter.source.secret is not None:
+            return None
+        fingerprint = _fingerprint(secret)
+        known = self._known.get(key)
+        if known is not None and now < known.until and known.secret == fingerprint:
+            return known.found
+        found = self._find(adapter, secret)
+        if found is None:
+            return None
+        seconds = self._counts_for(adapter.source) if isinstance(found, Artifact) else FAILED_SECONDS
+        with self._lock:
+            if len(self._known) > MOST_SOURCES:
+                self._known = {source: kept for source, kept in self._known.items() if now < kept.until}
+            self._known[key] = _Known(now + seconds, fingerprint, found)
+        return found
+
+    def link(self, adapter: Adapter, artifact: Artifact) -> Artifact:
+        """The same artifact behind links that work for minutes from now. Raises SourceError."""
+        try:
+            source, secret = self._of(adapter.source), self._secret(adapter.source)
+            if secret is None and adapter.source.secret is not None:
+                raise SourceError("SecretNotRead", f"Secret {adapter.source.secret.name} is still being read")
+            files = tuple(source.link(file, adapter.source, secret) for file in artifact.files)
+        except SourceError:
+            raise
+        except Exception as error:
+            raise _unexpected(adapter, error) from None
+        return replace(artifact, files=files)
+
+    def _counts_for(self, source: Source) -> float:
+        """For how many seconds what was found counts."""
+        if source.sha256 is not None:
+            return PINNED_SECONDS
+        return self._of(source).fresh_seconds * max(1.0, len(self._known) / AT_FULL_PACE)
+
+    def _find(self, adapter: Adapter, secret: Secret | None) -> Artifact | Unresolved | None:
+        try:
+            files = self._of(adapter.source).find(adapter, secret)
+            if files is None:
+                return None
+            revision = revision_of(files)
+            if adapter.source.sha256 is not None:
+                check_digest(adapter.source, revision, list(files))
+            return Artifact(revision, files)
+        except SourceError as error:
+            return Unresolved(error.reason, str(error))
+        except Exception as error:  # what breaks in a new way must show at its adapter, and stop no other one
+            unexpected = _unexpected(adapter, error)
+            return Unresolved(unexpected.reason, str(unexpected))
+
+    def _of(self, source: Source) -> ArtifactSource:
+        scheme = source.uri.partition(":")[0]
+        if scheme not in self._sources:
+            reads = ", ".join(f"{name}:" for name in self._sources)
+            raise SourceError("UnsupportedSource", f"{source.uri}: {scheme}: is not read here; {reads} are")
+        return self._sources[scheme]
+
+    def _secret(self, source: Source) -> Secret | None:
+        if source.secret is None:
+            return None
+        found = self._secrets(Ref(source.secret.namespace, source.secret.name))
+        if isinstance(found, Unresolved):
+            raise SourceError(found.reason, found.message)
+        return found
+
+
+def _fingerprint(secret: Secret | None) -> str:
+    """Tells one content of a Secret from another, and tells nothing of it."""
+    return "" if secret is None else hashlib.sha256(repr(sorted(secret.data.items())).encode()).hexdigest()
+
+
+def _unexpected(adapter: Adapter, error: Exception) -> SourceError:
+    """The kind of the error only: a library's words may repeat a header or a URL."""
+    trace, place = error.__traceback__, ""
+    while trace is not None:
+        place, trace = f"{trace.tb_frame.f_code.co_qualname}:{trace.tb_lineno}", trace.tb_next
+    kind = type(error).__name__
+    log.error("a source failed in a way that is not known", adapter=str(adapter.ref), error=kind, at=place)
+    return SourceError("InternalError", f"{adapter.source.uri}: {kind}: the operator's log says where")
