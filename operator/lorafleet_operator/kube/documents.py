@@ -43,9 +43,8 @@ class Documents:
 
     async def read(self) -> None:
         """Learn what is published. Raises KubeError."""
-        found = [
-            ("ConfigMap", item) for item in await self._client.list_in("ConfigMap", self._namespace, f"{LABEL}=true")
-        ]
+        listed = await self._client.list_in("ConfigMap", self._namespace, f"{LABEL}=true")
+        found = [("ConfigMap", item) for item in listed]
         with contextlib.suppress(KubeGone):  # by its name: a list would need the right to read all Secrets here
             found.append(("Secret", await self._client.get("Secret", self._namespace, TENANTS)))
         for kind, item in found:

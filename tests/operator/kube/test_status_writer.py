@@ -23,6 +23,7 @@ class Api:
         self.writes: list[Mapping[str, Any]] = []
         self.failures: list[Exception] = []
         self.schemas: dict[str, Any] = {}
+        self.logs: list[Any] = []
 
     async def openapi(self, group_version: str) -> dict[str, Any]:
         if not self.schemas:
@@ -44,12 +45,13 @@ async def writing(
     monkeypatch.setattr(status_writer, "GATHER_SECONDS", 0.1)
     api = Api()
     api.schemas = getattr(request, "param", {})
-    writer = StatusWriter(api)  # type: ignore[arg-type]  # one method of the client is all that a writer needs
-    task = asyncio.create_task(writer.run())
-    yield api, writer
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
+    writer = StatusWriter(api)  # type: ignore[arg-type]  # two methods of the client are all that a writer needs
+    with capture_logs() as api.logs:
+        task = asyncio.create_task(writer.run())
+        yield api, writer
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
 
 
 async def settled() -> None:
@@ -105,16 +107,15 @@ async def test_an_older_definition_gets_what_it_has_room_for_once(
 ) -> None:
     api, writer = writing
     seen: dict[ObjectKey, Mapping[str, Any]] = {ONE: {}}
-    with capture_logs() as logs:
-        for _ in range(3):
-            writer.offer({ONE: {"ready": "1/1", "rank": 8}}, seen)
-            await settled()
-            writer.forget()
-            seen = {ONE: api.writes[-1]}
+    for _ in range(3):
+        writer.offer({ONE: {"ready": "1/1", "rank": 8}}, seen)
+        await settled()
+        writer.forget()
+        seen = {ONE: api.writes[-1]}
 
     assert api.writes == [{"ready": "1/1"}]
-    assert {entry["definition"] for entry in logs} == {"loraadapters.lorafleet.dev"}
-    lacks = [entry["lacks"] for entry in logs]
+    assert {entry["definition"] for entry in api.logs} == {"loraadapters.lorafleet.dev"}
+    lacks = [entry["lacks"] for entry in api.logs]
     assert lacks.count(".status.rank") == 1
     assert ".spec.copies" in lacks
     assert ".spec.copies.min" not in lacks
