@@ -9,7 +9,7 @@ import structlog
 from prometheus_client import Gauge, Histogram
 
 from lorafleet_operator.adapter_calls import AdapterCalls
-from lorafleet_operator.artifact_sources.adapter_sources import AdapterSources, remote_sources
+from lorafleet_operator.artifact_sources.artifact_finder import ArtifactFinder, remote_sources
 from lorafleet_operator.artifact_sources.volume_source import VolumeSource
 from lorafleet_operator.artifact_sources.web_client import WebClient
 from lorafleet_operator.core.actions import Action, LoadAdapter, Plan, StartReplica, StopReplica, UnloadAdapter
@@ -61,7 +61,7 @@ class KubeWorld:
         self.volumes = VolumeReports(self._ready_pods)
         self._web = WebClient()
         on_volumes = VolumeSource(self.volumes.describe)
-        self.sources = AdapterSources(
+        self.sources = ArtifactFinder(
             {**remote_sources(self._web), "pvc": on_volumes, "file": on_volumes}, self.secrets.look
         )
         self.resolver = Resolver(self.wake, adapter=self.sources.adapter, base=declared_base)
@@ -148,7 +148,7 @@ class KubeWorld:
         adapter = self.desired().adapters.get(ref)
         if adapter is None:
             raise SourceError("Gone", f"LoRAAdapter {ref} is not there any more")
-        return await asyncio.to_thread(self.sources.link, adapter, artifact)
+        return await asyncio.to_thread(self.sources.link, adapter.source, artifact)
 
     def _secrets_changed(self) -> None:
         self.resolver.wake()

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from lorafleet_operator.artifact_sources import adapter_sources
-from lorafleet_operator.artifact_sources.adapter_sources import AdapterSources
+from lorafleet_operator.artifact_sources import artifact_finder
+from lorafleet_operator.artifact_sources.artifact_finder import ArtifactFinder
 from lorafleet_operator.artifact_sources.hf_source import HfSource
 from lorafleet_operator.artifact_sources.https_source import HttpsSource
 from lorafleet_operator.artifact_sources.oci_source import OciSource
@@ -48,18 +48,18 @@ class Secrets(dict[Ref, Secret | Unresolved]):
 
 def always_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every question asks the server."""
-    monkeypatch.setattr(adapter_sources, "FAILED_SECONDS", 0.0)
+    monkeypatch.setattr(artifact_finder, "FAILED_SECONDS", 0.0)
     for source in (HttpsSource, S3Source, OciSource, HfSource):
         monkeypatch.setattr(source, "fresh_seconds", 0.0)
 
 
-def artifact(sources: AdapterSources, wanted: Adapter) -> Artifact:
+def artifact(sources: ArtifactFinder, wanted: Adapter) -> Artifact:
     found = sources.adapter(wanted)
     assert isinstance(found, Artifact), found
     return found
 
 
-def refused(sources: AdapterSources, wanted: Adapter) -> Unresolved:
+def refused(sources: ArtifactFinder, wanted: Adapter) -> Unresolved:
     found = sources.adapter(wanted)
     assert isinstance(found, Unresolved), found
     return found
