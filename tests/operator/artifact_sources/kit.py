@@ -18,7 +18,8 @@ from lorafleet_operator.artifact_sources.https_source import HttpsSource
 from lorafleet_operator.artifact_sources.oci_source import OciSource
 from lorafleet_operator.artifact_sources.s3_source import S3Source
 from lorafleet_operator.core.objects import Adapter, Artifact, Ref, Secret, SecretKeyRef, Source, Unresolved
-from lorafleet_runtime.frontend.artifacts import ArtifactFile, ArtifactStore
+from lorafleet_runtime.frontend.artifact_files import ArtifactFile
+from lorafleet_runtime.frontend.artifacts import ArtifactStore
 
 CONTENT = {"adapter_config.json": b'{"peft_type": "LORA"}', "adapter_model.safetensors": b"weights " * 20000}
 SECRET = SecretKeyRef("acme", "login", "token")
