@@ -29,6 +29,8 @@ DRAIN_SECONDS = 30
 ENDPOINT_SECONDS = 5
 """Between a pod's deletion and its SIGTERM: gateways learn that it drains before it refuses anything."""
 USER = 10001
+IN_PODS = ("pvc", "file", "package")
+"""The schemes of sources that pods read themselves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,11 @@ def model_argument(uri: str) -> str:
     if scheme == "file":
         return "/" + rest.lstrip("/")
     return uri
+
+
+def model_arguments(uri: str) -> list[str]:
+    """How the runtime learns where its model is: pods see volumes and their image, and are told of the rest."""
+    return ["--model", model_argument(uri)] if uri.partition(":")[0] in IN_PODS else ["--model-from-operator"]
 
 
 def _object(api_version: str, kind: str, base: BaseModel, uid: str, name: str) -> Manifest:
@@ -243,7 +250,7 @@ def _container(base: BaseModel, images: Images, drain: int) -> Manifest:
 def arguments(base: BaseModel, drain: int) -> list[str]:
     """The runtime's command line in a pod. No secret is in it."""
     engine = base.engine
-    argv = ["serve", "--model", model_argument(base.source.uri), "--served-name", base.served_name]
+    argv = ["serve", *model_arguments(base.source.uri), "--served-name", base.served_name]
     argv += ["--host", "0.0.0.0", "--port", str(SERVING_PORT), "--admin-port", str(ADMIN_PORT)]
     argv += ["--dtype", engine.dtype, "--max-model-len", str(engine.max_model_len)]
     argv += ["--max-num-seqs", str(engine.max_num_seqs), "--max-batched-tokens", str(engine.max_batched_tokens)]

@@ -149,7 +149,7 @@ class PodReplica:
         if before is not None and before.incarnation != report.incarnation:
             self._reported(self, None)  # another process: what failed in the last one is history
         self._reported(self, report)
-        if spoke or before is None or (before.phase, before.adapters) != (report.phase, report.adapters):
+        if spoke or before is None or _matters(before) != _matters(report):
             self._changed()
 
     def _lose(self) -> None:
@@ -157,6 +157,11 @@ class PodReplica:
         if self.report is not None:
             self.report = None
             self._reported(self, None)
+
+
+def _matters(report: RuntimeState) -> tuple[object, ...]:
+    """What a plan depends on."""
+    return report.phase, report.adapters, report.wants
 
 
 def _host(ip: str) -> str:
