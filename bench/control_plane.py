@@ -14,7 +14,6 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
@@ -25,16 +24,14 @@ from lorafleet_operator.kube.documents import unpacked
 from tests.cluster.fleet import OperatorProcess
 from tests.cluster.lab import SYSTEM
 from tests.cluster.scale import kit
-from tests.cluster.scale.kit import ScaleFleet
+from tests.cluster.scale.kit import WRITES, Calls, ScaleFleet
 
 BENCH = "control_plane"
-WRITES = ("APPLY", "APPLY_STATUS", "PATCH", "PATCH_STATUS", "CREATE", "UPDATE", "DELETE")
 SERVABLE_SECONDS, COLD_SECONDS, FAILOVER_SECONDS = 2.0, 300.0, 15.0
 MOST_WRITES, STATUS_KIB = 3.0, 64.0
 RESIDENT_MB, IDLE_CORES = 350.0, 0.2
 BASE_MODELS, REPLICAS = 20, 10
 console = Console()
-Calls = Mapping[tuple[str, str], float]
 
 
 def main() -> None:
@@ -66,14 +63,13 @@ def _warm(folder: Path, adapters: int, more: int, tenants: int) -> list[Result]:
         seconds = fleet.until_ready(COLD_SECONDS)
         console.print(f"{adapters} adapters Ready after {seconds:.1f} s")
         _gate(fleet, adapters)
-        _settle(fleet)
-        before = fleet.api_calls()
+        before = fleet.settle()
         taken = []
         for number in range(adapters, adapters + more):
             fleet.create([fleet.adapter(number)])
             taken.append(fleet.until_served(number))
-        _settle(fleet)
-        writes = _writes(before, fleet.api_calls())
+        fleet.settle()
+        writes = fleet.writes_since(before)
         case = f"one more adapter beside {adapters}"
         per_change = _per_change(writes, more)
         return [
@@ -95,7 +91,7 @@ def _cold(folder: Path, adapters: int, tenants: int, idle_seconds: float) -> lis
         seconds = fleet.until_ready(2 * COLD_SECONDS, pause=2.0)
         console.print(f"{adapters} adapters Ready after {seconds:.1f} s")
         _gate(fleet, adapters)
-        _settle(fleet)
+        fleet.settle()
         case = f"{adapters} adapters, {BASE_MODELS * REPLICAS} replicas, {tenants} tenants"
         calls = fleet.api_calls()
         results = [
@@ -115,7 +111,7 @@ def _idle(fleet: ScaleFleet, case: str, seconds: float) -> list[Result]:
     before, cpu = fleet.api_calls(), sum(process.cpu_times()[:2])
     time.sleep(seconds)
     used = (sum(process.cpu_times()[:2]) - cpu) / seconds
-    writes = {key: n for key, n in _writes(before, fleet.api_calls()).items() if key[1] != "Lease"}
+    writes = fleet.writes_since(before)
     return [
         _goal(case, "idle operator", used, "cores", IDLE_CORES),
         _goal(case, "operator resident", process.memory_info().rss / 1e6, "MB", RESIDENT_MB),
@@ -150,7 +146,7 @@ def _one_more(fleet: ScaleFleet, case: str, first: int) -> list[Result]:
 
 def _pod_restart(fleet: ScaleFleet, case: str) -> list[Result]:
     """A runtime that starts again is filled again, and nobody else is touched."""
-    _settle(fleet)
+    fleet.settle()
     address = fleet.pods()[0]["status"]["podIP"]
     held = fleet.calls()[address]["PUT"]
     before = fleet.calls()
@@ -158,7 +154,7 @@ def _pod_restart(fleet: ScaleFleet, case: str) -> list[Result]:
     deadline = time.monotonic() + 60
     while fleet.calls()[address]["PUT"] - before[address]["PUT"] < held and time.monotonic() < deadline:
         time.sleep(0.2)
-    _settle(fleet)
+    fleet.settle()
     after = fleet.calls()
     others = sum(after[a] != before.get(a) for a in after if a != address)
     again = after[address]["PUT"] - before[address]["PUT"]
@@ -193,22 +189,8 @@ def _gate(fleet: ScaleFleet, adapters: int) -> None:
         assert text.startswith(f"t{number % fleet.tenants}.a{number} at 10."), text
 
 
-def _settle(fleet: ScaleFleet) -> None:
-    """Wait until nothing but the Lease is written for five seconds."""
-    while True:
-        before = fleet.api_calls()
-        time.sleep(5)
-        if all(kind == "Lease" for _, kind in _writes(before, fleet.api_calls())):
-            return
-
-
-def _writes(before: Calls, after: Calls) -> dict[tuple[str, str], float]:
-    grown = {key: n - before.get(key, 0) for key, n in after.items() if key[0] in WRITES}
-    return {key: n for key, n in grown.items() if n}
-
-
 def _per_change(writes: Calls, changes: int) -> dict[str, float]:
-    return {kind: _of(writes, kind) / changes for kind in sorted({kind for _, kind in writes}) if kind != "Lease"}
+    return {kind: _of(writes, kind) / changes for kind in sorted({kind for _, kind in writes})}
 
 
 def _of(calls: Calls, kind: str) -> float:

@@ -32,11 +32,14 @@ class Passes:
         """Pass until cancelled."""
         while True:
             self._dirty.clear()
+            begun = time.monotonic()
             delay = await self._delay()
+            taken = time.monotonic() - begun
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(delay):  # asyncio.wait_for may swallow a cancellation in 3.11
                     await self._dirty.wait()
-            await asyncio.sleep(self._gather_seconds)  # one pass for a burst of events
+            # One pass for a burst of events; and in a large fleet no more than every other moment for passes.
+            await asyncio.sleep(max(self._gather_seconds, taken))
 
     async def _delay(self) -> float:
         """One pass; how many seconds later the next is due at the latest."""

@@ -13,7 +13,7 @@ from lorafleet_operator.core.objects import Adapter, Artifact, BaseModel, Desire
 Resolution = Artifact | Unresolved
 Answer = Resolution | None
 """None: not known yet, and no news about what was known."""
-BATCH = 32
+BATCH, THREADS = 32, 4
 
 
 class Resolver:
@@ -63,8 +63,13 @@ class Resolver:
     async def _resolve_adapters(self, desired: Desired) -> None:
         adapters = desired.adapters
         _forget(self.adapters, adapters)
-        for batch in _batches(adapters.values(), BATCH):
-            self._keep(self.adapters, await asyncio.to_thread(self._adapters, batch))
+        batches = _batches(adapters.values(), BATCH)
+
+        async def work() -> None:
+            for batch in batches:
+                self._keep(self.adapters, await asyncio.to_thread(self._adapters, batch))
+
+        await asyncio.gather(*(work() for _ in range(THREADS)))
 
     async def _resolve_base_models(self, desired: Desired) -> None:
         _forget(self.base_models, desired.base_models)

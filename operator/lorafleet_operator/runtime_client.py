@@ -6,6 +6,8 @@ Knows no policy: no retry, no backoff, no state but an ETag.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import ssl
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -60,6 +62,12 @@ class RuntimeState:
     wants: str = ""
 
 
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    """One for all clients: a context of its own costs each a megabyte of certificates."""
+    return ssl.create_default_context()
+
+
 class RuntimeClient:
     """Calls one runtime. A call that fails raises a subclass of RuntimeCallError, and nothing else."""
 
@@ -75,6 +83,7 @@ class RuntimeClient:
             headers={"Authorization": f"Bearer {token}"},
             timeout=timeout,
             transport=transport,
+            verify=_tls(),
             trust_env=False,  # a proxy from the environment has no business on this machine's loopback
         )
 

@@ -44,6 +44,8 @@ def create_app(
     loads = Loads(time.monotonic, limits.avoid_seconds)
     services = Services(fleet, Upstream(token, limits), loads, limits, Metrics())
     fleet.on_change.append(lambda: loads.follow(fleet.fleet))
+    if mirror is not None:
+        fleet.told_all = lambda: mirror.listed
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:

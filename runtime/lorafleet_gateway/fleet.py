@@ -58,16 +58,19 @@ class FleetFolder:
     fleet: Fleet = field(default_factory=Fleet)
     tenants: TenantTable = field(default_factory=TenantTable)
     on_change: list[Callable[[], None]] = field(default_factory=list)
+    told_all: Callable[[], bool] = lambda: False
+    """Has whoever fills the folder said that nothing is missing? Then a fleet without base models is a fleet."""
     _files: dict[str, _File] = field(default_factory=dict)
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
+    _hurry: asyncio.Event = field(default_factory=asyncio.Event)
     _seen_fleet: bool = False
     _seen_tenants: bool = False
     _problem: str = ""
 
     @property
     def ready(self) -> bool:
-        """Whether the tenants and at least one fleet document have ever been read: before, every 404 would be
-        a lie."""
+        """Whether the tenants and the fleet have ever been read: before, every 404 would be a lie. A fleet is at least
+        one document, or the word that there is none."""
         return self._seen_fleet and self._seen_tenants
 
     async def wait_changed(self, seconds: float) -> None:
@@ -80,8 +83,17 @@ class FleetFolder:
         """Refresh until cancelled. The scan runs in a thread, because a folder may be on a network file
         system."""
         while True:
-            await asyncio.sleep(self.poll_seconds)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.poll_seconds):
+                    await self._hurry.wait()
+            self._hurry.clear()
+            told_all = self.told_all()  # before the scan, which then finds all of it
             self._take(await asyncio.to_thread(self._scan))
+            self._seen_fleet = self._seen_fleet or told_all
+
+    def hurry(self) -> None:
+        """Something has changed: `watch` looks at once."""
+        self._hurry.set()
 
     def refresh(self) -> bool:
         """Read what changed, now; whether anything did."""

@@ -13,7 +13,7 @@ import json
 import os
 import random
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,12 +59,16 @@ def access(namespace: str, env: Mapping[str, str]) -> ApiAccess:
 
 
 class Mirror:
-    """Writes each document to a file of `folder`, and removes the files of documents that are gone."""
+    """Writes each document to a file of `folder`, and removes the files of documents that are gone. `changed` is called
+    after each write."""
 
     def __init__(self, access: ApiAccess, folder: Path) -> None:
+        self.changed: Callable[[], None] = lambda: None
         self._access = access
         self._folder = folder
         self._files: dict[str, str] = {}  # object name -> file name
+        self.listed = False
+        """Every fleet document that there was at one moment has been written."""
 
     async def run(self) -> None:
         """Follow both kinds until cancelled."""
@@ -96,6 +100,7 @@ class Mirror:
         for path in self._folder.glob("*.json"):
             if (path.name == TENANTS) == tenants and path.name not in kept:
                 path.unlink(missing_ok=True)
+        self.listed = self.listed or not tenants
         return str(body["metadata"]["resourceVersion"])
 
     async def _watch(self, http: aiohttp.ClientSession, resource: str, version: str) -> str:
@@ -134,6 +139,7 @@ class Mirror:
         temporary.write_bytes(text)
         os.replace(temporary, self._folder / name)
         self._files[item["metadata"]["name"]] = name
+        self.changed()
         return name
 
     def _drop(self, item: Mapping[str, Any]) -> None:

@@ -23,6 +23,7 @@ BUILD_SECONDS = 1500
 SYSTEM = "lorafleet-system"
 ACCOUNTS = ("ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding")
 T = TypeVar("T")
+_next_port = 21443
 
 
 @dataclass
@@ -154,11 +155,13 @@ def ca_context(ca: Path) -> Any:
 
 
 def free_ports(count: int) -> int:
-    """The first of `count` consecutive free ports."""
-    for first in range(21443, 29000, count):
+    """The first of `count` consecutive free ports; none is given out twice, though not used yet."""
+    global _next_port
+    for first in range(_next_port, 29000, count):
         with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
             for port in range(first, first + count):
                 stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
+            _next_port = first + count
             return first
     raise AssertionError("no free ports")
 

@@ -18,7 +18,7 @@ from lorafleet_gateway.core.fleet_model import (
 )
 from lorafleet_gateway.core.naming import resolve
 from lorafleet_gateway.tenants import TenantTable
-from lorafleet_operator.core.fleet import REPLICA_STATES, fleet_document, tenants_document
+from lorafleet_operator.core.fleet import REPLICA_STATES, fleet_documents, tenants_document
 from lorafleet_operator.core.objects import (
     Adapter,
     Artifact,
@@ -64,7 +64,7 @@ def observed(state: ReplicaState = "Ready", resident: Resident | None = None, fo
 
 
 def published(world: Observed) -> dict[str, Any]:
-    return fleet_document(BASE, desired(), world, 17)
+    return fleet_documents(desired(), world, lambda _: 17)[BASE.ref]
 
 
 def test_the_fleet_document_has_the_fields_of_the_contract(examples: dict[str, Any]) -> None:

@@ -47,6 +47,20 @@ def test_a_gateway_is_ready_when_it_has_read_tenants_and_a_base_model(tmp_path: 
     assert ready == [False, False, True]
 
 
+async def test_a_fleet_of_no_base_models_is_ready_once_its_source_has_told_so(tmp_path: Path) -> None:
+    told: list[bool] = []
+    source = FleetFolder(tmp_path, poll_seconds=0.01, told_all=lambda: bool(told))
+    write(tmp_path, "tenants.json", TENANTS)
+    watch = asyncio.create_task(source.watch())
+    await asyncio.sleep(0.1)
+    before = source.ready
+    told.append(True)
+    await asyncio.sleep(0.1)
+    watch.cancel()
+
+    assert (before, source.ready) == (False, True)
+
+
 def test_nothing_is_read_again_that_has_not_changed(source: FleetFolder) -> None:
     before = source.fleet
 

@@ -58,14 +58,17 @@ class HttpsSource:
         return self._web.ask("HEAD", url, follow=True, body=False).ok
 
     def _file(self, name: str, url: str) -> ArtifactFile:
-        head = self._web.ask("HEAD", url, follow=True, body=False)
-        etag = head.headers.get("etag", "") if head.ok else ""
-        known = self._digests.get((url, etag)) if etag else None
+        known = self._digests.get((url, self._etag(url))) if self._digests.get((url,)) else None
         if known is None:
             known, etag = self._web.digest(url)
             if etag:
                 self._digests.keep((url, etag), known)
+                self._digests.keep((url,), known)  # it has been read before: a HEAD may spare the next reading
         return ArtifactFile(name, url, known.sha256, known.size)
+
+    def _etag(self, url: str) -> str:
+        head = self._web.ask("HEAD", url, follow=True, body=False)
+        return head.headers.get("etag", "") if head.ok else ""
 
 
 def _below(folder: str, name: str) -> str:

@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
     elif not found:
         print("no objects found", file=sys.stderr)
     else:
-        _print_tables(found, kinds, wide=options.output == "wide")
+        print_tables(found, kinds, wide=options.output == "wide")
     if options.watch:
         _watch(state, options, kinds, found)
     return 0
@@ -96,7 +96,8 @@ def _structured(found: Sequence[Object], output: str, *, single: bool) -> str:
     return str(yaml.safe_dump(document, sort_keys=False, allow_unicode=True)).rstrip()
 
 
-def _print_tables(found: Sequence[Object], kinds: Sequence[str], *, wide: bool) -> None:
+def print_tables(found: Sequence[Object], kinds: Sequence[str], *, wide: bool) -> None:
+    """The objects as kubectl prints them, one table for each kind."""
     now = datetime.now(UTC)
     tables = []
     for kind in kinds:
@@ -129,7 +130,7 @@ def _watch(state: StateFolder, options: argparse.Namespace, kinds: Sequence[str]
         if changed and options.output in ("yaml", "json"):
             print(_structured(changed, options.output, single=True), flush=True)
         elif changed:
-            _print_tables(changed, kinds, wide=options.output == "wide")
+            print_tables(changed, kinds, wide=options.output == "wide")
         for kind, namespace, name in before.keys() - after.keys():
             print(f"{kind.lower()}/{name}{' in ' + namespace if namespace else ''} is gone", flush=True)
         before = after

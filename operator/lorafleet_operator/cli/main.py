@@ -131,7 +131,7 @@ def _operator(command: argparse.ArgumentParser) -> None:
         "--metrics-namespace-label", metavar="NAME=VALUE", action="append", default=[], type=_label,
         help="and scrapers in namespaces with this label; may be repeated",
     )  # fmt: skip
-    add("--kubeconfig", help="default: the pod's ServiceAccount, else $KUBECONFIG")
+    add("--kubeconfig", help="default: $KUBECONFIG, else the pod's ServiceAccount, else ~/.kube/config")
     add("--metrics-port", type=int, default=9090, help="Prometheus metrics (default: %(default)s)")
     add("--health-port", type=int, default=8081, help="/healthz (default: %(default)s)")
     add("--log-format", choices=("console", "json"), default="json")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import signal
 
 import kubernetes
@@ -13,7 +14,7 @@ from prometheus_client import start_http_server
 from lorafleet_operator import handlers, logs
 from lorafleet_operator.errors import UsageError
 from lorafleet_operator.kube.client import KubeClient
-from lorafleet_operator.kube.settings import ClusterSettings, cluster_settings
+from lorafleet_operator.kube.settings import NAMESPACE_FILE, ClusterSettings, cluster_settings
 
 
 def run(options: argparse.Namespace) -> int:
@@ -39,8 +40,8 @@ def configuration(kubeconfig: str | None) -> kubernetes.client.Configuration:
     """How to reach the API: a kubeconfig, or the pod's own ServiceAccount."""
     found = kubernetes.client.Configuration()
     try:
-        if kubeconfig is None:
-            kubernetes.config.load_config(client_configuration=found)
+        if kubeconfig is None and not os.environ.get("KUBECONFIG") and NAMESPACE_FILE.exists():
+            kubernetes.config.load_incluster_config(client_configuration=found)
         else:
             kubernetes.config.load_kube_config(kubeconfig, client_configuration=found)
     except (kubernetes.config.ConfigException, OSError) as error:

@@ -14,36 +14,42 @@ from lorafleet_operator.core.placement import PERMANENT
 PLACEMENTS = 64
 
 
+Found = tuple[tuple[Replica, Resident], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Copies:
-    """What is known about one adapter's copies on its base model's replicas."""
+    """What is known about one adapter's copies on its base model's replicas (`copies_of` makes it).
+
+    `serving` are the Ready copies, of whatever revision, one per replica; `current` those of the wanted revision (while
+    that is unknown, of any), `failed` likewise."""
 
     adapter: Adapter
     source: Artifact | Unresolved | None
+    revision: str
     over_quota: bool
     replicas: Mapping[str, Replica]
-    found: tuple[tuple[Replica, Resident], ...]
+    found: Found
     doing: tuple[str, ...]  # why of each action about it in this plan
+    serving: tuple[Resident, ...]
+    current: tuple[Resident, ...]
+    failed: Found
 
-    @property
-    def revision(self) -> str:
-        return self.source.revision if isinstance(self.source, Artifact) else ""
 
-    @property
-    def serving(self) -> tuple[Resident, ...]:
-        """The Ready copies, of whatever revision, one per replica."""
-        ready = {replica.name: r for replica, r in self.found if r.state == "Ready" and replica.state == "Ready"}
-        return tuple(ready[name] for name in sorted(ready))
-
-    @property
-    def current(self) -> tuple[Resident, ...]:
-        """The Ready copies of the wanted revision; while that is unknown, of any."""
-        ready = [r for replica, r in self.found if r.state == "Ready" and replica.state == "Ready"]
-        return tuple(r for r in ready if self.revision in ("", r.revision))
-
-    @property
-    def failed(self) -> tuple[tuple[Replica, Resident], ...]:
-        return tuple((o, r) for o, r in self.found if r.state == "Failed" and self.revision in ("", r.revision))
+def copies_of(
+    adapter: Adapter, source: Artifact | Unresolved | None, over_quota: bool, replicas: Mapping[str, Replica],
+    found: Found, doing: tuple[str, ...],
+) -> Copies:  # fmt: skip
+    """Sort an adapter's residents by what they are to it."""
+    revision = source.revision if isinstance(source, Artifact) else ""
+    ready = [(replica, r) for replica, r in found if r.state == "Ready" and replica.state == "Ready"]
+    by_name = {replica.name: r for replica, r in ready}
+    return Copies(
+        adapter, source, revision, over_quota, replicas, found, doing,
+        serving=tuple(by_name[name] for name in sorted(by_name)),
+        current=tuple(r for _, r in ready if revision in ("", r.revision)),
+        failed=tuple((o, r) for o, r in found if r.state == "Failed" and revision in ("", r.revision)),
+    )  # fmt: skip
 
 
 def doing_by_adapter(plan: Plan) -> dict[str, tuple[str, ...]]:
@@ -105,12 +111,12 @@ def _verified(copies: Copies) -> Condition:
 
 
 def _placed(copies: Copies) -> Condition:
-    able = [replica for replica in copies.replicas.values() if replica.state == "Ready"]
     alive = ("Pending", "Loading", "Ready")
     held = {replica.name for replica, r in copies.found if replica.state == "Ready" and r.state in alive}
     wanted = copies.adapter.copies_min
     if len(held) >= wanted:
         return Condition("Placed", True, "Placed", f"on {', '.join(sorted(held)[:PLACEMENTS])}")
+    able = [replica for replica in copies.replicas.values() if replica.state == "Ready"]
     if not able:
         return Condition("Placed", False, "NoReplicaReady", f"no replica of BaseModel {copies.adapter.base} is Ready")
     if len(able) < wanted:

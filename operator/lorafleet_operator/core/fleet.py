@@ -6,7 +6,8 @@ Hashes of keys, never keys. The caller owns `generation`: it grows when `differs
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from lorafleet_operator.core.objects import (
@@ -15,6 +16,7 @@ from lorafleet_operator.core.objects import (
     BaseModel,
     Desired,
     Observed,
+    Ref,
     Replica,
     Resident,
     Tenant,
@@ -26,10 +28,28 @@ VERSION = 1
 REPLICA_STATES = {"Gone": "Failed"}  # gateways know no process that is gone but will be back
 
 
-def fleet_document(base: BaseModel, desired: Desired, observed: Observed, generation: int) -> dict[str, Any]:
-    """The fleet document of one base model."""
-    replicas = sorted((r for r in observed.replicas.values() if r.base == base.ref), key=lambda r: (r.index, r.name))
-    adapters = sorted((a for a in desired.adapters.values() if a.base == base.ref), key=lambda a: a.ref)
+def fleet_documents(
+    desired: Desired, observed: Observed, generation: Callable[[BaseModel], int]
+) -> dict[Ref, dict[str, Any]]:
+    """The fleet document of every base model; `generation` says which number its next one has."""
+    adapters: dict[Ref, list[Adapter]] = defaultdict(list)
+    replicas: dict[Ref, list[Replica]] = defaultdict(list)
+    for adapter in desired.adapters.values():
+        adapters[adapter.base].append(adapter)
+    for replica in observed.replicas.values():
+        replicas[replica.base].append(replica)
+    return {
+        ref: fleet_document(base, adapters[ref], replicas[ref], observed, generation(base))
+        for ref, base in desired.base_models.items()
+    }
+
+
+def fleet_document(
+    base: BaseModel, adapters: Iterable[Adapter], replicas: Iterable[Replica], observed: Observed, generation: int
+) -> dict[str, Any]:
+    """The fleet document of one base model, whose `adapters` and `replicas` these are."""
+    adapters = sorted(adapters, key=lambda a: a.ref)
+    replicas = sorted(replicas, key=lambda r: (r.index, r.name))
     known, by_name = residency(replicas), {replica.name: replica for replica in replicas}
     return {
         "version": VERSION,
@@ -56,6 +76,20 @@ def differs(document: Mapping[str, Any], published: Mapping[str, Any] | None) ->
     if published is None:
         return True
     return {**document, "generation": 0} != {**published, "generation": 0}
+
+
+def urgent(document: Mapping[str, Any], published: Mapping[str, Any] | None) -> bool:
+    """Does the difference decide where a request goes? That an adapter is on its way may be told a moment later."""
+    return published is None or _routes(document) != _routes(published)
+
+
+def _routes(document: Mapping[str, Any]) -> tuple[Any, ...]:
+    placed = [
+        (adapter["id"], adapter["servedName"], adapter["state"], adapter["reason"],
+         [p for p in adapter["placements"] if p["state"] == "Ready"])
+        for adapter in document.get("adapters", ()) if adapter["state"] != "Loading"
+    ]  # fmt: skip
+    return document.get("baseModel"), document.get("replicas"), document.get("tenants"), placed
 
 
 def key_hash(material: bytes) -> str:

@@ -18,8 +18,13 @@ def deployment_replicas(base: BaseModel, replicas: Iterable[Replica], stops: Col
     return max(base.replicas, len(staying)) if len(alive) > base.replicas else base.replicas
 
 
-def holds_its_adapters(replica: Replica, plan: Plan) -> bool:
-    """Is the replica Ready with every adapter that this plan wants there? What failed there is not waited for."""
-    coming = any(isinstance(a, LoadAdapter) and a.replica == replica.name for a in plan.actions)
+def being_loaded(plan: Plan) -> frozenset[str]:
+    """The replicas that this plan loads something on."""
+    return frozenset(action.replica for action in plan.actions if isinstance(action, LoadAdapter))
+
+
+def holds_its_adapters(replica: Replica, coming: Collection[str]) -> bool:
+    """Is the replica Ready with every adapter that the plan wants there? `coming` are the replicas that the plan loads
+    something on. What failed there is not waited for."""
     loading = any(resident.state in ("Pending", "Loading") for resident in replica.residents)
-    return replica.state == "Ready" and not coming and not loading
+    return replica.state == "Ready" and replica.name not in coming and not loading

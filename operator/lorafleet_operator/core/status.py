@@ -5,15 +5,15 @@ Only facts that change rarely are in it: a status that counted requests or free 
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lorafleet_operator.core.actions import Plan
 from lorafleet_operator.core.adapter_status import (
-    Copies,
     adapter_conditions,
     adapter_fields,
+    copies_of,
     doing_by_adapter,
 )
 from lorafleet_operator.core.conditions import Condition, rendered, shortened
@@ -60,7 +60,7 @@ def statuses(
     for ref, adapter in desired.adapters.items():
         key = ObjectKey("LoRAAdapter", ref.namespace, ref.name)
         mine = by_base[adapter.base]
-        copies = Copies(
+        copies = copies_of(
             adapter, observed.artifacts.get(ref), ref in over, mine, residents_on(mine, known.get(ref, {})),
             doing.get(ref.wire_id, ()),
         )  # fmt: skip
@@ -75,10 +75,11 @@ def statuses(
         conditions = (_accepted(key, desired, notes), _workload(fleet, source, plan), _serving(fleet, source))
         fields = _base_fields(fleet, source, ready[ref])
         found[key] = _status(base, fields, conditions, previous.get(key), now_iso)
+    count = Counter(ref.namespace for ref in desired.adapters)
     for name, tenant in desired.tenants.items():
         key = ObjectKey("Tenant", "", name)
         conditions = (_accepted(key, desired, notes), _quota_enforced(tenant))
-        found[key] = _status(tenant, _tenant_fields(tenant, desired), conditions, previous.get(key), now_iso)
+        found[key] = _status(tenant, _tenant_fields(tenant, desired, count), conditions, previous.get(key), now_iso)
     return {**_aside(desired, previous, now_iso), **found}
 
 
@@ -87,7 +88,8 @@ def _status(
     previous: Mapping[str, Any] | None, now_iso: str,
 ) -> Status:  # fmt: skip
     shown = rendered(conditions, previous, owner.generation, now_iso)
-    return {"observedGeneration": owner.generation, **fields, "conditions": shown}
+    status = {"observedGeneration": owner.generation, **fields, "conditions": shown}
+    return previous if isinstance(previous, dict) and previous == status else status  # equal ones are held once
 
 
 def _aside(desired: Desired, previous: Mapping[ObjectKey, Mapping[str, Any]], now_iso: str) -> dict[ObjectKey, Status]:
@@ -192,9 +194,10 @@ def _start_error(replica: Replica) -> str:
     return f"{replica.name}: {replica.last_error}" if replica.state == "Starting" and replica.last_error else ""
 
 
-def _tenant_fields(tenant: Tenant, desired: Desired) -> Status:
+def _tenant_fields(tenant: Tenant, desired: Desired, count: Counter[str]) -> Status:
+    """`count` is the number of adapters in each namespace."""
     seen = sum(key_material(desired, ref) is not None for ref in tenant.api_keys)
-    mine = sum(ref.namespace in tenant.namespaces for ref in desired.adapters)
+    mine = sum(count[namespace] for namespace in set(tenant.namespaces))
     return {"adapters": mine, "keys": f"{seen}/{len(tenant.api_keys)}"}
 
 

@@ -57,7 +57,8 @@ class KubeClient:
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="kubernetes")
 
     async def list(self, kind: str, selector: str = "") -> list[dict[str, Any]]:
-        """All objects of a kind, in pages. The items carry no kind of their own."""
+        """All objects of a kind, in pages. The items carry no kind of their own, and nothing of who owns which field:
+        that is most of an object, and ten thousand are read at once."""
         return await self.list_in(kind, "", selector)
 
     async def list_in(self, kind: str, namespace: str, selector: str = "") -> builtins.list[dict[str, Any]]:
@@ -69,13 +70,18 @@ class KubeClient:
             if token:
                 query["continue"] = token
             page = await self._call("LIST", kind, "GET", path(kind, namespace), query=query)
-            items += page.get("items") or []
+            items += [_without_owners(item) for item in page.get("items") or []]
             token = page.get("metadata", {}).get("continue") or ""
             if not token:
                 return items
 
     async def get(self, kind: str, namespace: str, name: str) -> dict[str, Any]:
         return await self._call("GET", kind, "GET", path(kind, namespace, name))
+
+    async def pod_text(self, namespace: str, name: str, port: int, where: str) -> str:
+        """What a pod's HTTP port answers, through the API server."""
+        called = f"{path('Pod', namespace, f'{name}:{port}')}/proxy/{where}"
+        return (await self._bytes("PROXY", "Pod", "GET", called)).decode(errors="replace")
 
     async def apply(self, manifest: Body) -> dict[str, Any]:
         """Server-side apply: our fields are ours, everyone else's stay."""
@@ -121,20 +127,23 @@ class KubeClient:
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._api.close()
 
-    async def _call(
+    async def _call(self, verb: str, kind: str, method: str, where: str, **options: Any) -> dict[str, Any]:
+        return dict(json.loads(await self._bytes(verb, kind, method, where, **options) or b"{}"))
+
+    async def _bytes(
         self, verb: str, kind: str, method: str, where: str, *, query: Mapping[str, str] | None = None,
         body: Body | None = None, content: str = "application/json",
-    ) -> dict[str, Any]:  # fmt: skip
-        def call() -> dict[str, Any]:
+    ) -> bytes:  # fmt: skip
+        def call() -> bytes:
             headers = {"Accept": "application/json", "Content-Type": content}
             self._api.update_params_for_auth(headers, [], ["BearerToken"], where, method, body)
             response = self._api.call_api(
                 method, self._url(where, query or {}), headers, body=body, _request_timeout=SECONDS
             )
-            data = response.read() or b"{}"
+            data: bytes = response.read()
             if not 200 <= response.status < 300:
                 raise _refusal(f"{verb} {where}", response.status, data)
-            return dict(json.loads(data))
+            return data
 
         return await self._counted(verb, kind, where, call)
 
@@ -156,7 +165,13 @@ class KubeClient:
             CALLS.labels(verb, kind, code).inc()
 
 
+def _without_owners(item: dict[str, Any]) -> dict[str, Any]:
+    item["metadata"].pop("managedFields", None)
+    return item
+
+
 def path(kind: str, namespace: str = "", name: str = "") -> str:
+    """Of a kind in all namespaces, of a kind in one, or of one object."""
     api, plural = PLURALS[kind]
     scope = f"/namespaces/{namespace}" if namespace else ""
     return f"{api}{scope}/{plural}{'/' + name if name else ''}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import structlog
@@ -24,10 +24,14 @@ RENEW_SECONDS = 2.0
 class Leadership:
     """`epoch` is 0 while someone else acts. `changed` is called when that changes."""
 
-    def __init__(self, client: KubeClient, namespace: str, identity: str, changed: Callable[[], None]) -> None:
+    def __init__(
+        self, client: KubeClient, namespace: str, identity: str, changed: Callable[[], None],
+        owner: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
         self._client = client
         self._namespace = namespace
         self._identity = identity
+        self._owner = owner
         self._changed = changed
         self._epoch = 0
         self._renewed_at = float("-inf")
@@ -97,7 +101,9 @@ class Leadership:
         )  # fmt: skip
         manifest: dict[str, Any] = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "spec": spec}
         if lease is None:
-            await self._client.create({**manifest, "metadata": {"name": NAME, "namespace": self._namespace}})
+            owners = [dict(self._owner)] if self._owner is not None else []
+            metadata = {"name": NAME, "namespace": self._namespace, "ownerReferences": owners}
+            await self._client.create({**manifest, "metadata": metadata})
         else:
             await self._client.replace({**manifest, "metadata": lease["metadata"]})
 

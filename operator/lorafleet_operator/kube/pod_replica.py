@@ -17,14 +17,18 @@ from lorafleet_operator.runtime_client import RuntimeClient, RuntimeState
 
 log = structlog.get_logger("pod")
 
-BUSY_SECONDS, MISSED_SECONDS, IDLE_SECONDS = 0.25, 1.0, 2.0
-"""Between two polls: while something is loading, after one without an answer, and, at least, otherwise."""
+MISSED_SECONDS, IDLE_SECONDS = 1.0, 2.0
+"""Between two polls: after one without an answer, and, at least, while nothing happens."""
+FIRST_LOOK_SECONDS, LAST_LOOK_SECONDS, LATER = 0.05, 1.0, 1.6
+"""While something is loading: soon after it was asked for, then less and less often."""
 SILENT_SECONDS = 15.0
 """A pod that has not answered for so long serves nobody; its liveness probe ends it."""
 
 
 class PodReplica:
-    """`changed` is called when what `view()` says matters to a plan; `reported` with every new state."""
+    """`changed` is called when what `view()` says matters to a plan; `reported` with every new state.
+
+    `looked_at`: it has been asked at least once, with or without an answer."""
 
     def __init__(
         self, name: str, facts: PodFacts, token: str, *, changed: Callable[[], None],
@@ -47,6 +51,8 @@ class PodReplica:
         self._hurry = asyncio.Event()
         self._turn = asyncio.Lock()
         self._polls = 0
+        self._look_in = FIRST_LOOK_SECONDS
+        self.looked_at = False
 
     def take(self, facts: PodFacts, epoch: int) -> None:
         """What the API says of the pod now, and the epoch to call it under."""
@@ -94,6 +100,7 @@ class PodReplica:
             if self._polls < wanted and self.client is not None:
                 self._polls += 1
                 self._take(await self.client.state())
+        self._look_in = FIRST_LOOK_SECONDS
         self._hurry.set()
 
     async def close(self) -> None:
@@ -118,6 +125,7 @@ class PodReplica:
                     self._take(await client.state())
                 except RuntimeCallError as error:
                     self._miss(error, asked)
+                self.looked_at = True
                 self._hurry.clear()
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._pause()):
@@ -128,9 +136,11 @@ class PodReplica:
     def _pause(self) -> float:
         if self._missed_since is not None and self.report is not None:
             return MISSED_SECONDS
-        if self.report is None or self.report.phase != "Ready":
-            return BUSY_SECONDS
-        return self.idle_seconds if all(a.state in ("Ready", "Failed") for a in self.report.adapters) else BUSY_SECONDS
+        report = self.report
+        if report and report.phase == "Ready" and all(a.state in ("Ready", "Failed") for a in report.adapters):
+            return self.idle_seconds
+        self._look_in = min(self._look_in * LATER, LAST_LOOK_SECONDS)
+        return self._look_in
 
     def _miss(self, error: RuntimeCallError, asked: float) -> None:
         self._missed_since = self._missed_since or asked

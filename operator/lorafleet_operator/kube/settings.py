@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import shlex
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lorafleet_operator.core.manifests import Images, Peers
 from lorafleet_operator.errors import UsageError
@@ -16,11 +19,14 @@ from lorafleet_operator.logs import LogFormat
 TOKENS = ("LORAFLEET_SERVING_TOKEN", "LORAFLEET_ADMIN_TOKEN")
 SHORTEST_TOKEN = 16
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+TOKEN_FILE = NAMESPACE_FILE.with_name("token")
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterSettings:
-    """What `lorafleet operator` runs with. Intervals are seconds; `namespaces` empty: the whole cluster."""
+    """What `lorafleet operator` runs with. Intervals are seconds; `namespaces` empty: the whole cluster.
+
+    `owner` is the reference to this pod's ServiceAccount: what the operator makes at home goes with the release."""
 
     namespace: str
     identity: str
@@ -28,6 +34,7 @@ class ClusterSettings:
     tokens: Mapping[str, str]
     namespaces: tuple[str, ...] = ()
     peers: Peers | None = None
+    owner: Mapping[str, Any] | None = None
     metrics_port: int = 9090
     health_port: int = 8081
     log_format: LogFormat = "json"
@@ -60,6 +67,7 @@ def cluster_settings(
         tokens=tokens,
         namespaces=namespaces,
         peers=Peers(home, release, scrapers or {}) if release else None,
+        owner=account_of(TOKEN_FILE.read_text(), home) if TOKEN_FILE.exists() else None,
         metrics_port=metrics_port,
         health_port=health_port,
         log_format=log_format,
@@ -72,3 +80,16 @@ def _own_namespace(env: Mapping[str, str]) -> str:
     if NAMESPACE_FILE.exists():
         return NAMESPACE_FILE.read_text().strip()
     raise UsageError("which namespace is the operator's? Give --namespace, or set POD_NAMESPACE")
+
+
+def account_of(token: str, namespace: str) -> dict[str, Any] | None:
+    """The owner reference of the ServiceAccount that a pod's token is of; None when the token does not say which, or it
+    is of another namespace. The API server gave us the token, so nobody checks its signature here."""
+    try:
+        payload = token.split(".")[1]
+        claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))["kubernetes.io"]
+        account = claims["serviceaccount"]
+        found = {"apiVersion": "v1", "kind": "ServiceAccount", "name": account["name"], "uid": account["uid"]}
+    except (ValueError, LookupError, TypeError):
+        return None
+    return found if claims.get("namespace") == namespace else None

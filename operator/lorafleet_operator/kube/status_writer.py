@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,8 +18,8 @@ log = structlog.get_logger("status")
 Status = Mapping[str, Any]
 WRITERS = 4
 RETRY_SECONDS = 2.0
-GATHER_SECONDS = 0.1
-"""A first status waits so long for what follows at once: accepted, resolved, loading."""
+GATHER_SECONDS = 0.5
+"""A status waits so long for what follows at once: resolved, loading, ready are one write."""
 
 
 class StatusWriter:
@@ -27,7 +28,8 @@ class StatusWriter:
     def __init__(self, client: KubeClient) -> None:
         self._client = client
         self._written: dict[ObjectKey, Status] = {}
-        self._pending: dict[ObjectKey, Status] = {}
+        self._pending: dict[ObjectKey, Status] = {}  # in order of their due times
+        self._due: dict[ObjectKey, float] = {}
         self._woken = asyncio.Event()
 
     def known(self, seen: Mapping[ObjectKey, Status]) -> dict[ObjectKey, Status]:
@@ -40,11 +42,14 @@ class StatusWriter:
         """Queue what differs. Objects that the API no longer has are left out."""
         for key, status in statuses.items():
             if key not in seen:
-                self._pending.pop(key, None)
+                self._take(key)
                 continue
+            if self._written.get(key) == seen[key]:
+                self._written[key] = seen[key]  # held once
             last = self._pending.get(key) or self._written.get(key) or seen[key]
             if status != last:
                 self._pending[key] = status
+                self._due.setdefault(key, time.monotonic() + GATHER_SECONDS)
                 self._woken.set()
 
     def forget(self) -> None:
@@ -60,10 +65,14 @@ class StatusWriter:
             if not self._pending:
                 self._woken.clear()
                 await self._woken.wait()
-                await asyncio.sleep(GATHER_SECONDS)
                 continue
             key = next(iter(self._pending))
-            status = self._pending.pop(key)
+            if (wait := self._due[key] - time.monotonic()) > 0:
+                await asyncio.sleep(wait)
+                continue
+            status = self._take(key) or {}
+            if status == self._written.get(key):
+                continue  # it came back to what it was
             self._written[key] = status
             try:
                 await self._client.apply_status(key.kind, key.namespace, key.name, status)
@@ -73,4 +82,9 @@ class StatusWriter:
                 log.warning("cannot write a status; it is tried again", object=str(key), why=str(error))
                 self._written.pop(key, None)
                 self._pending.setdefault(key, status)
+                self._due.setdefault(key, time.monotonic() + GATHER_SECONDS)
                 await asyncio.sleep(RETRY_SECONDS)
+
+    def _take(self, key: ObjectKey) -> Status | None:
+        self._due.pop(key, None)
+        return self._pending.pop(key, None)

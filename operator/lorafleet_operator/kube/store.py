@@ -38,7 +38,7 @@ class Store:
             return False
         if kind not in RUNNING and document["metadata"].get("deletionTimestamp"):
             return self.drop(kind, document)
-        self.raw[key] = document = _without_managed_fields(document)
+        self.raw[key] = document = _slim(document, before)
         if kind in RUNNING:
             return before is None or _pod_facts(before) != _pod_facts(document)
         if before is not None and _declared(before) == _declared(document):
@@ -99,10 +99,13 @@ def _key(kind: str, document: Raw) -> ObjectKey:
     return ObjectKey(kind, metadata.get("namespace") or "", metadata["name"])
 
 
-def _without_managed_fields(document: Raw) -> Raw:
-    """Who owns which field is the API server's matter, and most of an object's size."""
+def _slim(document: Raw, before: Raw | None) -> Raw:
+    """Without who owns which field, which is most of an object; and with the parts of its former form that are equal,
+    so that nothing is held twice."""
     metadata = {name: value for name, value in document["metadata"].items() if name != "managedFields"}
-    return {**document, "metadata": metadata}
+    known = before or {}
+    same = {part: known[part] for part in ("spec", "status") if part in known and known[part] == document.get(part)}
+    return {**document, "metadata": metadata, **same}
 
 
 def _older(document: Raw, before: Raw) -> bool:

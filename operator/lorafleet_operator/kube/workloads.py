@@ -3,13 +3,15 @@ them. Decides nothing: manifests come from the core."""
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 
 import structlog
 
 from lorafleet_operator.core.manifests import CHEAPEST, DELETION_COST, workload, workload_name
-from lorafleet_operator.core.objects import Artifact, Desired, ObjectKey, Observed, Ref
+from lorafleet_operator.core.objects import Artifact, BaseModel, Desired, ObjectKey, Observed, Ref, Replica
 from lorafleet_operator.core.pods import PodFacts
 from lorafleet_operator.core.rollout import spec_hash
 from lorafleet_operator.core.scaling import deployment_replicas
@@ -34,20 +36,30 @@ class Workloads:
         `stops` are the pods that the plan lets go, by the name of their replica."""
         for ref in [ref for ref in self._applied if ref not in desired.base_models]:
             del self._applied[ref]
-        for ref in desired.base_models:
-            try:
-                await self._ensure(ref, desired, observed, stops)
-            except KubeError as error:
-                log.warning("cannot apply a workload; the next pass tries again", base=str(ref), why=str(error))
+        mine: dict[Ref, list[Replica]] = defaultdict(list)
+        for replica in observed.replicas.values():
+            mine[replica.base].append(replica)
+        await asyncio.gather(
+            *(self._try(base, mine[ref], observed, stops) for ref, base in desired.base_models.items())
+        )
 
-    async def _ensure(self, ref: Ref, desired: Desired, observed: Observed, stops: Mapping[str, PodFacts]) -> None:
-        base = desired.base_models[ref]
+    async def _try(
+        self, base: BaseModel, mine: Sequence[Replica], observed: Observed, stops: Mapping[str, PodFacts]
+    ) -> None:  # fmt: skip
+        try:
+            await self._ensure(base, mine, observed, stops)
+        except KubeError as error:
+            log.warning("cannot apply a workload; the next pass tries again", base=str(base.ref), why=str(error))
+
+    async def _ensure(
+        self, base: BaseModel, mine: Sequence[Replica], observed: Observed, stops: Mapping[str, PodFacts]
+    ) -> None:  # fmt: skip
+        ref = base.ref
         artifact = observed.base_artifacts.get(ref)
         uid = self._store.uid(ObjectKey("BaseModel", ref.namespace, ref.name))
         if not isinstance(artifact, Artifact) or not uid:
             return
         hashed = spec_hash(base, artifact)
-        mine = [replica for replica in observed.replicas.values() if replica.base == ref]
         count = deployment_replicas(base, mine, stops.keys(), hashed)
         manifests = workload(
             base, uid=uid, spec_hash=hashed, replicas=count, images=self._settings.images,

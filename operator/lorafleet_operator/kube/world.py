@@ -17,7 +17,7 @@ from lorafleet_operator.core.manifests import ADAPTERS_GATE
 from lorafleet_operator.core.objects import Artifact, Desired, Observed, Ref
 from lorafleet_operator.core.pods import pod_facts, replica_names
 from lorafleet_operator.core.rollout import spec_hash
-from lorafleet_operator.core.scaling import holds_its_adapters
+from lorafleet_operator.core.scaling import being_loaded, holds_its_adapters
 from lorafleet_operator.core.status import statuses
 from lorafleet_operator.core.validation import admit
 from lorafleet_operator.errors import KubeError, SourceError
@@ -42,8 +42,9 @@ from lorafleet_operator.timestamps import timestamp
 log = structlog.get_logger("fleet")
 
 PASSES = Histogram("lorafleet_operator_pass_seconds", "Time of one pass over the fleet", ("outcome",))
-LOOK_SECONDS = 0.25
-POLLS_PER_SECOND = 50.0
+FIRST_LOOK_SECONDS = 5.0
+"""A new leader waits so long for the first answers of all pods: before, it would think that nobody serves."""
+POLLS_PER_SECOND = 25.0
 """While nothing happens, over all pods: a pod that dies is told by its watch, not by a poll."""
 LEADING = Gauge("lorafleet_operator_epoch", "The epoch under which this operator acts; 0 while another one does")
 
@@ -69,11 +70,13 @@ class KubeWorld:
         self.resolver = Resolver(self.wake, adapter=self.sources.adapter, base=BaseSources(self.sources).base)
         self.models = ModelCalls(self.wake, self._link_model)
         self.writer = StatusWriter(client)
-        self.documents = Documents(client, settings.namespace)
-        self.leadership = Leadership(client, settings.namespace, settings.identity, self.wake)
+        self.documents = Documents(client, settings.namespace, settings.owner)
+        self.leadership = Leadership(client, settings.namespace, settings.identity, self.wake, settings.owner)
         self.events = Events(client, store, settings.identity)
         self.workloads = Workloads(client, store, settings)
         self.last_pass = time.monotonic()
+        self._begun = time.monotonic()
+        self._informed = False
         self._admitted: tuple[Desired, Desired] | None = None
         self._ready: frozenset[str] = frozenset()
         self._settings = settings
@@ -84,7 +87,6 @@ class KubeWorld:
 
     async def observe(self) -> tuple[Desired, Observed]:
         """What the watches and polls have brought; asks nobody."""
-        await self._follow_pods()
         artifacts = dict(self.resolver.adapters)
         wanted = {ref: found.revision for ref, found in artifacts.items() if isinstance(found, Artifact)}
         observed = Observed(
@@ -100,6 +102,7 @@ class KubeWorld:
         declared = self.store.desired()
         if self._admitted is None or self._admitted[0] is not declared:
             self._admitted = declared, admit(declared)
+            self.resolver.wake()
         return self._admitted[1]
 
     async def execute(self, action: Action) -> None:
@@ -135,7 +138,7 @@ class KubeWorld:
         await self.documents.read()
         resolving = self.resolver.follow(self.desired, self._settings.source_seconds)
         parts = (self.leadership, self._passes, self.writer, self.events)
-        loops = (*(part.run() for part in parts), self.secrets.follow(), resolving, self._resync())
+        loops = (*(part.run() for part in parts), self.secrets.follow(), resolving, self._forget_statuses())
         tasks = [asyncio.create_task(loop) for loop in loops]
         try:
             await asyncio.gather(*tasks)
@@ -181,7 +184,8 @@ class KubeWorld:
     async def _pass(self) -> Plan | None:
         self.last_pass = time.monotonic()
         LEADING.set(self.leadership.epoch)
-        if not self.store.complete or not self.leadership.epoch:
+        await self._follow_pods()  # also while another operator acts: a successor knows the fleet already
+        if not self.store.complete or not self.leadership.epoch or not self._knows_its_pods():
             return None
         begun, outcome = time.perf_counter(), "error"
         try:
@@ -194,19 +198,11 @@ class KubeWorld:
         finally:
             PASSES.labels(outcome).observe(time.perf_counter() - begun)
 
-    async def _resync(self) -> None:
-        """What no watch tells: what is declared now needs sources; statuses that someone else overwrote."""
-        desired, waited = None, 0.0
+    async def _forget_statuses(self) -> None:
+        """Compare with what the watches show, now and then: a status that someone else overwrote is put right."""
         while True:
-            now = self.store.desired()
-            if now is not desired:
-                desired = now
-                self.resolver.wake()
-            if waited >= self._settings.resync_seconds:
-                waited = 0.0
-                self.writer.forget()
-            await asyncio.sleep(LOOK_SECONDS)
-            waited += LOOK_SECONDS
+            await asyncio.sleep(self._settings.resync_seconds)
+            self.writer.forget()
 
     async def _follow_pods(self) -> None:
         found = replica_names(facts for raw in self.store.pods() if (facts := pod_facts(raw)) is not None)
@@ -228,17 +224,27 @@ class KubeWorld:
             self.resolver.wake()  # a new one can tell what lies on its volumes
         self._ready = ready
 
+    def _knows_its_pods(self) -> bool:
+        """Has every pod that has an address been asked once? A pod that comes later holds up nothing."""
+        if not self._informed:
+            asked = all(pod.looked_at for pod in self.pods.values() if pod.client is not None)
+            self._informed = asked or time.monotonic() - self._begun > FIRST_LOOK_SECONDS
+        return self._informed
+
     async def _open_gates(self, observed: Observed, plan: Plan) -> None:
         """Tell the API which pods hold their adapters: a rolling update goes on when they do."""
-        for name, replica in observed.replicas.items():
-            facts = self.pods[name].facts
-            if facts.gate or not holds_its_adapters(replica, plan):
-                continue
-            condition = {
-                "type": ADAPTERS_GATE, "status": "True", "reason": "AdaptersLoaded", "lastTransitionTime": timestamp(),
-            }  # fmt: skip
-            try:
-                opened = await self._client.merge_pod_condition(facts.base.namespace, facts.name, condition)
-                self.store.update("Pod", opened)
-            except KubeError as error:
-                log.warning("cannot open a pod's gate; the next pass tries again", pod=name, why=str(error))
+        coming = being_loaded(plan)
+        shut = [(name, r) for name, r in observed.replicas.items() if not self.pods[name].facts.gate]
+        held = [name for name, replica in shut if holds_its_adapters(replica, coming)]
+        await asyncio.gather(*(self._open_gate(name) for name in held))
+
+    async def _open_gate(self, name: str) -> None:
+        facts = self.pods[name].facts
+        condition = {
+            "type": ADAPTERS_GATE, "status": "True", "reason": "AdaptersLoaded", "lastTransitionTime": timestamp(),
+        }  # fmt: skip
+        try:
+            opened = await self._client.merge_pod_condition(facts.base.namespace, facts.name, condition)
+            self.store.update("Pod", opened)
+        except KubeError as error:
+            log.warning("cannot open a pod's gate; the next pass tries again", pod=name, why=str(error))

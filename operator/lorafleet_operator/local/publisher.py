@@ -11,7 +11,7 @@ from typing import Any
 
 from lorafleet_operator.core.actions import Plan
 from lorafleet_operator.core.api import API_VERSIONS
-from lorafleet_operator.core.fleet import differs, fleet_document, tenants_document
+from lorafleet_operator.core.fleet import differs, fleet_documents, tenants_document
 from lorafleet_operator.core.objects import Desired, ObjectKey, Observed
 from lorafleet_operator.core.status import KINDS, Status, statuses
 from lorafleet_operator.folder import Folder
@@ -53,10 +53,10 @@ class Publisher:
 
     def _publish_fleet(self, desired: Desired, observed: Observed) -> None:
         wanted = {TENANTS}
-        for base in desired.base_models.values():
-            name = f"{base.ref.wire_id}.json"
-            wanted.add(name)
-            self._replace(name, fleet_document(base, desired, observed, self._generation(name)))
+        documents = fleet_documents(desired, observed, lambda base: self._generation(f"{base.ref.wire_id}.json"))
+        for ref, document in documents.items():
+            wanted.add(f"{ref.wire_id}.json")
+            self._replace(f"{ref.wire_id}.json", document)
         self._replace(TENANTS, tenants_document(desired, self._generation(TENANTS)))
         for path in self._state.fleet.glob("*.json"):
             if path.name not in wanted and desired.complete:

@@ -150,3 +150,12 @@ class _EngineCollector(Collector):
         )
         lora.add_metric([str(max(len(state.adapters), 1)), running, waiting], time.time())
         yield lora
+        # vLLM's newer shape: what is held, and where. "gpu" is the pool, "cpu" the copies that pages are filled from.
+        held = GaugeMetricFamily(
+            "vllm:lora_adapter_loaded", "Adapters that can serve", labels=["adapter_name", "level", "pinned", "rank"]
+        )
+        for adapter in state.adapters:
+            if adapter.state == "Ready":
+                level = "gpu" if adapter.resident else "cpu"
+                held.add_metric([adapter.id, level, str(adapter.pinned).lower(), str(adapter.rank)], 1)
+        yield held

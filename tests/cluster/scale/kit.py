@@ -27,7 +27,9 @@ MODELS = "models"
 GPUS = 8
 ADMIN_TOKEN = "admin-token-of-the-tests"
 API_VERSION = "lorafleet.dev/v1alpha1"
+WRITES = ("APPLY", "APPLY_STATUS", "PATCH", "PATCH_STATUS", "CREATE", "UPDATE", "DELETE")
 Manifest = dict[str, Any]
+Calls = Mapping[tuple[str, str], float]
 
 
 def inside() -> bool:
@@ -131,6 +133,10 @@ class ScaleFleet:
         """The runtime at a pod's address starts again, empty."""
         _control("POST", f"restart/{address}")
 
+    def start_slowly(self, seconds: float) -> None:
+        """Runtimes that start from now on take so long to load their base model."""
+        _control("POST", f"start/{seconds}")
+
     def retrain(self, name: str) -> None:
         """Another artifact under the adapter's URL."""
         _control("POST", f"retrain/{name}")
@@ -138,7 +144,21 @@ class ScaleFleet:
     def pods(self) -> list[Manifest]:
         return [pod for pod in self.cluster.list("Pod", MODELS) if not pod["metadata"].get("deletionTimestamp")]
 
-    def api_calls(self) -> dict[tuple[str, str], float]:
+    def settle(self) -> Calls:
+        """Wait until nothing but the Lease is written for five seconds; the calls until then."""
+        before = self.api_calls()
+        while True:
+            time.sleep(5)
+            if not self.writes_since(before):
+                return self.api_calls()
+            before = self.api_calls()
+
+    def writes_since(self, before: Calls) -> dict[tuple[str, str], float]:
+        """What the operator wrote since, {(verb, resource): writes}, but its Lease."""
+        grown = {key: n - before.get(key, 0) for key, n in self.api_calls().items()}
+        return {key: n for key, n in grown.items() if n and key[0] in WRITES and key[1] != "Lease"}
+
+    def api_calls(self) -> Calls:
         """The operator's own count of its API calls: {(verb, resource): calls}."""
         return api_calls(self.operator.metrics_port)
 

@@ -12,6 +12,7 @@ import asyncio
 import hashlib
 import json
 import ssl
+import time
 import uuid
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
@@ -31,12 +32,15 @@ class Replica:
     incarnation: str = field(default_factory=lambda: uuid.uuid4().hex)
     epoch: int = 0
     draining: bool = False
+    ready_at: float = 0.0
     version: int = 0
     adapters: dict[str, dict[str, Any]] = field(default_factory=dict)
     encoded: tuple[int, bytes] = (-1, b"")
 
     def state(self) -> bytes:
         """The body of `GET /admin/state`; made once per change, as an ETag asks for."""
+        if self.ready_at and time.monotonic() >= self.ready_at:
+            self.ready_at, self.version = 0.0, self.version + 1
         if self.encoded[0] != self.version:
             self.encoded = self.version, json.dumps(self._state()).encode()
         return self.encoded[1]
@@ -45,7 +49,7 @@ class Replica:
         used = sum(adapter["pages"] for adapter in self.adapters.values())
         return {
             "version": 1, "incarnation": self.incarnation, "epoch": self.epoch, "message": "", "progress": 1.0,
-            "phase": "Draining" if self.draining else "Ready",
+            "phase": "Draining" if self.draining else "Loading" if time.monotonic() < self.ready_at else "Ready",
             "model": {"servedName": "light", "architecture": "llama", "dtype": "float32", "maxModelLen": 2048,
                       "maxRank": 64, "parameters": 1},
             "pages": {"total": PAGES, "free": PAGES - used, "kv": 0, "adapters": used, "evictable": 0, "bytes": 1},
@@ -59,7 +63,8 @@ class Light:
 
     def __init__(self, admin_token: str) -> None:
         self._token = admin_token
-        self.replicas: defaultdict[str, Replica] = defaultdict(Replica)
+        self.start_seconds = 0.0
+        self.replicas: defaultdict[str, Replica] = defaultdict(self._started)
         self.calls: Counter[tuple[str, str]] = Counter()
         self.salt: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -86,12 +91,16 @@ class Light:
 
     def control(self) -> web.Application:
         """For tests: `GET /calls` (counts of PUT and DELETE by address), `POST /restart/ADDRESS`,
-        `POST /retrain/ADAPTER` (its artifact changes)."""
+        `POST /retrain/ADAPTER` (its artifact changes), `POST /start/SECONDS` (how long starts take)."""
         app = web.Application()
         app.router.add_get("/calls", self._calls)
         app.router.add_post("/restart/{address}", self._restart)
         app.router.add_post("/retrain/{adapter}", self._retrain)
+        app.router.add_post("/start/{seconds}", self._start)
         return app
+
+    def _started(self) -> Replica:
+        return Replica(ready_at=time.monotonic() + self.start_seconds if self.start_seconds else 0.0)
 
     @web.middleware
     async def _admit(self, request: web.Request, handler: Any) -> web.StreamResponse:
@@ -112,10 +121,11 @@ class Light:
 
     async def _state(self, request: web.Request) -> web.Response:
         replica = self._replica(request)
+        body = replica.state()
         etag = f'"{replica.incarnation[:8]}-{replica.version}"'
         if request.headers.get("If-None-Match") == etag:
             return web.Response(status=304, headers={"ETag": etag})
-        return web.Response(body=replica.state(), content_type="application/json", headers={"ETag": etag})
+        return web.Response(body=body, content_type="application/json", headers={"ETag": etag})
 
     async def _put(self, request: web.Request) -> web.Response:
         replica, adapter, body = self._replica(request), request.match_info["id"], await request.json()
@@ -182,7 +192,11 @@ class Light:
         return web.json_response(found)
 
     async def _restart(self, request: web.Request) -> web.Response:
-        self.replicas[request.match_info["address"]] = Replica()
+        self.replicas[request.match_info["address"]] = self._started()
+        return web.json_response({})
+
+    async def _start(self, request: web.Request) -> web.Response:
+        self.start_seconds = float(request.match_info["seconds"])
         return web.json_response({})
 
     async def _retrain(self, request: web.Request) -> web.Response:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Any
 
-from lorafleet_operator.core.fleet import differs, fleet_document, key_hash, tenants_document
+from lorafleet_operator.core.fleet import differs, fleet_documents, key_hash, tenants_document, urgent
 from lorafleet_operator.core.objects import Quota, Ref, Replica, SecretKeyRef, Unresolved
 from lorafleet_sim.fleets import (
     BASE,
@@ -30,7 +30,7 @@ OLD = "sha256:" + "0" * 64
 def entry(*replicas: Replica, **more: Any) -> dict[str, Any]:
     """The one adapter's entry."""
     wanted = desired(ONE, PIRATE)
-    (only,) = fleet_document(ONE, wanted, observed(wanted, *replicas, **more), 1)["adapters"]
+    (only,) = fleet_documents(wanted, observed(wanted, *replicas, **more), lambda _: 1)[ONE.ref]["adapters"]
     found_entry: dict[str, Any] = only
     return found_entry
 
@@ -39,7 +39,7 @@ def test_a_fleet_document_has_the_form_of_the_contract() -> None:
     wanted = desired(ONE, PIRATE, adapter(base=Ref("models", "other"), name="stranger"))
     seen = observed(wanted, replica(ONE, 0, resident(PIRATE)), replica(ONE, 1, state="Starting", incarnation=""))
 
-    assert fleet_document(ONE, wanted, seen, 17) == {
+    assert fleet_documents(wanted, seen, lambda _: 17)[ONE.ref] == {
         "version": 1,
         "generation": 17,
         "baseModel": {"namespace": "models", "name": "smollm2", "servedName": "smollm2-135m", "maxModelLen": 2048},
@@ -59,13 +59,13 @@ def test_replicas_of_other_base_models_are_not_in_it() -> None:
     other = base_model(ref=Ref("models", "other"))
     wanted = desired(ONE, other)
 
-    assert fleet_document(ONE, wanted, observed(wanted, replica(other, 0)), 1)["replicas"] == []
+    assert fleet_documents(wanted, observed(wanted, replica(other, 0)), lambda _: 1)[ONE.ref]["replicas"] == []
 
 
 def test_a_replica_that_is_gone_counts_as_failed() -> None:
     wanted = desired(ONE)
 
-    (only,) = fleet_document(ONE, wanted, observed(wanted, replica(ONE, 0, state="Gone")), 1)["replicas"]
+    (only,) = fleet_documents(wanted, observed(wanted, replica(ONE, 0, state="Gone")), lambda _: 1)[ONE.ref]["replicas"]
     assert only["state"] == "Failed"
 
 
@@ -129,7 +129,7 @@ def test_keys_that_cannot_be_read_are_absent_and_limits_that_are_not_set_too() -
 
 def test_no_key_is_in_any_document() -> None:
     wanted = desired(ONE, PIRATE, tenant(), secret(value=b"sk-very-secret"))
-    written = json.dumps([tenants_document(wanted, 1), fleet_document(ONE, wanted, observed(wanted), 1)])
+    written = json.dumps([tenants_document(wanted, 1), fleet_documents(wanted, observed(wanted), lambda _: 1)[ONE.ref]])
 
     assert "sk-very-secret" not in written
     assert key_hash(b"sk-very-secret") in written
@@ -141,3 +141,16 @@ def test_the_generation_alone_is_no_difference() -> None:
     assert not differs(tenants_document(wanted, 2), tenants_document(wanted, 1))
     assert differs(tenants_document(desired(), 1), tenants_document(wanted, 1))
     assert differs(tenants_document(wanted, 1), None)
+
+
+def test_only_what_decides_where_requests_go_is_urgent() -> None:
+    wanted = desired(ONE, PIRATE)
+
+    def document(*replicas: Replica) -> dict[str, Any]:
+        return fleet_documents(wanted, observed(wanted, *replicas), lambda _: 1)[ONE.ref]
+
+    empty = document(replica(ONE, 0))
+    assert not urgent(document(replica(ONE, 0, resident(PIRATE, "Loading"))), empty)
+    assert urgent(document(replica(ONE, 0, resident(PIRATE))), empty)
+    assert urgent(document(replica(ONE, 0, state="Failed")), empty)
+    assert urgent(empty, None)

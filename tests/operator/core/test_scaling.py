@@ -6,7 +6,7 @@ import pytest
 
 from lorafleet_operator.core.actions import LoadAdapter, Plan
 from lorafleet_operator.core.objects import Artifact, BaseModel, Ref, Replica, ReplicaState, Resident, Source
-from lorafleet_operator.core.scaling import deployment_replicas, holds_its_adapters
+from lorafleet_operator.core.scaling import being_loaded, deployment_replicas, holds_its_adapters
 
 BASE = BaseModel(Ref("models", "smol"), "smol", Source("package://w/m.gguf"), replicas=2)
 
@@ -49,9 +49,9 @@ def resident(state: str) -> Resident:
 def test_a_pod_holds_its_adapters_when_none_is_on_its_way(
     residents: tuple[Resident, ...], state: ReplicaState, holds: bool
 ) -> None:
-    assert holds_its_adapters(Replica("p", BASE.ref, 0, state, "h", residents=residents), Plan()) is holds
+    assert holds_its_adapters(Replica("p", BASE.ref, 0, state, "h", residents=residents), ()) is holds
 
 
 def test_a_pod_that_is_about_to_get_an_adapter_does_not_hold_it_yet() -> None:
     plan = Plan((LoadAdapter("p", Ref("acme", "one"), Artifact("sha256:1"), False, "one copy is wanted"),))
-    assert not holds_its_adapters(Replica("p", BASE.ref, 0, "Ready", "h"), plan)
+    assert not holds_its_adapters(Replica("p", BASE.ref, 0, "Ready", "h"), being_loaded(plan))

@@ -32,6 +32,7 @@ class Api:
 @pytest.fixture
 async def writing(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Api, StatusWriter]]:
     monkeypatch.setattr(status_writer, "RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(status_writer, "GATHER_SECONDS", 0.1)
     api = Api()
     writer = StatusWriter(api)  # type: ignore[arg-type]  # one method of the client is all that a writer needs
     task = asyncio.create_task(writer.run())

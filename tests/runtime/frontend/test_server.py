@@ -173,6 +173,7 @@ async def test_without_a_token_the_gateways_headers_are_ignored(
 
 
 async def test_metrics_have_vllms_names(http: httpx.AsyncClient, engine: ScriptedEngine) -> None:
+    """[AC-23]: of running adapters and, in the newer shape, of loaded ones."""
     engine.become(adapters=[AdapterState("acme.a", "r", "Ready", running=1, resident=True)])
     await http.post("/v1/chat/completions", json=CHAT)
     text = (await http.get("/metrics")).text
@@ -187,6 +188,7 @@ async def test_metrics_have_vllms_names(http: httpx.AsyncClient, engine: Scripte
         'vllm:e2e_request_latency_seconds_count{model_name="tiny"} 1.0',
         'lorafleet_pages{model_name="tiny",use="free"} 80.0',
         'lorafleet_adapters_resident{model_name="tiny"} 1.0',
+        'vllm:lora_adapter_loaded{adapter_name="acme.a",level="gpu",pinned="false",rank="0"} 1.0',
     ):
         assert line in text.splitlines()
     assert 'vllm:lora_requests_info{max_lora="1",running_lora_adapters="acme.a",waiting_lora_adapters=""}' in text
