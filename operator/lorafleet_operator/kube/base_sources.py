@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 
 from lorafleet_operator.artifact_sources.artifact_finder import ArtifactFinder
-from lorafleet_operator.core.manifests import IN_PODS
 from lorafleet_operator.core.objects import Artifact, BaseModel, Unresolved
+from lorafleet_operator.core.runtime_arguments import IN_PODS
 
 
 class BaseSources:

@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 import structlog
 
-from lorafleet_operator.core.manifests import ADMIN_PORT, SERVING_PORT
 from lorafleet_operator.core.objects import Replica, ReplicaState, Resident
 from lorafleet_operator.core.pods import PodFacts
+from lorafleet_operator.core.runtime_arguments import ADMIN_PORT, SERVING_PORT
 from lorafleet_operator.errors import RuntimeCallError
 from lorafleet_operator.runtime_client import RuntimeClient, RuntimeState
 

@@ -17,7 +17,7 @@ from lorafleet_operator.artifact_sources.hf_source import HfSource
 from lorafleet_operator.artifact_sources.https_source import HttpsSource
 from lorafleet_operator.artifact_sources.oci_source import OciSource
 from lorafleet_operator.artifact_sources.s3_source import S3Source
-from lorafleet_operator.core.objects import Adapter, Artifact, Ref, Secret, SecretKeyRef, Source, Unresolved
+from lorafleet_operator.core.objects import Adapter, Artifact, BaseModel, Ref, Secret, SecretKeyRef, Source, Unresolved
 from lorafleet_runtime.frontend.artifact_files import ArtifactFile
 from lorafleet_runtime.frontend.artifacts import ArtifactStore
 
@@ -37,6 +37,21 @@ def ports(count: int) -> list[int]:
         for each in sockets:
             each.bind(("127.0.0.1", 0))
         return [each.getsockname()[1] for each in sockets]
+
+
+BASE_CONTENT = {"config.json": b"{}", "tokenizer.json": b"{}", "model-00001-of-00001.safetensors": b"base " * 9000}
+BASE_EXTRA = {"README.md": b"x", "consolidated.safetensors": b"the same again", "model.onnx": b"x"}
+"""What lies beside a base model and is none of it."""
+
+
+def base(uri: str, *, secret: bool = False) -> BaseModel:
+    return BaseModel(Ref("models", "tiny"), "tiny", Source(uri, secret=SECRET if secret else None))
+
+
+def base_artifact(sources: ArtifactFinder, wanted: BaseModel) -> Artifact:
+    found = sources.base(wanted)
+    assert isinstance(found, Artifact), found
+    return found
 
 
 class Secrets(dict[Ref, Secret | Unresolved]):

@@ -16,12 +16,16 @@ from lorafleet_operator.errors import SourceError
 from tests.operator.artifact_sources import fake_hub
 from tests.operator.artifact_sources.fake_hub import SIGNATURE, TOKEN, Hub
 from tests.operator.artifact_sources.kit import (
+    BASE_CONTENT,
+    BASE_EXTRA,
     CONTENT,
     SECRET,
     Secrets,
     adapter,
     always_anew,
     artifact,
+    base,
+    base_artifact,
     described,
     fetched,
     refused,
@@ -160,3 +164,12 @@ def test_a_large_file_without_a_link_of_its_own_is_refused_rather_than_handed_a_
     with pytest.raises(SourceError) as error:
         sources.link(PRIVATE.source, artifact(sources, PRIVATE))
     assert error.value.reason == "NoShortLivedLink"
+
+
+@pytest.mark.parametrize("path", ["", "/quantised/tiny.gguf"])
+def test_a_base_model_is_its_weights_config_and_tokenizer_or_one_gguf(
+    sources: ArtifactFinder, hub: Hub, path: str
+) -> None:
+    hub.put("acme/base", {**BASE_CONTENT, **BASE_EXTRA, "quantised/tiny.gguf": b"GGUF"})
+    found = base_artifact(sources, base(f"hf://acme/base{path}"))
+    assert says(found) == described({"tiny.gguf": b"GGUF"} if path else BASE_CONTENT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterator
 
@@ -11,12 +12,17 @@ import pytest
 
 from lorafleet_operator.artifact_sources.artifact_finder import ArtifactFinder, remote_sources
 from lorafleet_operator.artifact_sources.web_client import WebClient
+from lorafleet_operator.core.objects import Unresolved
 from tests.operator.artifact_sources.kit import (
+    BASE_CONTENT,
+    BASE_EXTRA,
     CONTENT,
     Secrets,
     adapter,
     always_anew,
     artifact,
+    base,
+    base_artifact,
     described,
     refused,
     says,
@@ -110,3 +116,25 @@ def test_a_server_that_is_away_is_unreachable(monkeypatch: pytest.MonkeyPatch) -
 def test_what_would_be_ignored_or_would_leave_the_operator_is_refused(sources: ArtifactFinder) -> None:
     assert refused(sources, adapter("https://files/one", revision="v1")).reason == "UnsupportedSource"
     assert refused(sources, adapter("https://files/one", sha256="0" * 64)).reason == "DigestMismatch"
+
+
+@pytest.mark.parametrize("sharded", [True, False])
+def test_a_base_model_is_what_the_index_of_its_weights_names_or_its_one_file(
+    sources: ArtifactFinder, server: Server, sharded: bool
+) -> None:
+    content = dict(BASE_CONTENT)
+    if sharded:
+        shards = {"weight_map": {"embed": "model-00001-of-00001.safetensors"}}
+        content["model.safetensors.index.json"] = json.dumps(shards).encode()
+    else:
+        content["model.safetensors"] = content.pop("model-00001-of-00001.safetensors")
+    server.files = {f"/base/{name}": body for name, body in {**content, **BASE_EXTRA}.items()}
+    assert says(base_artifact(sources, base("https://files/base"))) == described(content)
+
+
+def test_a_base_model_of_one_file_is_that_file(sources: ArtifactFinder, server: Server) -> None:
+    server.files = {"/base/tiny.gguf": b"GGUF"}
+    assert says(base_artifact(sources, base("https://files/base/tiny.gguf"))) == described({"tiny.gguf": b"GGUF"})
+    found = sources.base(base("https://files/base"))
+    assert isinstance(found, Unresolved)
+    assert found.reason == "NotABaseModel"

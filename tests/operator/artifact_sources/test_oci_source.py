@@ -15,11 +15,15 @@ from lorafleet_operator.artifact_sources.web_client import WebClient
 from lorafleet_operator.core.objects import Artifact
 from tests.operator.artifact_sources import registry
 from tests.operator.artifact_sources.kit import (
+    BASE_CONTENT,
+    BASE_EXTRA,
     CONTENT,
     Secrets,
     adapter,
     always_anew,
     artifact,
+    base,
+    base_artifact,
     described,
     refused,
     says,
@@ -209,3 +213,11 @@ def test_what_is_not_there_is_said(
     sources: ArtifactFinder, registries: Registries, uri: str, revision: str | None, reason: str
 ) -> None:
     assert refused(sources, adapter(uri.replace("HOST", registries.open), revision=revision)).reason == reason
+
+
+@pytest.mark.parametrize("content", [BASE_CONTENT, {"tiny.gguf": b"GGUF"}])
+def test_a_base_model_is_its_weights_config_and_tokenizer_or_one_gguf(
+    sources: ArtifactFinder, registries: Registries, content: dict[str, bytes]
+) -> None:
+    registries.push("models/base", "v1", {**content, **BASE_EXTRA} if len(content) > 1 else content)
+    assert says(base_artifact(sources, base(f"oci://{registries.open}/models/base:v1"))) == described(content)

@@ -17,11 +17,15 @@ from lorafleet_operator.artifact_sources.source import LINK_SECONDS
 from lorafleet_operator.artifact_sources.web_client import WebClient
 from tests.operator.artifact_sources import s3_server
 from tests.operator.artifact_sources.kit import (
+    BASE_CONTENT,
+    BASE_EXTRA,
     CONTENT,
     Secrets,
     adapter,
     always_anew,
     artifact,
+    base,
+    base_artifact,
     described,
     fetched,
     refused,
@@ -176,3 +180,14 @@ def test_a_server_that_is_away_is_unreachable(sources: ArtifactFinder, server: S
 def test_fields_that_say_nothing_about_a_bucket_are_refused(sources: ArtifactFinder) -> None:
     found = refused(sources, adapter("s3://adapters/team/pirate", revision="v1"))
     assert (found.reason, ".spec.source.revision" in found.message) == ("UnsupportedSource", True)
+
+
+@pytest.mark.parametrize("uri", ["s3://adapters/base", "s3://adapters/base/tiny.gguf"])
+def test_a_base_model_is_its_weights_config_and_tokenizer_or_one_gguf(
+    sources: ArtifactFinder, server: S3Server, uri: str
+) -> None:
+    for name, content in {**BASE_CONTENT, **BASE_EXTRA}.items():
+        server.put(f"base/{name}", content)
+    server.put("base/tiny.gguf", b"GGUF")
+    found = base_artifact(sources, base(uri, secret=True))
+    assert says(found) == described({"tiny.gguf": b"GGUF"} if uri.endswith("gguf") else BASE_CONTENT)
