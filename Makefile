@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 FLEET ?= examples/quickstart
 
-.PHONY: up demo test test-node check lint lock images push-images clean help
+.PHONY: up demo test test-node check lint lock images push-images chart-readme clean help
 
 help:  ## show this text
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 up: $(VENV)/.serve  ## start the quickstart fleet on this machine (FLEET=folder for another)
 	@exec $(BIN)/lorafleet up -f $(FLEET)
@@ -18,7 +18,7 @@ demo: $(VENV)/.serve  ## start the fleet, ask the base and every adapter the sam
 	@$(BIN)/lorafleet demo -f $(FLEET)
 
 test: $(VENV)/.dev  ## the whole suite, on a real Kubernetes API too (built once, from Go modules: some 6 minutes)
-	@tests/cluster/build.sh api controllers > $(VENV)/cluster-build.log 2>&1 & \
+	@tests/cluster/build.sh api controllers kwok > $(VENV)/cluster-build.log 2>&1 & \
 	  $(BIN)/python -m pytest; status=$$?; wait $$! || { tail -5 $(VENV)/cluster-build.log; exit 1; }; exit $$status
 
 test-node: $(VENV)/.dev  ## the chart and the images on a real node of this machine (root, Debian; 2 GB of images and binaries once)
@@ -82,6 +82,9 @@ images:  ## build the container images (IMAGES, IMAGE_PREFIX, IMAGE_TAG, BASE_IM
 
 push-images:  ## push them to where IMAGE_PREFIX says
 	@for part in $(IMAGES); do $(IMAGE_TOOL) push $(IMAGE_PREFIX)/$$part:$(IMAGE_TAG) || exit 1; done
+
+chart-readme: $(VENV)/.dev  ## write the chart's README from its values, comments and schema
+	@$(BIN)/python charts/readme.py
 
 clean:  ## remove the environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -19,10 +19,11 @@ from prometheus_client import Counter
 
 from lorafleet_operator.core.manifests import BASE_MODEL_LABEL
 from lorafleet_operator.core.objects import ObjectKey
-from lorafleet_operator.errors import KubeError
+from lorafleet_operator.errors import KubeError, KubeGone
 from lorafleet_operator.kube.client import KubeClient
 from lorafleet_operator.kube.settings import ClusterSettings
 from lorafleet_operator.kube.store import Store
+from lorafleet_operator.kube.webhook import Webhook
 from lorafleet_operator.kube.world import KubeWorld
 
 log = structlog.get_logger("watch")
@@ -40,6 +41,11 @@ OURS = ("Pod", "Deployment")
 SECOND_LOOK_SECONDS = 10.0
 STALLED_LISTS = 2
 STALE_PASS_SECONDS = 60.0
+
+NO_DEFINITION = (
+    "the cluster knows no {kind}: install its CustomResourceDefinition, by the chart's crds.install or by "
+    "kubectl apply --server-side -f crds/"
+)
 
 MISSED = Counter("lorafleet_operator_missed_changes", "Changes that a list found and no watch had told", ("kind",))
 
@@ -76,7 +82,10 @@ class Watches:
         for kind in WATCHED:
             before = {key for key in self._store.raw if key.kind == kind}
             first = not self._store.complete
-            listed = await self._listed(kind)
+            try:
+                listed = await self._listed(kind)
+            except KubeGone as error:
+                raise KubeGone(f"{error}: {NO_DEFINITION.format(kind=kind)}", status=error.status) from error
             keys = {ObjectKey(kind, i["metadata"].get("namespace") or "", i["metadata"]["name"]): i for i in listed}
             for item in keys.values():
                 if self._store.put(kind, item) and not first:
@@ -136,7 +145,10 @@ async def run(settings: ClusterSettings, client: KubeClient, stop: asyncio.Event
         clusterwide=not settings.namespaces, namespaces=settings.namespaces,
         liveness_endpoint=f"http://0.0.0.0:{settings.health_port}/healthz",
     )  # fmt: skip
-    tasks = [asyncio.create_task(work) for work in (operator, world.run(), watches.relist(), stop.wait())]
+    works = [operator, world.run(), watches.relist(), stop.wait()]
+    if settings.webhook is not None:
+        works.append(Webhook(settings.webhook, store, settings.namespaces).run())
+    tasks = [asyncio.create_task(work) for work in works]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:

@@ -17,6 +17,8 @@ import httpx
 from lorafleet_operator import errors
 from lorafleet_operator.core.objects import Artifact, ArtifactFile
 
+KEEP_ALIVE_SECONDS = 60.0
+"""Less than the runtimes' own, so that it is this side that closes."""
 Phase = Literal["Loading", "Ready", "Draining", "Failed"]
 REFUSALS: dict[tuple[int, str], type[errors.RuntimeRefused]] = {
     (409, "stale_epoch"): errors.StaleEpoch,
@@ -84,6 +86,8 @@ class RuntimeClient:
             timeout=timeout,
             transport=transport,
             verify=_tls(),
+            # A new connection costs more than a poll.
+            limits=httpx.Limits(max_connections=16, max_keepalive_connections=8, keepalive_expiry=KEEP_ALIVE_SECONDS),
             trust_env=False,  # a proxy from the environment has no business on this machine's loopback
         )
 

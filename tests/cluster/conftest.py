@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import ssl
-import threading
 from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from lorafleet_runtime.model.tiny import save_tiny_model, tiny_config
 from lorafleet_runtime.model.tiny_tokenizer import save_tiny_tokenizer
-from tests.cluster import lab
+from tests.cluster import artifact_server, lab
 from tests.cluster.fleet import ArtifactServer, Fleet, GatewayProcess, OperatorProcess
 from tests.cluster.kubelet import TestKubelet
 from tests.cluster.lab import SYSTEM
-
-CRDS = Path(__file__).parents[2] / "crds"
 
 
 @pytest.fixture(scope="session")
@@ -27,11 +21,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[lab.Cluster]:
     """An API server that knows our kinds."""
     if why := lab.lacking():
         pytest.skip(why)
-    with lab.running(tmp_path_factory.mktemp("cluster")) as cluster:
-        cluster.kubectl("apply", "--server-side", "-f", str(CRDS))
+    with lab.running(tmp_path_factory.mktemp("cluster"), audited=True) as cluster:
+        cluster.kubectl("apply", "--server-side", "-f", str(lab.CRDS))
         cluster.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
         cluster.kubectl("create", "namespace", SYSTEM)
-        cluster.apply_chart("operator/rbac.yaml", "operator/deployment.yaml", "gateway/gateway.yaml")
+        templates = ("operator/rbac.yaml", "operator/deployment.yaml", "gateway/gateway.yaml")
+        cluster.apply_chart(*templates, values=lab.RIGHTS)
         yield cluster
 
 
@@ -40,14 +35,8 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ArtifactServ
     """An HTTPS server of a folder, with a certificate of its own."""
     folder = tmp_path_factory.mktemp("artifacts")
     certificate, key = lab.certificate(tmp_path_factory.mktemp("certificate"))
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder)))
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
-    server.socket = context.wrap_socket(server.socket, server_side=True)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield ArtifactServer(folder, f"https://localhost:{server.server_port}", certificate)
-    server.shutdown()
-    server.server_close()
+    with artifact_server.serving(folder, certificate, key) as url:
+        yield ArtifactServer(folder, url, certificate, key)
 
 
 @pytest.fixture(scope="session")
@@ -92,15 +81,3 @@ def fleet(
     finally:
         with contextlib.suppress(AssertionError):
             fleet.close()
-
-
-class _Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        pass
-
-    def end_headers(self) -> None:
-        path = Path(self.translate_path(self.path))
-        if path.is_file():
-            stat = path.stat()
-            self.send_header("ETag", f'"{stat.st_mtime_ns:x}-{stat.st_size:x}"')
-        super().end_headers()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import signal
@@ -27,6 +26,7 @@ class ArtifactServer:
     folder: Path
     url: str
     certificate: Path
+    key: Path = Path()
 
     def adapter(self, name: str, seed: int = 0, rank: int = 4) -> str:
         """Put an adapter there, in place of what had that name; its URL."""
@@ -38,8 +38,12 @@ class ArtifactServer:
 class OperatorProcess:
     """The operator, as a pod would run it: a process that may be killed at any moment."""
 
-    def __init__(self, cluster: Cluster, artifacts: ArtifactServer, log: Path, name: str = "operator-0") -> None:
+    def __init__(
+        self, cluster: Cluster, artifacts: ArtifactServer, log: Path, name: str = "operator-0", *arguments: str,
+        **environment: str,
+    ) -> None:  # fmt: skip
         self._cluster = cluster
+        self._arguments = arguments
         self.log_file = log
         first = free_ports(2)
         self.metrics_port, self.health_port = first, first + 1
@@ -48,13 +52,14 @@ class OperatorProcess:
             "KUBECONFIG": str(cluster.kubeconfig_of("lorafleet-operator")), "SSL_CERT_FILE": str(artifacts.certificate),
             "POD_NAME": name, "POD_NAMESPACE": SYSTEM,
             "LORAFLEET_SERVING_TOKEN": "serving-token-of-the-tests",
-            "LORAFLEET_ADMIN_TOKEN": "admin-token-of-the-tests",
+            "LORAFLEET_ADMIN_TOKEN": "admin-token-of-the-tests", **environment,
         }  # fmt: skip
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         argv = [sys.executable, "-m", "lorafleet_operator", "operator", "--runtime-image", "runtime:test"]
         argv += ["--metrics-port", str(self.metrics_port), "--health-port", str(self.health_port)]
+        argv += self._arguments
         with self.log_file.open("ab") as sink:
             self.process = subprocess.Popen(argv, env=self._environment, stdout=sink, stderr=sink)
 
@@ -132,8 +137,7 @@ class Fleet:
         self.cluster.kubectl("delete", "namespace", self.name, "--wait=false")
 
     def apply(self, *manifests: dict[str, Any]) -> None:
-        text = "\n---\n".join(json.dumps(manifest) for manifest in manifests)
-        self.cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=text)
+        self.cluster.apply(*manifests)
 
     def base(self, name: str = "tiny", replicas: int = 1, **spec: Any) -> dict[str, Any]:
         engine = {"dtype": "float32", "maxModelLen": 128, "maxNumSeqs": 8, "maxBatchedTokens": 64, "memory": "2Mi"}

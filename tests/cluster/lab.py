@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,8 +20,12 @@ import yaml
 from lorafleet_operator.kube.client import path
 
 HERE = Path(__file__).parent
+CRDS = HERE.parents[1] / "crds"
+CHART = HERE.parents[1] / "charts" / "lorafleet"
 BUILD_SECONDS = 1500
 SYSTEM = "lorafleet-system"
+RIGHTS = ("networkPolicy.enabled=true",)
+"""Values with which the operator has all the rights that it may have."""
 ACCOUNTS = ("ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding")
 T = TypeVar("T")
 _next_port = 21443
@@ -48,15 +53,23 @@ class Cluster:
             assert done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.stderr}"
         return done.stdout if check else done.stdout + done.stderr
 
-    def apply_chart(self, *templates: str) -> None:
-        """Apply these templates of the chart, rendered as a user's `helm install lorafleet` renders them."""
-        chart = HERE.parents[1] / "charts" / "lorafleet"
-        shown = [f"--show-only=templates/{template}" for template in templates]
-        command = [str(self.bin / "helm"), "template", "lorafleet", str(chart), "-n", SYSTEM, *shown]
+    def chart(self, *options: str) -> list[dict[str, Any]]:
+        """The objects of the chart, as a user's `helm install lorafleet` with these options renders them."""
+        command = [str(self.bin / "helm"), "template", "lorafleet", str(CHART), "-n", SYSTEM, *options]
         rendered = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
-        # Accounts and rights only: the programs are processes here.
-        kept = [d for d in yaml.safe_load_all(rendered) if d and d["kind"] in ACCOUNTS]
+        return [document for document in yaml.safe_load_all(rendered) if document]
+
+    def apply_chart(self, *templates: str, values: Sequence[str] = ()) -> None:
+        """Apply the accounts and rights of these templates, and nothing else: the programs are processes here."""
+        shown = [f"--show-only=templates/{template}" for template in templates]
+        rendered = self.chart(*shown, *(f"--set={value}" for value in values))
+        kept = [document for document in rendered if document["kind"] in ACCOUNTS]
         self.kubectl("apply", "--server-side", "-f", "-", stdin=yaml.safe_dump_all(kept))
+
+    def audit(self) -> Iterator[dict[str, Any]]:
+        """Every request of our ServiceAccounts so far."""
+        with (self.folder / "audit.log").open() as lines:
+            yield from (json.loads(line) for line in lines if line.endswith("\n"))
 
     def token_of(self, account: str) -> str:
         """A token of a ServiceAccount in the system namespace."""
@@ -69,6 +82,11 @@ class Cluster:
         config["users"][0]["user"] = {"token": self.token_of(account)}
         target.write_text(yaml.safe_dump(config))
         return target
+
+    def apply(self, *manifests: Mapping[str, Any]) -> None:
+        """Server-side apply; what others own is taken."""
+        text = "\n---\n".join(json.dumps(manifest) for manifest in manifests)
+        self.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", stdin=text)
 
     def get(self, kind: str, namespace: str, name: str) -> dict[str, Any] | None:
         response = self.api.get(path(kind, namespace, name))
@@ -117,11 +135,13 @@ def lacking() -> str:
 
 
 @contextlib.contextmanager
-def running(folder: Path, layer: str = "controllers") -> Iterator[Cluster]:
-    """An API server with its controllers, from ready to ended."""
+def running(folder: Path, layer: str = "controllers", audited: bool = False) -> Iterator[Cluster]:
+    """An API server with its controllers, from ready to ended. `audited`: with the log that `Cluster.audit` reads."""
     binaries = build("api", *(("controllers",) if layer != "api" else ()), *(("kwok",) if layer == "kwok" else ()))
     port = free_ports(6)
     environment = {**os.environ, "D": str(folder), "PORT": str(port)}
+    if audited:
+        environment["AUDIT_POLICY"] = str(HERE / "audit-policy.yaml")
     script = str(HERE / "envtest.sh")
     subprocess.run([script, "up", layer], check=True, env=environment, timeout=180, stdout=subprocess.DEVNULL)
     token = (folder / "token").read_text().strip()

@@ -90,6 +90,77 @@ def test_nobody_may_run_commands_in_pods_or_change_definitions_and_secrets_are_r
     assert reads == []
 
 
+WEBHOOK = ("--set", "webhook.enabled=true")
+CERT_MANAGER = ("--set", "webhook.certManager.enabled=true", "-a", "cert-manager.io/v1")
+
+
+def named(objects: list[dict[str, Any]], kind: str) -> dict[str, Any]:
+    """The webhook's object of a kind."""
+    (found,) = [o for o in objects if o["kind"] == kind and "gateway" not in o["metadata"]["name"]
+                and not o["metadata"]["name"].endswith(("metrics", "tokens"))]  # fmt: skip
+    return found
+
+
+def test_the_webhook_is_off_unless_asked_for(helm: Path) -> None:
+    assert not [o for o in render(helm) if "webhook" in str(o).lower()]
+
+
+def test_the_webhook_asks_every_operator_and_lets_everything_through_while_none_answers(helm: Path) -> None:
+    objects = render(helm, *WEBHOOK, "--set", "operator.replicas=2", "--set", "networkPolicy.enabled=true")
+    (hook,) = named(objects, "ValidatingWebhookConfiguration")["webhooks"]
+    service, secret, operator = (named(objects, kind) for kind in ("Service", "Secret", "Deployment"))
+    (container,) = operator["spec"]["template"]["spec"]["containers"]
+    policy = named(objects, "NetworkPolicy")
+
+    assert (hook["failurePolicy"], hook["timeoutSeconds"]) == ("Ignore", 2)
+    assert (hook["sideEffects"], hook["matchPolicy"]) == ("None", "Equivalent")
+    (left_out,) = hook["namespaceSelector"]["matchExpressions"]
+    assert left_out["values"] == ["kube-system", "lorafleet-system"]
+    assert hook["clientConfig"]["caBundle"] == secret["data"]["ca.crt"]
+    assert hook["clientConfig"]["service"]["name"] == service["metadata"]["name"]
+    assert service["spec"]["selector"].items() <= operator["spec"]["template"]["metadata"]["labels"].items()
+    assert {"name": "webhook", "containerPort": 9443} in container["ports"]
+    assert "--webhook-port=9443" in container["args"]
+    assert {"ports": [{"port": "webhook"}]} in policy["spec"]["ingress"]
+
+
+def test_cert_manager_makes_the_certificate_if_asked_with_an_issuer_of_yours_or_its_own(helm: Path) -> None:
+    objects = render(helm, *WEBHOOK, *CERT_MANAGER)
+    certificate, issuer = named(objects, "Certificate"), named(objects, "Issuer")
+    configuration = named(objects, "ValidatingWebhookConfiguration")
+    theirs = render(helm, *WEBHOOK, *CERT_MANAGER, "--set", "webhook.certManager.issuerRef.name=ca",
+                    "--set", "webhook.certManager.issuerRef.kind=ClusterIssuer")  # fmt: skip
+
+    assert certificate["spec"]["issuerRef"]["name"] == issuer["metadata"]["name"]
+    assert "lorafleet-webhook.lorafleet-system.svc" in certificate["spec"]["dnsNames"]
+    name, made = certificate["metadata"]["name"], certificate["spec"]["secretName"]
+    assert configuration["metadata"]["annotations"]["cert-manager.io/inject-ca-from"] == f"lorafleet-system/{name}"
+    assert "caBundle" not in configuration["webhooks"][0]["clientConfig"]
+    assert not [o for o in objects if o["kind"] == "Secret" and o["metadata"]["name"] == made]
+    assert not [o for o in theirs if o["kind"] == "Issuer"]
+    assert named(theirs, "Certificate")["spec"]["issuerRef"] == {
+        "group": "cert-manager.io", "kind": "ClusterIssuer", "name": "ca",
+    }  # fmt: skip
+
+
+def test_only_the_webhook_of_watched_namespaces_is_asked(helm: Path) -> None:
+    objects = render(helm, *WEBHOOK, "--set", "watchNamespaces={acme,globex}")
+    (hook,) = named(objects, "ValidatingWebhookConfiguration")["webhooks"]
+
+    assert hook["namespaceSelector"]["matchExpressions"][1] == {
+        "key": "kubernetes.io/metadata.name", "operator": "In", "values": ["acme", "globex"],
+    }  # fmt: skip
+
+
+def test_nothing_has_to_be_waited_for_when_the_release_goes(helm: Path) -> None:
+    """No object has a finalizer, so there is nothing that a pre-delete hook could do but hang."""
+    objects = render(helm, *WEBHOOK, "--set", "networkPolicy.enabled=true", "--set", "gateway.autoscaling.enabled=true")
+    hooks = {o["metadata"].get("annotations", {}).get("helm.sh/hook") for o in objects}
+
+    assert hooks == {None, "test"}
+    assert not [o for o in objects if o["metadata"].get("finalizers")]
+
+
 @pytest.mark.parametrize(
     ("option", "says"),
     [
@@ -97,6 +168,8 @@ def test_nobody_may_run_commands_in_pods_or_change_definitions_and_secrets_are_r
         ("gateway.image.tag=latest", "tag"),
         ("gateway.service.type=Ingress", "type"),
         ("metrics.podMonitor.enabled=true", "monitoring.coreos.com/v1"),
+        ("webhook.failurePolicy=Maybe", "failurePolicy"),
+        ("webhook.enabled=true,webhook.certManager.enabled=true", "cert-manager.io/v1"),
     ],
 )
 def test_what_the_chart_does_not_know_is_refused_by_its_name(helm: Path, option: str, says: str) -> None:

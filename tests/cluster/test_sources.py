@@ -139,24 +139,19 @@ def test_a_secret_that_is_missing_wrong_or_rotated_is_told_and_put_right_without
     assert fleet.pods() == [pod]
 
 
-@pytest.mark.parametrize("kind", ["bucket", "hub"])
 def test_pods_are_told_where_their_base_model_is_and_need_nobody_to_start_again(
-    fleet: Fleet, s3: S3Server, hub: Hub, operator: OperatorProcess, kind: str
+    fleet: Fleet, s3: S3Server, operator: OperatorProcess
 ) -> None:
-    weights = {path.name: path.read_bytes() for path in fleet.model.iterdir()}
-    for name, body in weights.items():
-        s3.put(f"base/{name}", body)
-    hub.put("acme/base", weights)
-    hub.private.add("acme/base")
-    uri = {"bucket": "s3://adapters/base", "hub": "hf://acme/base"}[kind]
-    source = {"uri": uri, "secretRef": {"name": kind}}
+    for path in fleet.model.iterdir():
+        s3.put(f"base/{path.name}", path.read_bytes())
+    source = {"uri": "s3://adapters/base", "secretRef": {"name": "bucket"}}
     fleet.apply(fleet.base(source=source), fleet.adapter("one"), *fleet.tenant())
 
     def told() -> str:
         return fleet.cluster.condition("BaseModel", fleet.name, "tiny", "Ready")[1]
 
     eventually("its Secret is missed", lambda: told() == "SecretNotFound", 60)
-    fleet.apply(secret(fleet, "bucket", s3.secret()), secret(fleet, "hub", {"token": TOKEN, "HF_ENDPOINT": hub.url}))
+    fleet.apply(secret(fleet, "bucket", s3.secret()))
     fleet.until_ready("one")
     (pod,) = fleet.pods()
     before = fleet.status("one")["placements"][0]["uid"]
@@ -171,7 +166,7 @@ def test_pods_are_told_where_their_base_model_is_and_need_nobody_to_start_again(
 
     eventually("the adapter is back", loaded_again, 60)
     shown = operator.log() + fleet.kubelet.logs() + fleet.cluster.kubectl("get", "pods,basemodels", "-A", "-o", "yaml")
-    for credential in (READER[1], TOKEN, SIGNATURE, "X-Amz-Signature"):
+    for credential in (READER[1], "X-Amz-Signature"):
         assert credential not in shown
 
 

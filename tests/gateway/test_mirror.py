@@ -65,18 +65,22 @@ async def api() -> AsyncIterator[tuple[FaultyApi, str]]:
 
 
 @pytest.fixture
-async def folder(api: tuple[FaultyApi, str], tmp_path: Path) -> AsyncIterator[Path]:
+async def mirror(api: tuple[FaultyApi, str], tmp_path: Path) -> AsyncIterator[Mirror]:
     import certifi
 
     (tmp_path / "token").write_text("t")
     (tmp_path / "ca.crt").write_bytes(Path(certifi.where()).read_bytes())
-    folder = tmp_path / "fleet"
-    folder.mkdir()
-    mirror = Mirror(ApiAccess(api[1], tmp_path / "token", tmp_path / "ca.crt", "home"), folder)
+    (tmp_path / "fleet").mkdir()
+    mirror = Mirror(ApiAccess(api[1], tmp_path / "token", tmp_path / "ca.crt", "home"), tmp_path / "fleet")
     task = asyncio.create_task(mirror.run())
-    yield folder
+    yield mirror
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
+
+
+@pytest.fixture
+def folder(mirror: Mirror, tmp_path: Path) -> Path:
+    return tmp_path / "fleet"
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -104,6 +108,17 @@ async def test_events_change_and_remove_files(api: tuple[FaultyApi, str], folder
     api[0].events = [{"type": "MODIFIED", "object": fleet("tiny", 7)}, {"type": "DELETED", "object": fleet("other")}]
     await until(lambda: names(folder) == ["models.tiny.json"])
     assert json.loads((folder / "models.tiny.json").read_text())["generation"] == 7
+
+
+async def test_a_fleet_without_base_models_is_known_once_it_has_been_listed(
+    api: tuple[FaultyApi, str], mirror: Mirror, folder: Path
+) -> None:
+    api[0].refuse = True
+    await asyncio.sleep(0.1)
+    before = mirror.listed
+    api[0].refuse = False
+    await until(lambda: mirror.listed)
+    assert (before, names(folder)) == (False, [])
 
 
 async def test_an_expired_version_leads_to_a_new_list(api: tuple[FaultyApi, str], folder: Path) -> None:

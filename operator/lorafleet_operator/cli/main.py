@@ -134,6 +134,8 @@ def _operator(command: argparse.ArgumentParser) -> None:
     add("--kubeconfig", help="default: $KUBECONFIG, else the pod's ServiceAccount, else ~/.kube/config")
     add("--metrics-port", type=int, default=9090, help="Prometheus metrics (default: %(default)s)")
     add("--health-port", type=int, default=8081, help="/healthz (default: %(default)s)")
+    add("--webhook-port", type=int, help="serve the validating webhook, POST /validate, over TLS (default: not served)")
+    add("--webhook-cert-dir", metavar="DIR", help="tls.crt and tls.key of the webhook, read again when they change")
     add("--log-format", choices=("console", "json"), default="json")
     command.epilog = (
         "LORAFLEET_SERVING_TOKEN and LORAFLEET_ADMIN_TOKEN hold what gateways and this operator call runtimes with;\n"

@@ -23,7 +23,8 @@ def run(options: argparse.Namespace) -> int:
         namespace=options.namespace or "", namespaces=tuple(options.watch_namespace), image=options.runtime_image,
         pull_policy=options.image_pull_policy, release=options.network_policy_release,
         scrapers=dict(options.metrics_namespace_label), metrics_port=options.metrics_port,
-        health_port=options.health_port, log_format=options.log_format,
+        health_port=options.health_port, webhook_port=options.webhook_port,
+        webhook_certificates=options.webhook_cert_dir, log_format=options.log_format,
     )  # fmt: skip
     logs.configure(settings.log_format)
     client = KubeClient(configuration(options.kubeconfig))

@@ -84,6 +84,13 @@ def key_of(found: Object) -> ObjectKey:
     return ObjectKey(kind, found.ref.namespace, found.ref.name)
 
 
+def fields_of(kind: str) -> frozenset[str]:
+    """The paths below `.spec` that are read of a kind; those inside list items are left out."""
+    sink = Sink(kind)
+    _read_kind(Fields({}, "", sink), ObjectKey(kind, "", ""), 1, "", "")
+    return frozenset(path for path in sink.known if path.startswith(".spec."))
+
+
 def _read_kind(root: Fields, key: ObjectKey, generation: int, created: str, base_dir: str) -> Object:
     ref = Ref(key.namespace, key.name)
     if key.kind == "Secret":

@@ -123,6 +123,10 @@ class KubeClient:
     async def delete(self, kind: str, namespace: str, name: str) -> None:
         await self._call("DELETE", kind, "DELETE", path(kind, namespace, name))
 
+    async def openapi(self, group_version: str) -> dict[str, Any]:
+        """What the API server publishes about the kinds of a group; anyone who is known to it may read that."""
+        return await self._call("GET", "OpenAPI", "GET", f"/openapi/v3/apis/{group_version}")
+
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._api.close()

@@ -23,6 +23,14 @@ TOKEN_FILE = NAMESPACE_FILE.with_name("token")
 
 
 @dataclass(frozen=True, slots=True)
+class WebhookSettings:
+    """Where the webhook listens, and the folder of its tls.crt and tls.key."""
+
+    port: int
+    certificates: Path
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterSettings:
     """What `lorafleet operator` runs with. Intervals are seconds; `namespaces` empty: the whole cluster.
 
@@ -37,6 +45,7 @@ class ClusterSettings:
     owner: Mapping[str, Any] | None = None
     metrics_port: int = 9090
     health_port: int = 8081
+    webhook: WebhookSettings | None = None
     log_format: LogFormat = "json"
     resync_seconds: float = 15.0
     relist_seconds: float = 300.0
@@ -48,6 +57,7 @@ class ClusterSettings:
 def cluster_settings(
     *, namespace: str = "", namespaces: tuple[str, ...] = (), image: str, pull_policy: str = "IfNotPresent",
     release: str = "", scrapers: Mapping[str, str] | None = None, metrics_port: int = 9090, health_port: int = 8081,
+    webhook_port: int | None = None, webhook_certificates: str | None = None,
     log_format: LogFormat = "json", env: Mapping[str, str] = os.environ,
 ) -> ClusterSettings:  # fmt: skip
     """Settings from options and environment. Raises UsageError for what cannot be followed."""
@@ -70,8 +80,19 @@ def cluster_settings(
         owner=account_of(TOKEN_FILE.read_text(), home) if TOKEN_FILE.exists() else None,
         metrics_port=metrics_port,
         health_port=health_port,
+        webhook=_webhook(webhook_port, webhook_certificates),
         log_format=log_format,
     )
+
+
+def _webhook(port: int | None, folder: str | None) -> WebhookSettings | None:
+    if (port is None) != (folder is None):
+        raise UsageError("--webhook-port and --webhook-cert-dir belong together: give both, or neither")
+    if port is None or folder is None:
+        return None
+    if not 0 < port < 65536:
+        raise UsageError(f"--webhook-port {port}: a TCP port lies between 1 and 65535")
+    return WebhookSettings(port, Path(folder))
 
 
 def _own_namespace(env: Mapping[str, str]) -> str:

@@ -12,6 +12,7 @@ import structlog
 from lorafleet_operator.core.objects import ObjectKey
 from lorafleet_operator.errors import KubeError, KubeGone
 from lorafleet_operator.kube.client import KubeClient
+from lorafleet_operator.kube.definitions import Definitions
 
 log = structlog.get_logger("status")
 
@@ -27,6 +28,7 @@ class StatusWriter:
 
     def __init__(self, client: KubeClient) -> None:
         self._client = client
+        self._definitions = Definitions(client)
         self._written: dict[ObjectKey, Status] = {}
         self._pending: dict[ObjectKey, Status] = {}  # in order of their due times
         self._due: dict[ObjectKey, float] = {}
@@ -44,6 +46,8 @@ class StatusWriter:
             if key not in seen:
                 self._take(key)
                 continue
+            if key.kind in self._definitions.old:
+                status = self._definitions.fitting(key.kind, status)
             if self._written.get(key) == seen[key]:
                 self._written[key] = seen[key]  # held once
             last = self._pending.get(key) or self._written.get(key) or seen[key]
@@ -58,7 +62,7 @@ class StatusWriter:
 
     async def run(self) -> None:
         """Write until cancelled."""
-        await asyncio.gather(*(self._write_all() for _ in range(WRITERS)))
+        await asyncio.gather(self._definitions.follow(), *(self._write_all() for _ in range(WRITERS)))
 
     async def _write_all(self) -> None:
         while True:
@@ -70,7 +74,7 @@ class StatusWriter:
             if (wait := self._due[key] - time.monotonic()) > 0:
                 await asyncio.sleep(wait)
                 continue
-            status = self._take(key) or {}
+            status = self._definitions.fitting(key.kind, self._take(key) or {})
             if status == self._written.get(key):
                 continue  # it came back to what it was
             self._written[key] = status

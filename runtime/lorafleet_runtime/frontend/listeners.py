@@ -11,6 +11,8 @@ from fastapi import FastAPI
 
 from lorafleet_runtime.errors import ConfigError
 
+KEEP_ALIVE_SECONDS = 75
+"""Longer than gateways and the operator keep an idle connection: no request meets one that was just closed here."""
 
 class Server(uvicorn.Server):
     """Several of these share one loop, so signals are not theirs."""
@@ -21,7 +23,12 @@ class Server(uvicorn.Server):
 
 
 def new_server(app: FastAPI) -> Server:
-    return Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", http="httptools", ws="none"))
+    return Server(
+        uvicorn.Config(
+            app, log_config=None, access_log=False, lifespan="off", http="httptools", ws="none",
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        )
+    )  # fmt: skip
 
 
 def listen(host: str, port: int, flag: str) -> socket.socket:

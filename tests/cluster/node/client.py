@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.cluster.node.node import Node
+from tests.cluster.node.node import VERSION, Node
 
 ASKING = (Path(__file__).parent / "asking.py").read_text()
 NAMESPACE = "clients"
@@ -69,7 +69,7 @@ class Client:
     def start(self) -> None:
         """Make the pod, and wait until it runs."""
         container = {
-            "name": "client", "image": "lorafleet/runtime:0.1.0", "command": ["sleep", "infinity"],
+            "name": "client", "image": f"lorafleet/runtime:{VERSION}", "command": ["sleep", "infinity"],
             "env": [{"name": "API_KEY", "value": self._key}], "securityContext": SECURITY,
         }  # fmt: skip
         spec = {"containers": [container], "terminationGracePeriodSeconds": 1, "automountServiceAccountToken": False}
@@ -96,7 +96,7 @@ class Client:
         counts = json.loads(told.splitlines()[-1])
         print(f"\n          {counts['done']} answers meanwhile", end="")
         assert counts["failures"] == []
-        assert counts["done"] > 5
+        assert counts["done"] > 2
 
     def _spawn(self, *arguments: str) -> subprocess.Popen[str]:
         pod = ("kubectl", "exec", "-i", "-n", NAMESPACE, "client", "--")

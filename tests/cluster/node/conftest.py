@@ -17,9 +17,6 @@ def node() -> Iterator[harness.Node]:
         pytest.skip(why)
     with harness.running() as node:
         node.provide("quickstart")
-        from tests.cluster.node.test_node import serve_adapters
-
-        serve_adapters(node)
         yield node
 
 

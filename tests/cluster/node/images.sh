@@ -36,7 +36,8 @@ base() {
   }
 }
 build() {
-  make -s -C "$root" images IMAGE_TOOL=buildah IMAGES="operator gateway quickstart" IMAGE_PREFIX=$PREFIX IMAGE_TAG="$TAG" BASE_IMAGE=$BASE IMAGE_FLAGS="$flags"
+  make -s -C "$root" images IMAGE_TOOL=buildah IMAGES="operator gateway quickstart" IMAGE_PREFIX=$PREFIX IMAGE_TAG="$TAG" BASE_IMAGE=$BASE \
+    REVISION=unknown IMAGE_FLAGS="$flags"      # a commit that changes nothing in an image makes no new one
   buildah build $flags --build-arg BASE_IMAGE=$BASE -t "$PREFIX/runtime:$TAG" -f "$here/runtime.Containerfile" "$root" > /dev/null
 }
 archives() {

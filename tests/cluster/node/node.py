@@ -21,6 +21,7 @@ from tests.cluster.lab import BUILD_SECONDS, HERE, eventually
 NODE = HERE / "node"
 ROOT = HERE.parents[1]
 SYSTEM, MODELS = "lorafleet-system", "models"
+VERSION = yaml.safe_load((ROOT / "charts/lorafleet/Chart.yaml").read_text())["appVersion"]
 IMAGE_SECONDS = 900
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.cluster.lab import eventually
 from tests.cluster.node.client import Client
-from tests.cluster.node.node import MODELS, ROOT, SYSTEM, Node, is_ready
+from tests.cluster.node.node import MODELS, ROOT, SYSTEM, VERSION, Node, is_ready
 
 pytestmark = [pytest.mark.node, pytest.mark.slow]
 
@@ -45,6 +45,7 @@ def test_a_client_streams_an_adapters_answer_by_the_services_name(client: Client
 def test_an_adapter_comes_over_https_from_a_server_of_the_organisations_own_authority(
     node: Node, client: Client
 ) -> None:
+    serve_adapters(node)
     spec = {
         "baseModelRef": {"namespace": MODELS, "name": "smollm2"},
         "source": {"uri": "https://artifacts.artifacts.svc/haiku"}, "copies": {"min": 2, "max": 2},
@@ -152,7 +153,7 @@ def serve_adapters(node: Node) -> None:
     files = (f"--cert={pki}/artifacts.crt", f"--key={pki}/artifacts.key")
     node.kubectl("create", "secret", "tls", "tls", "-n", "artifacts", *files)
     container = {
-        "name": "server", "image": "lorafleet/quickstart:0.1.0", "command": ["python", "-c", server],
+        "name": "server", "image": f"lorafleet/quickstart:{VERSION}", "command": ["python", "-c", server],
         "ports": [{"name": "https", "containerPort": 8443}], "volumeMounts": [{"name": "tls", "mountPath": "/tls"}],
         "readinessProbe": {"tcpSocket": {"port": "https"}, "periodSeconds": 1},
     }  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lorafleet_operator.core.objects import ObjectKey
-from lorafleet_operator.errors import KubeGone, KubeUnreachable
+from lorafleet_operator.errors import KubeGone, KubeRefused, KubeUnreachable
 from lorafleet_operator.kube import status_writer
 from lorafleet_operator.kube.status_writer import StatusWriter
 
@@ -21,6 +21,12 @@ class Api:
     def __init__(self) -> None:
         self.writes: list[Mapping[str, Any]] = []
         self.failures: list[Exception] = []
+        self.schemas: dict[str, Any] = {}
+
+    async def openapi(self, group_version: str) -> dict[str, Any]:
+        if not self.schemas:
+            raise KubeRefused("not for you", status=403)
+        return {"components": {"schemas": self.schemas}}
 
     async def apply_status(self, kind: str, namespace: str, name: str, status: Mapping[str, Any]) -> dict[str, Any]:
         if self.failures:
@@ -30,10 +36,13 @@ class Api:
 
 
 @pytest.fixture
-async def writing(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Api, StatusWriter]]:
+async def writing(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[tuple[Api, StatusWriter]]:
     monkeypatch.setattr(status_writer, "RETRY_SECONDS", 0.05)
     monkeypatch.setattr(status_writer, "GATHER_SECONDS", 0.1)
     api = Api()
+    api.schemas = getattr(request, "param", {})
     writer = StatusWriter(api)  # type: ignore[arg-type]  # one method of the client is all that a writer needs
     task = asyncio.create_task(writer.run())
     yield api, writer
@@ -81,3 +90,30 @@ async def test_an_object_that_is_gone_is_forgotten(writing: tuple[Api, StatusWri
     await settled()
     assert api.writes == []
     assert writer.known({}) == {}
+
+
+OLD = {"an.older.LoRAAdapter": {
+    "x-kubernetes-group-version-kind": [{"group": "lorafleet.dev", "kind": "LoRAAdapter", "version": "v1alpha1"}],
+    "properties": {"spec": {"properties": {}}, "status": {"properties": {"ready": {"type": "string"}}}},
+}}  # fmt: skip
+
+
+@pytest.mark.parametrize("writing", [OLD], indirect=True)
+async def test_an_older_definition_gets_what_it_has_room_for_once(
+    writing: tuple[Api, StatusWriter], capsys: pytest.CaptureFixture[str]
+) -> None:
+    api, writer = writing
+    await asyncio.sleep(0)
+    seen: dict[ObjectKey, Mapping[str, Any]] = {ONE: {}}
+    for _ in range(3):
+        writer.offer({ONE: {"ready": "1/1", "rank": 8}}, seen)
+        await settled()
+        writer.forget()
+        seen = {ONE: api.writes[-1]}
+
+    assert api.writes == [{"ready": "1/1"}]
+    told = capsys.readouterr().out
+    assert told.count(".status.rank") == 1
+    assert "loraadapters.lorafleet.dev" in told
+    assert ".spec.copies" in told
+    assert ".spec.copies.min" not in told
