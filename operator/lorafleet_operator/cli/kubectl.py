@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable, Sequence
-from importlib import import_module
+from collections.abc import Sequence
 
 from lorafleet_operator import __version__
-from lorafleet_operator.errors import LorafleetError
+from lorafleet_operator.cli.dispatch import dispatch
 
 EXAMPLES = """\
 examples:
@@ -46,18 +44,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Exit status: 0 done, 1 failed or something is not Ready, 2 wrongly asked, 130 interrupted."""
-    options = parser().parse_args(argv)
-    try:
-        run: Callable[[argparse.Namespace], int] = import_module(options.module).run
-        return run(options)
-    except LorafleetError as error:
-        print(f"kubectl lorafleet: {error}", file=sys.stderr)
-        return error.exit_code
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 0
-    except KeyboardInterrupt:
-        return 130
+    return dispatch(parser(), argv)
 
 
 def _command(

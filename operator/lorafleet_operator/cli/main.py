@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable, Sequence
-from importlib import import_module
+from collections.abc import Sequence
 
 from lorafleet_operator import __version__
+from lorafleet_operator.cli.dispatch import dispatch
 from lorafleet_operator.config import DEFAULT_HOST, DEFAULT_PORT
-from lorafleet_operator.errors import LorafleetError
 
 EXAMPLES = """\
 examples:
@@ -45,19 +43,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit status: 0 done, 1 failed, 2 wrongly asked, 130 interrupted."""
-    options = parser().parse_args(argv)
-    try:
-        # Imported here, so that `get` does not pay for an HTTP client that only `up` needs.
-        run: Callable[[argparse.Namespace], int] = import_module(options.module).run
-        return run(options)
-    except LorafleetError as error:
-        print(f"lorafleet: {error}", file=sys.stderr)
-        return error.exit_code
-    except BrokenPipeError:  # `lorafleet get | head` is no failure
-        sys.stderr.close()
-        return 0
-    except KeyboardInterrupt:
-        return 130
+    return dispatch(parser(), argv)
 
 
 def _command(
