@@ -162,7 +162,7 @@ def test_pods_are_told_where_their_base_model_is_and_need_nobody_to_start_again(
 
     def loaded_again() -> bool:
         placements = fleet.status("one").get("placements") or [{}]
-        return placements[0].get("state") == "Ready" and placements[0]["uid"] != before
+        return bool(placements[0].get("state") == "Ready" and placements[0]["uid"] != before)
 
     eventually("the adapter is back", loaded_again, 60)
     shown = operator.log() + fleet.kubelet.logs() + fleet.cluster.kubectl("get", "pods,basemodels", "-A", "-o", "yaml")
