@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, MutableMapping
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from lorafleet_operator.core.objects import ObjectKey
 from lorafleet_operator.errors import KubeGone, KubeRefused, KubeUnreachable
@@ -98,9 +99,16 @@ OLD = {"an.older.LoRAAdapter": {
 }}  # fmt: skip
 
 
+@pytest.fixture
+def lines() -> Iterator[list[MutableMapping[str, Any]]]:
+    """What is logged from here on, whatever an earlier test has set up. Named before `writing`, which logs already."""
+    with capture_logs() as lines:
+        yield lines
+
+
 @pytest.mark.parametrize("writing", [OLD], indirect=True)
 async def test_an_older_definition_gets_what_it_has_room_for_once(
-    writing: tuple[Api, StatusWriter], capsys: pytest.CaptureFixture[str]
+    lines: list[MutableMapping[str, Any]], writing: tuple[Api, StatusWriter]
 ) -> None:
     api, writer = writing
     await asyncio.sleep(0)
@@ -112,7 +120,7 @@ async def test_an_older_definition_gets_what_it_has_room_for_once(
         seen = {ONE: api.writes[-1]}
 
     assert api.writes == [{"ready": "1/1"}]
-    told = capsys.readouterr().out
+    told = str(lines)
     assert told.count(".status.rank") == 1
     assert "loraadapters.lorafleet.dev" in told
     assert ".spec.copies" in told
