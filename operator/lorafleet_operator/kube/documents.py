@@ -43,11 +43,13 @@ class Documents:
 
     async def read(self) -> None:
         """Learn what is published. Raises KubeError."""
-        for kind in ("ConfigMap", "Secret"):
-            for item in await self._client.list_in(kind, self._namespace, f"{LABEL}=true"):
-                document = unpacked(item)
-                if document is not None:
-                    self._published[kind, item["metadata"]["name"]] = document
+        listed = await self._client.list_in("ConfigMap", self._namespace, f"{LABEL}=true")
+        found = [("ConfigMap", item) for item in listed]
+        with contextlib.suppress(KubeGone):  # by its name: a list would need the right to read all Secrets here
+            found.append(("Secret", await self._client.get("Secret", self._namespace, TENANTS)))
+        for kind, item in found:
+            if (document := unpacked(item)) is not None:
+                self._published[kind, item["metadata"]["name"]] = document
 
     async def publish(self, desired: Desired, observed: Observed) -> float | None:
         """Bring the documents up to date; what cannot be written now is written at a later pass.

@@ -25,6 +25,7 @@ log = structlog.get_logger("webhook")
 
 REVIEWS = Counter("lorafleet_operator_reviews", "Objects that the API asked about", ("kind", "outcome"))
 MOST_BYTES = 8 << 20
+STOP_SECONDS = 2.0
 BEHIND_SECONDS = 0.2
 """Watches are a little behind `kubectl apply` of several objects: before anything is said, they get so long."""
 LASTING_SECONDS = 10.0
@@ -44,7 +45,7 @@ class Webhook:
         """Serve until cancelled. Raises UsageError when the port cannot be had."""
         certificate = Certificate(self._settings.certificates)
         await certificate.wait()
-        runner = web.AppRunner(self.app(), access_log=None)
+        runner = web.AppRunner(self.app(), access_log=None, shutdown_timeout=STOP_SECONDS)
         await runner.setup()
         try:
             await web.TCPSite(runner, None, self._settings.port, ssl_context=certificate.context).start()

@@ -102,10 +102,23 @@ def test_helm_upgrade_fails_no_request_and_touches_no_runtime(node: Node, client
     before = {name: pod["metadata"]["uid"] for name, pod in node.ready(MODELS, RUNTIMES, 2).items()}
     upgrade = ["upgrade", "lorafleet", "charts/lorafleet", "-n", SYSTEM, "--wait", "--timeout=120s"]
     with client.load("pirate", "smollm2-135m"):
-        node.run("helm", *upgrade, "--set", "gateway.replicas=3", "--set", "commonLabels.team=search", seconds=150)
+        values = "gateway.replicas=3,webhook.enabled=true,commonLabels.team=search"
+        node.run("helm", *upgrade, "--set", values, seconds=150)
         node.ready(SYSTEM, "app.kubernetes.io/component=gateway", 3)
     after = {name: pod["metadata"]["uid"] for name, pod in node.ready(MODELS, RUNTIMES, 2).items()}
     assert before == after
+
+
+def test_the_api_server_asks_the_operators_pod_before_it_stores(node: Node) -> None:
+    spec = {
+        "baseModelRef": {"namespace": MODELS, "name": "smollm2"}, "servedName": "pirate",
+        "source": {"uri": "pvc://quickstart/adapters/pirate"},
+    }  # fmt: skip
+    metadata = {"name": "second", "namespace": "acme"}
+    adapter = {"apiVersion": "lorafleet.dev/v1alpha1", "kind": "LoRAAdapter", "metadata": metadata, "spec": spec}
+    told = node.kubectl("apply", "--dry-run=server", "-f", "-", stdin=json.dumps(adapter), check=False)
+    assert "validate.lorafleet.dev" in told
+    assert "already served by LoRAAdapter acme/pirate" in told
 
 
 def test_helm_test_passes(node: Node) -> None:
@@ -125,7 +138,9 @@ def test_helm_uninstall_leaves_nothing_but_the_definitions_and_what_serves(node:
         return set(node.kubectl("get", kinds, "-n", SYSTEM, "-o", "name").split()) - kept
 
     eventually("the release's namespace is empty", lambda: not left(), 90)
-    cluster = node.kubectl("get", "clusterroles,clusterrolebindings", "-l", OURS, "-o", "name").split()
+    cluster = node.kubectl(
+        "get", "clusterroles,clusterrolebindings,validatingwebhookconfigurations", "-l", OURS, "-o", "name"
+    ).split()
     assert cluster == []
     assert len(node.pods(MODELS, RUNTIMES)) == 2, "base models outlive the operator"
 

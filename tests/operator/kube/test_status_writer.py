@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import pytest
@@ -23,6 +23,7 @@ class Api:
         self.writes: list[Mapping[str, Any]] = []
         self.failures: list[Exception] = []
         self.schemas: dict[str, Any] = {}
+        self.logs: list[Any] = []
 
     async def openapi(self, group_version: str) -> dict[str, Any]:
         if not self.schemas:
@@ -44,12 +45,13 @@ async def writing(
     monkeypatch.setattr(status_writer, "GATHER_SECONDS", 0.1)
     api = Api()
     api.schemas = getattr(request, "param", {})
-    writer = StatusWriter(api)  # type: ignore[arg-type]  # one method of the client is all that a writer needs
-    task = asyncio.create_task(writer.run())
-    yield api, writer
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
+    writer = StatusWriter(api)  # type: ignore[arg-type]  # two methods of the client are all that a writer needs
+    with capture_logs() as api.logs:
+        task = asyncio.create_task(writer.run())
+        yield api, writer
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
 
 
 async def settled() -> None:
@@ -99,19 +101,11 @@ OLD = {"an.older.LoRAAdapter": {
 }}  # fmt: skip
 
 
-@pytest.fixture
-def lines() -> Iterator[list[MutableMapping[str, Any]]]:
-    """What is logged from here on, whatever an earlier test has set up. Named before `writing`, which logs already."""
-    with capture_logs() as lines:
-        yield lines
-
-
 @pytest.mark.parametrize("writing", [OLD], indirect=True)
 async def test_an_older_definition_gets_what_it_has_room_for_once(
-    lines: list[MutableMapping[str, Any]], writing: tuple[Api, StatusWriter]
+    writing: tuple[Api, StatusWriter],
 ) -> None:
     api, writer = writing
-    await asyncio.sleep(0)
     seen: dict[ObjectKey, Mapping[str, Any]] = {ONE: {}}
     for _ in range(3):
         writer.offer({ONE: {"ready": "1/1", "rank": 8}}, seen)
@@ -120,8 +114,8 @@ async def test_an_older_definition_gets_what_it_has_room_for_once(
         seen = {ONE: api.writes[-1]}
 
     assert api.writes == [{"ready": "1/1"}]
-    told = str(lines)
-    assert told.count(".status.rank") == 1
-    assert "loraadapters.lorafleet.dev" in told
-    assert ".spec.copies" in told
-    assert ".spec.copies.min" not in told
+    assert {entry["definition"] for entry in api.logs} == {"loraadapters.lorafleet.dev"}
+    lacks = [entry["lacks"] for entry in api.logs]
+    assert lacks.count(".status.rank") == 1
+    assert ".spec.copies" in lacks
+    assert ".spec.copies.min" not in lacks
