@@ -25,7 +25,7 @@ class Resolver:
 
     def __init__(
         self, changed: Callable[[], None], *, adapter: Callable[[Adapter], Answer],
-        base: Callable[[BaseModel], Resolution],
+        base: Callable[[BaseModel], Answer],
     ) -> None:  # fmt: skip
         self.adapters: dict[Ref, Resolution] = {}
         self.base_models: dict[Ref, Resolution] = {}
@@ -74,13 +74,14 @@ class Resolver:
     async def _resolve_base_models(self, desired: Desired) -> None:
         _forget(self.base_models, desired.base_models)
         for base in desired.base_models.values():
-            self._keep(self.base_models, {base.ref: await asyncio.to_thread(self._base_model, base)})
+            answer = await asyncio.to_thread(self._base_model, base)
+            self._keep(self.base_models, {} if answer is None else {base.ref: answer})
 
     def _adapters(self, batch: list[Adapter]) -> dict[Ref, Resolution]:
         answers = {adapter.ref: adapter_limits(adapter) or self._adapter(adapter) for adapter in batch}
         return {ref: answer for ref, answer in answers.items() if answer is not None}
 
-    def _base_model(self, base: BaseModel) -> Resolution:
+    def _base_model(self, base: BaseModel) -> Answer:
         return base_model_limits(base) or self._base(base)
 
     def _keep(self, known: dict[Ref, Resolution], found: Mapping[Ref, Resolution]) -> None:

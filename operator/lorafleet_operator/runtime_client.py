@@ -24,6 +24,7 @@ REFUSALS: dict[tuple[int, str], type[errors.RuntimeRefused]] = {
     (409, "stale_epoch"): errors.StaleEpoch,
     (409, "digest_mismatch"): errors.AdapterRefused,
     (422, "invalid_adapter"): errors.AdapterRefused,
+    (422, "invalid_model"): errors.AdapterRefused,
     (422, "rank_too_high"): errors.AdapterRefused,
     (502, "fetch_failed"): errors.FetchFailed,
     (507, "no_room"): errors.NoRoom,
@@ -60,6 +61,7 @@ class RuntimeState:
     running: int = 0
     waiting: int = 0
     adapters: tuple[AdapterReport, ...] = ()
+    wants: str = ""
 
 
 @functools.cache
@@ -113,6 +115,11 @@ class RuntimeClient:
         """Ask for an unload: True when it is gone (or never was), False while requests still hold it."""
         response = await self._call("DELETE", f"/admin/adapters/{adapter_id}", headers=self._fence())
         return response.status_code == 204
+
+    async def put_model(self, artifact: Artifact) -> None:
+        """Say where the model is that this runtime waits for."""
+        body = {"revision": artifact.revision, "files": [_file(file) for file in artifact.files]}
+        await self._call("PUT", "/admin/model", json=body, headers=self._fence())
 
     async def describe_artifact(self, path: str) -> tuple[ArtifactFile, ...] | None:
         """The files of the adapter at `path`, VOLUME/PATH, on a volume of this runtime; None while it reads them."""
@@ -199,6 +206,7 @@ def parse_state(body: dict[str, Any]) -> RuntimeState:
             running=int(load.get("running", 0)),
             waiting=int(load.get("waiting", 0)),
             adapters=tuple(_adapter(item) for item in body.get("adapters") or ()),
+            wants=str(body.get("wants") or ""),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise errors.RuntimeProtocolError(f"/admin/state does not follow the contract: {error!r}") from error

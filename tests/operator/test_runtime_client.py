@@ -95,6 +95,16 @@ async def test_a_link_takes_its_header_along(port: Port) -> None:
     assert "short" not in repr(linked)
 
 
+async def test_a_runtime_that_wants_its_model_is_told(port: Port) -> None:
+    port.answer = lambda request: httpx.Response(200, json={**STATE, "wants": "model"})
+    assert (await port.client.state()).wants == "model"
+    port.answer = lambda request: httpx.Response(202, json={"revision": "sha256:1", "state": "Loading"})
+    await port.client.put_model(ARTIFACT)
+    request = port.requests[-1]
+    assert (request.method, request.url.path, request.headers["Lorafleet-Epoch"]) == ("PUT", "/admin/model", "7")
+    assert json.loads(request.content)["files"][0]["sha256"] == "ab"
+
+
 async def test_a_place_on_a_volume_is_described_or_not_yet_known(port: Port) -> None:
     described = {"name": "adapter_config.json", "url": "file:///a", "sha256": "ab", "size": 2}
     port.answer = lambda request: httpx.Response(200, json={"files": [described]})

@@ -13,7 +13,8 @@ import pytest
 
 from lorafleet_runtime.frontend.adapters import Adapters
 from lorafleet_runtime.frontend.admin import create_admin_app
-from lorafleet_runtime.frontend.artifacts import ArtifactStore, read_folder, revision_of
+from lorafleet_runtime.frontend.artifact_files import revision_of
+from lorafleet_runtime.frontend.artifacts import ArtifactStore, read_folder
 from lorafleet_runtime.frontend.metrics import Metrics
 from lorafleet_runtime.frontend.scripted_engine import ScriptedEngine
 from lorafleet_runtime.frontend.server import create_app

@@ -16,15 +16,9 @@ from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 from lorafleet_operator.artifact_sources.content_digests import ContentDigests, Digest
-from lorafleet_operator.artifact_sources.source import (
-    ADAPTER_FILES,
-    SERVER_SECONDS,
-    incomplete,
-    refuse_field,
-    secret_text,
-)
+from lorafleet_operator.artifact_sources.source import SERVER_SECONDS, Wanted, refuse_field, secret_text
 from lorafleet_operator.artifact_sources.web_client import Answer, WebClient
-from lorafleet_operator.core.objects import Adapter, ArtifactFile, Secret, Source
+from lorafleet_operator.core.objects import ArtifactFile, Secret, Source
 from lorafleet_operator.errors import SourceError
 
 HUB = "https://huggingface.co"
@@ -49,7 +43,7 @@ class _Hub:
 
 
 class HfSource:
-    """A round costs one call of the hub's API per adapter. Digests are the hub's; small files are read once."""
+    """A round costs one call of the hub's API per artifact. Digests are the hub's; small files are read once."""
 
     fresh_seconds = SERVER_SECONDS
 
@@ -58,19 +52,16 @@ class HfSource:
         self._digests = digests
         self._endpoint = endpoint or os.environ.get("HF_ENDPOINT") or HUB
 
-    def find(self, adapter: Adapter, secret: Secret | None) -> tuple[ArtifactFile, ...]:
-        source = adapter.source
+    def find(self, wanted: Wanted, secret: Secret | None) -> tuple[ArtifactFile, ...]:
+        source = wanted.source
         hub = self._hub(source, secret)
-        repository, revision, folder = _parts(source)
+        repository, revision, path = _parts(source)
+        folder, single = wanted.split(path)
         commit, siblings = self._listing(hub, source.uri, repository, revision)
         inside = f"{folder}/" if folder else ""
         found = {path.removeprefix(inside): facts for path, facts in siblings.items() if path.startswith(inside)}
-        missing = [name for name in ADAPTER_FILES if name not in found]
-        if missing:
-            raise incomplete(source.uri, found, missing)
-        return tuple(
-            self._file(hub, name, f"hf://{repository}@{commit}/{inside}{name}", found[name]) for name in ADAPTER_FILES
-        )
+        names = wanted.chosen(found, single)
+        return tuple(self._file(hub, name, f"hf://{repository}@{commit}/{inside}{name}", found[name]) for name in names)
 
     def link(self, file: ArtifactFile, source: Source, secret: Secret | None) -> ArtifactFile:
         hub = self._hub(source, secret)

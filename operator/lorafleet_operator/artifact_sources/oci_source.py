@@ -12,8 +12,8 @@ from dataclasses import replace
 from typing import Any
 
 from lorafleet_operator.artifact_sources.oci_registry import OciRegistry, Repository
-from lorafleet_operator.artifact_sources.source import ADAPTER_FILES, SERVER_SECONDS, incomplete, refuse_field
-from lorafleet_operator.core.objects import Adapter, ArtifactFile, Secret, Source
+from lorafleet_operator.artifact_sources.source import SERVER_SECONDS, Wanted, refuse_field
+from lorafleet_operator.core.objects import ArtifactFile, Secret, Source
 from lorafleet_operator.errors import SourceError
 
 TITLE = "org.opencontainers.image.title"
@@ -23,7 +23,7 @@ URI = re.compile(
     r"(?::(?P<tag>[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}))?(?:@(?P<digest>sha256:[0-9a-f]{64}))?"
 )
 DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
-PUSH = "push its files: oras push HOST/REPOSITORY:TAG adapter_config.json adapter_model.safetensors"
+PUSH = "push the files: oras push HOST/REPOSITORY:TAG adapter_config.json adapter_model.safetensors"
 
 
 class OciSource:
@@ -34,11 +34,11 @@ class OciSource:
     def __init__(self, registry: OciRegistry) -> None:
         self._registry = registry
 
-    def find(self, adapter: Adapter, secret: Secret | None) -> tuple[ArtifactFile, ...]:
-        source = adapter.source
+    def find(self, wanted: Wanted, secret: Secret | None) -> tuple[ArtifactFile, ...]:
+        source = wanted.source
         repository, reference = _reference(source)
         body, media_type = self._registry.manifest(repository, reference, secret)
-        files = _files(source.uri, repository, _manifest(source.uri, body, media_type))
+        files = _files(wanted, repository, _manifest(source.uri, body, media_type))
         if secret is not None:
             self.link(files[0], source, secret)  # if its files cannot be handed on, it is said now and not at a load
         return files
@@ -70,29 +70,34 @@ def _manifest(uri: str, body: bytes, media_type: str) -> Mapping[str, Any]:
     except ValueError:
         manifest = None
     if not isinstance(manifest, dict):
-        raise SourceError("NotAnAdapter", f"{uri}: the registry sent no manifest but {media_type or 'something else'}")
+        raise SourceError("NotAnArtifact", f"{uri}: the registry sent no manifest but {media_type or 'something else'}")
     if "manifests" in manifest:
-        raise SourceError("NotAnAdapter", f"{uri} is an index of manifests: name one of them by its digest")
+        raise SourceError("NotAnArtifact", f"{uri} is an index of manifests: name one of them by its digest")
     if not isinstance(manifest.get("layers"), list):
-        raise SourceError("NotAnAdapter", f"{uri}: its manifest has no layers: {PUSH}")
+        raise SourceError("NotAnArtifact", f"{uri}: its manifest has no layers: {PUSH}")
     return manifest
 
 
-def _files(uri: str, repository: Repository, manifest: Mapping[str, Any]) -> tuple[ArtifactFile, ...]:
-    """The two layers that are an adapter's files, by the last part of their titles."""
+def _files(wanted: Wanted, repository: Repository, manifest: Mapping[str, Any]) -> tuple[ArtifactFile, ...]:
+    """The layers that are the files looked for, by the last part of their titles."""
     layers = [layer for layer in manifest["layers"] if isinstance(layer, dict)]
     titled = [(str((layer.get("annotations") or {}).get(TITLE, "")).rpartition("/")[2], layer) for layer in layers]
     names = [name for name, _ in titled if name]
-    missing = [name for name in ADAPTER_FILES if name not in names]
-    if missing and any(_archive(layer) for layer in layers):
-        raise SourceError("NotAnAdapter", f"{uri} holds an archive, which is not unpacked: {PUSH}")
-    if missing:
-        raise incomplete(uri, names, missing)
-    twice = [name for name in ADAPTER_FILES if names.count(name) > 1]
+    ggufs = [name for name in names if name.endswith(".gguf")]
+    single = ggufs[0] if wanted.kind == "base" and len(ggufs) == 1 else ""
+    try:
+        chosen = wanted.chosen(names, single)
+    except SourceError:
+        if any(_archive(layer) for layer in layers):
+            raise SourceError(
+                "NotAnArtifact", f"{wanted.uri} holds an archive, which is not unpacked: {PUSH}"
+            ) from None
+        raise
+    twice = [name for name in chosen if names.count(name) > 1]
     if twice:
-        raise SourceError("NotAnAdapter", f"{uri} has {names.count(twice[0])} layers called {twice[0]}: {PUSH}")
+        raise SourceError("NotAnArtifact", f"{wanted.uri} has {names.count(twice[0])} layers called {twice[0]}: {PUSH}")
     by_name = dict(titled)
-    return tuple(_file(uri, repository, name, by_name[name]) for name in ADAPTER_FILES)
+    return tuple(_file(wanted.uri, repository, name, by_name[name]) for name in chosen)
 
 
 def _archive(layer: Mapping[str, Any]) -> bool:
@@ -103,5 +108,5 @@ def _archive(layer: Mapping[str, Any]) -> bool:
 def _file(uri: str, repository: Repository, name: str, layer: Mapping[str, Any]) -> ArtifactFile:
     digest, size = DIGEST.fullmatch(str(layer.get("digest"))), layer.get("size")
     if digest is None or not isinstance(size, int) or size < 0:
-        raise SourceError("NotAnAdapter", f"{uri}: layer {name} has no sha256 digest or no size in the manifest")
+        raise SourceError("NotAnArtifact", f"{uri}: layer {name} has no sha256 digest or no size in the manifest")
     return ArtifactFile(name, f"{repository}@{digest[0]}", digest[1], size)

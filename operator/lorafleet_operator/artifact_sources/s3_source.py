@@ -16,11 +16,12 @@ from lorafleet_operator.artifact_sources.source import (
     ADAPTER_FILES,
     LINK_SECONDS,
     SERVER_SECONDS,
+    Wanted,
     incomplete,
     refuse_field,
 )
 from lorafleet_operator.artifact_sources.web_client import failure
-from lorafleet_operator.core.objects import Adapter, ArtifactFile, Secret, Source
+from lorafleet_operator.core.objects import ArtifactFile, Secret, Source
 from lorafleet_operator.errors import SourceError
 
 if TYPE_CHECKING:
@@ -42,17 +43,23 @@ class S3Source:
         self._clients = clients
         self._digests = digests
 
-    def find(self, adapter: Adapter, secret: Secret | None) -> tuple[ArtifactFile, ...]:
-        source = adapter.source
+    def find(self, wanted: Wanted, secret: Secret | None) -> tuple[ArtifactFile, ...]:
+        source = wanted.source
         if source.revision is not None:
             raise refuse_field(source, "revision", "a bucket has no revisions: leave it out, or write sha256")
-        bucket, prefix = _parts(source.uri)
+        bucket, path = _parts(source.uri)
+        prefix, single = wanted.split(path)
         client = self._clients.of(secret)
-        keys = {name: f"{prefix}/{name}".lstrip("/") for name in ADAPTER_FILES}
+        names = [single] if single else list(ADAPTER_FILES)  # known by name: keys may open objects and no listing
+        if wanted.kind == "base" and not single:
+            names = wanted.chosen(_names(client, bucket, prefix))
+        keys = {name: f"{prefix}/{name}".lstrip("/") for name in names}
         heads = {name: _head(client, bucket, key) for name, key in keys.items()}
         missing = [name for name, head in heads.items() if head is None]
+        if missing and wanted.kind == "base":
+            raise SourceError("NotFound", f"{source.uri}: {' and '.join(missing)} does not exist")
         if missing:
-            raise incomplete(source.uri, _names(client, bucket, prefix), missing)
+            raise incomplete(source.uri, _listed(client, bucket, prefix), missing)
         return tuple(self._file(client, bucket, keys[name], name, head or {}) for name, head in heads.items())
 
     def link(self, file: ArtifactFile, source: Source, secret: Secret | None) -> ArtifactFile:
@@ -123,16 +130,21 @@ def _read(client: Any, bucket: str, key: str, etag: str) -> Digest:
 
 
 def _names(client: Any, bucket: str, prefix: str) -> list[str]:
-    """What else is there, for a message; empty when listing is not allowed."""
+    """What is in the folder, the first thousand names. Raises SourceError."""
     folder = f"{prefix}/".lstrip("/")
+    listed = _asked(
+        f"s3://{bucket}/{folder}",
+        lambda: client.list_objects_v2(Bucket=bucket, Prefix=folder, Delimiter="/", MaxKeys=1000),
+    )
+    return [str(item["Key"]).removeprefix(folder) for item in listed.get("Contents") or ()]
+
+
+def _listed(client: Any, bucket: str, prefix: str) -> list[str]:
+    """As `_names`, for a message; empty when listing is not allowed."""
     try:
-        listed = _asked(
-            f"s3://{bucket}/{folder}",
-            lambda: client.list_objects_v2(Bucket=bucket, Prefix=folder, Delimiter="/", MaxKeys=1000),
-        )
+        return _names(client, bucket, prefix)
     except SourceError:
         return []
-    return [str(item["Key"]).removeprefix(folder) for item in listed.get("Contents") or ()]
 
 
 def _asked(where: str, call: Callable[[], T]) -> T:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from lorafleet_operator.artifact_sources.source import refuse_field
-from lorafleet_operator.core.objects import Adapter, ArtifactFile, Ref, Secret, Source
+from lorafleet_operator.artifact_sources.source import Wanted, refuse_field
+from lorafleet_operator.core.objects import ArtifactFile, Ref, Secret, Source
 from lorafleet_operator.errors import SourceError
 
 Files = tuple[ArtifactFile, ...]
@@ -26,12 +26,12 @@ class VolumeSource:
     def __init__(self, describe: Callable[[Ref, str], Files | None]) -> None:
         self._describe = describe
 
-    def find(self, adapter: Adapter, secret: Secret | None) -> Files | None:
-        source = adapter.source
+    def find(self, wanted: Wanted, secret: Secret | None) -> Files | None:
+        source = wanted.source
         for field, value in (("secretRef", source.secret), ("revision", source.revision)):
             if value is not None:
                 raise refuse_field(source, field, "says nothing about a volume: leave it out")
-        return self._describe(adapter.base, _place(source.uri))
+        return self._describe(wanted.base, _place(source.uri))
 
     def link(self, file: ArtifactFile, source: Source, secret: Secret | None) -> ArtifactFile:
         return file

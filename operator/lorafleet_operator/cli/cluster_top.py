@@ -15,7 +15,8 @@ from rich.table import Table
 
 from lorafleet_operator.cli.operator import configuration
 from lorafleet_operator.cli.terminal import console
-from lorafleet_operator.core.manifests import BASE_MODEL_LABEL, SERVING_PORT
+from lorafleet_operator.core.manifests import BASE_MODEL_LABEL
+from lorafleet_operator.core.runtime_arguments import SERVING_PORT
 from lorafleet_operator.errors import KubeError
 from lorafleet_operator.kube.client import KubeClient
 

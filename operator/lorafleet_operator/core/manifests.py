@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lorafleet_operator.core.objects import BaseModel
+from lorafleet_operator.core.runtime_arguments import ADMIN_PORT, SERVING_PORT, arguments
 
 Manifest = dict[str, Any]
 
@@ -24,7 +25,6 @@ pod is loaded before an old one leaves."""
 DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
 CHEAPEST = "-1000"
 """Of the pods beyond a smaller number, a Deployment deletes the cheapest first."""
-SERVING_PORT, ADMIN_PORT = 8000, 8001
 DRAIN_SECONDS = 30
 ENDPOINT_SECONDS = 5
 """Between a pod's deletion and its SIGTERM: gateways learn that it drains before it refuses anything."""
@@ -76,16 +76,6 @@ def workload_name(base_name: str) -> str:
 def selector(base_name: str) -> dict[str, str]:
     """What tells the pods of one base model from all others. Never changes: a Deployment's selector cannot."""
     return {"app.kubernetes.io/name": "lorafleet-runtime", BASE_MODEL_LABEL: base_name}
-
-
-def model_argument(uri: str) -> str:
-    """What `--model` is inside the pod: a volume's path for `pvc:`, a path of the image for `file:`."""
-    scheme, _, rest = uri.partition(":")
-    if scheme == "pvc":
-        return "/artifacts/" + rest.removeprefix("//")
-    if scheme == "file":
-        return "/" + rest.lstrip("/")
-    return uri
 
 
 def _object(api_version: str, kind: str, base: BaseModel, uid: str, name: str) -> Manifest:
@@ -238,16 +228,3 @@ def _container(base: BaseModel, images: Images, drain: int) -> Manifest:
     if images.command:
         container["command"] = list(images.command)
     return container
-
-
-def arguments(base: BaseModel, drain: int) -> list[str]:
-    """The runtime's command line in a pod. No secret is in it."""
-    engine = base.engine
-    argv = ["serve", "--model", model_argument(base.source.uri), "--served-name", base.served_name]
-    argv += ["--host", "0.0.0.0", "--port", str(SERVING_PORT), "--admin-port", str(ADMIN_PORT)]
-    argv += ["--dtype", engine.dtype, "--max-model-len", str(engine.max_model_len)]
-    argv += ["--max-num-seqs", str(engine.max_num_seqs), "--max-batched-tokens", str(engine.max_batched_tokens)]
-    if engine.memory_bytes is not None:
-        argv += ["--memory", str(engine.memory_bytes)]
-    argv += ["--max-lora-rank", str(base.lora.max_rank), "--drain-seconds", str(drain), "--log-format", "json"]
-    return argv

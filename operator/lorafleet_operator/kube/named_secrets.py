@@ -1,4 +1,4 @@
-"""The Secrets that tenants and adapters' sources name, and no others: read by name when one is first named, and again
+"""The Secrets that tenants and sources name, and no others: read by name when one is first named, and again
 now and then.
 
 No watch: a watch of Secrets would need the right to read all of them.
@@ -88,7 +88,8 @@ class NamedSecrets:
 
 
 def named(desired: Desired) -> frozenset[Ref]:
-    """The Secrets with tenants' keys, and those with the credentials of adapters' sources."""
+    """The Secrets with tenants' keys, and those with the credentials of sources."""
     keys = (key for tenant in desired.tenants.values() for key in tenant.api_keys)
-    sources = (adapter.source.secret for adapter in desired.adapters.values() if adapter.source.secret is not None)
+    declared = [*(a.source for a in desired.adapters.values()), *(b.source for b in desired.base_models.values())]
+    sources = (source.secret for source in declared if source.secret is not None)
     return frozenset(Ref(key.namespace, key.name) for key in (*keys, *sources))

@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 import structlog
 
-from lorafleet_operator.core.manifests import ADMIN_PORT, SERVING_PORT
 from lorafleet_operator.core.objects import Replica, ReplicaState, Resident
 from lorafleet_operator.core.pods import PodFacts
+from lorafleet_operator.core.runtime_arguments import ADMIN_PORT, SERVING_PORT
 from lorafleet_operator.errors import RuntimeCallError
 from lorafleet_operator.runtime_client import RuntimeClient, RuntimeState
 
@@ -159,7 +159,7 @@ class PodReplica:
         if before is not None and before.incarnation != report.incarnation:
             self._reported(self, None)  # another process: what failed in the last one is history
         self._reported(self, report)
-        if spoke or before is None or (before.phase, before.adapters) != (report.phase, report.adapters):
+        if spoke or before is None or _matters(before) != _matters(report):
             self._changed()
 
     def _lose(self) -> None:
@@ -167,6 +167,11 @@ class PodReplica:
         if self.report is not None:
             self.report = None
             self._reported(self, None)
+
+
+def _matters(report: RuntimeState) -> tuple[object, ...]:
+    """What a plan depends on."""
+    return report.phase, report.adapters, report.wants
 
 
 def _host(ip: str) -> str:

@@ -9,18 +9,19 @@ import structlog
 from prometheus_client import Gauge, Histogram
 
 from lorafleet_operator.adapter_calls import AdapterCalls
-from lorafleet_operator.artifact_sources.adapter_sources import AdapterSources, remote_sources
+from lorafleet_operator.artifact_sources.artifact_finder import ArtifactFinder, remote_sources
 from lorafleet_operator.artifact_sources.volume_source import VolumeSource
 from lorafleet_operator.artifact_sources.web_client import WebClient
 from lorafleet_operator.core.actions import Action, LoadAdapter, Plan, StartReplica, StopReplica, UnloadAdapter
 from lorafleet_operator.core.manifests import ADAPTERS_GATE
 from lorafleet_operator.core.objects import Artifact, Desired, Observed, Ref
 from lorafleet_operator.core.pods import pod_facts, replica_names
+from lorafleet_operator.core.rollout import spec_hash
 from lorafleet_operator.core.scaling import being_loaded, holds_its_adapters
 from lorafleet_operator.core.status import statuses
 from lorafleet_operator.core.validation import admit
 from lorafleet_operator.errors import KubeError, SourceError
-from lorafleet_operator.kube.base_sources import declared_base
+from lorafleet_operator.kube.base_sources import BaseSources
 from lorafleet_operator.kube.client import KubeClient
 from lorafleet_operator.kube.documents import Documents
 from lorafleet_operator.kube.events import Events
@@ -32,6 +33,7 @@ from lorafleet_operator.kube.status_writer import StatusWriter
 from lorafleet_operator.kube.store import Store
 from lorafleet_operator.kube.volume_reports import VolumeReports
 from lorafleet_operator.kube.workloads import Workloads
+from lorafleet_operator.model_calls import ModelCalls
 from lorafleet_operator.passes import Passes
 from lorafleet_operator.reconcile import reconcile
 from lorafleet_operator.resolver import Resolver
@@ -62,10 +64,11 @@ class KubeWorld:
         self.volumes = VolumeReports(self._ready_pods)
         self._web = WebClient()
         on_volumes = VolumeSource(self.volumes.describe)
-        self.sources = AdapterSources(
+        self.sources = ArtifactFinder(
             {**remote_sources(self._web), "pvc": on_volumes, "file": on_volumes}, self.secrets.look
         )
-        self.resolver = Resolver(self.wake, adapter=self.sources.adapter, base=declared_base)
+        self.resolver = Resolver(self.wake, adapter=self.sources.adapter, base=BaseSources(self.sources).base)
+        self.models = ModelCalls(self.wake, self._link_model)
         self.writer = StatusWriter(client)
         self.documents = Documents(client, settings.namespace, settings.owner)
         self.leadership = Leadership(client, settings.namespace, settings.identity, self.wake, settings.owner)
@@ -120,6 +123,7 @@ class KubeWorld:
         """Apply workloads, open gates, publish documents, queue statuses and events."""
         stops = {action.replica for action in plan.actions if isinstance(action, StopReplica)}
         await self.workloads.ensure(desired, observed, {n: self.pods[n].facts for n in stops if n in self.pods})
+        self._tell_models(desired, observed)
         await self._open_gates(observed, plan)
         if (wait := await self.documents.publish(desired, observed)) is not None:
             asyncio.get_running_loop().call_later(wait, self.wake)
@@ -143,6 +147,7 @@ class KubeWorld:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await self.calls.close()
+            await self.models.close()
             await asyncio.gather(*(pod.close() for pod in self.pods.values()))
             await self.leadership.release()
             self._web.close()
@@ -151,7 +156,23 @@ class KubeWorld:
         adapter = self.desired().adapters.get(ref)
         if adapter is None:
             raise SourceError("Gone", f"LoRAAdapter {ref} is not there any more")
-        return await asyncio.to_thread(self.sources.link, adapter, artifact)
+        return await asyncio.to_thread(self.sources.link, adapter.source, artifact)
+
+    async def _link_model(self, ref: Ref, artifact: Artifact) -> Artifact:
+        base = self.desired().base_models.get(ref)
+        if base is None:
+            raise SourceError("Gone", f"BaseModel {ref} is not there any more")
+        return await asyncio.to_thread(self.sources.link, base.source, artifact)
+
+    def _tell_models(self, desired: Desired, observed: Observed) -> None:
+        """Say to the pods of the current settings where their model is; older ones are about to be replaced."""
+        self.models.keep(name for name, pod in self.pods.items() if not pod.ready)
+        for pod in self.pods.values():
+            base, found = desired.base_models.get(pod.facts.base), observed.base_artifacts.get(pod.facts.base)
+            if base is None or not isinstance(found, Artifact) or not found.files:
+                continue
+            if pod.facts.spec_hash == spec_hash(base, found):
+                self.models.tell(pod, base.ref, found)
 
     def _secrets_changed(self) -> None:
         self.resolver.wake()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from lorafleet_operator.artifact_sources.adapter_sources import AdapterSources, remote_sources
+from lorafleet_operator.artifact_sources.artifact_finder import ArtifactFinder, remote_sources
 from lorafleet_operator.artifact_sources.web_client import WebClient
 from lorafleet_operator.core.objects import Adapter, Artifact, BaseModel, Desired, Ref, Secret, Unresolved
 from lorafleet_operator.digests import DigestCache
@@ -22,7 +22,7 @@ class LocalSources:
         self._desired = desired
         self._digests = DigestCache()
         self._schemes = frozenset(remote)
-        self._remote = AdapterSources(remote, self._secret)
+        self._remote = ArtifactFinder(remote, self._secret)
 
     def adapter(self, adapter: Adapter) -> Artifact | Unresolved | None:
         """The artifact of an adapter's source, or why there is none."""
@@ -39,7 +39,9 @@ class LocalSources:
         adapter = self._desired().adapters.get(ref)
         if adapter is None:
             raise SourceError("Gone", f"LoRAAdapter {ref} is not there any more")
-        return await asyncio.to_thread(self._remote.link, adapter, artifact) if self._is_remote(adapter) else artifact
+        if not self._is_remote(adapter):
+            return artifact
+        return await asyncio.to_thread(self._remote.link, adapter.source, artifact)
 
     def close(self) -> None:
         """Close the connections to servers."""

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import structlog
 
 from lorafleet_runtime.errors import ArtifactError
-from lorafleet_runtime.frontend.artifacts import ArtifactFile, ArtifactStore
+from lorafleet_runtime.frontend.artifact_files import ArtifactFile
+from lorafleet_runtime.frontend.artifacts import ArtifactStore
 from lorafleet_runtime.frontend.engine_api import Engine
 from lorafleet_runtime.protocol import AdapterState, LoadAdapter, UnloadAdapter
 

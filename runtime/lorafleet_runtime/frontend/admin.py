@@ -15,11 +15,12 @@ from starlette.responses import PlainTextResponse, Response
 
 from lorafleet_runtime.errors import ApiError, ArtifactError, invalid
 from lorafleet_runtime.frontend.admin_schemas import AdapterBody, DescribeBody, LoadBody, UnloadBody
-from lorafleet_runtime.frontend.artifacts import ArtifactFile, read_folder, revision_of
+from lorafleet_runtime.frontend.artifact_files import ArtifactFile, revision_of
+from lorafleet_runtime.frontend.artifacts import read_folder
 from lorafleet_runtime.frontend.schemas import parse
 from lorafleet_runtime.frontend.service import Service
 from lorafleet_runtime.frontend.web import authorize, new_app, read_body
-from lorafleet_runtime.protocol import AdapterState
+from lorafleet_runtime.protocol import AdapterState, EngineState
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
 _MAX_WAIT_SECONDS = 600.0
@@ -50,11 +51,11 @@ class Fence:
         self.epoch = int(given)
 
 
-def create_admin_app(service: Service) -> FastAPI:
-    """The app of the admin port."""
+def create_admin_app(service: Service, fence: Fence | None = None) -> FastAPI:
+    """The app of the admin port. `fence` is that of the port's earlier app, if it had one."""
     app = new_app("lorafleet runtime, admin")
     token = service.settings.admin_token
-    fence = Fence()
+    fence = fence or Fence()
 
     def ordered(handler: Callable[..., Awaitable[Response]]) -> Callable[..., Awaitable[Response]]:
         """An order of the operator: authorised, and fenced by epoch."""
@@ -155,26 +156,34 @@ def _outcome(adapter: str, revision: str, state: AdapterState | None) -> tuple[i
 
 def _state(service: Service, epoch: int) -> dict[str, Any]:
     state = service.engine.state
-    model = None
-    if state.model is not None:
-        facts = msgspec.to_builtins(state.model)
-        facts.pop("vocabSize")
-        model = {"servedName": service.settings.served_name, **facts}
     adapters = [msgspec.to_builtins(adapter) for adapter in service.adapters.states()]
     for adapter in adapters:
         adapter.pop("targets", None)
+    body = report(state, service.incarnation, epoch, service.phase)
+    if body["model"] is not None:
+        body["model"] = {"servedName": service.settings.served_name, **body["model"]}
+    return {**body, "adapters": adapters}
+
+
+def report(state: EngineState, incarnation: str, epoch: int, phase: str, wants: str = "") -> dict[str, Any]:
+    """`GET /admin/state` of a replica without adapters. `wants` is what it waits for from the operator."""
+    model = None
+    if state.model is not None:
+        model = msgspec.to_builtins(state.model)
+        model.pop("vocabSize")
     return {
         "version": 1,
-        "incarnation": service.incarnation,
+        "incarnation": incarnation,
         "epoch": epoch,
-        "phase": service.phase,
+        "phase": phase,
+        "wants": wants,
         "message": state.message,
         "progress": state.progress,
         "model": model,
         "pages": msgspec.to_builtins(state.pages),
         "load": msgspec.to_builtins(state.load),
         "counters": msgspec.to_builtins(state.counters),
-        "adapters": adapters,
+        "adapters": [],
     }
 
 

@@ -33,6 +33,14 @@ class AdapterBody(BaseModel):
     pinned: bool = False
 
 
+class ModelBody(BaseModel):
+    """`PUT /admin/model`."""
+
+    model_config = ConfigDict(extra="forbid")
+    revision: str = Field(pattern=r"^sha256:[0-9a-f]{64}$")
+    files: list[FileBody] = Field(min_length=1, max_length=512)
+
+
 class DescribeBody(BaseModel):
     """`POST /admin/artifacts/describe`: VOLUME/PATH of an adapter's folder."""
 

@@ -13,7 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
 from lorafleet_runtime.errors import ApiError, invalid
-from lorafleet_runtime.frontend.artifacts import PICKLE_SUFFIXES, REQUIRED_NAMES, ArtifactFile
+from lorafleet_runtime.frontend.artifact_files import PICKLE_SUFFIXES, ArtifactFile
+from lorafleet_runtime.frontend.artifacts import REQUIRED_NAMES
 
 DEFAULT_ROOT = Path("/artifacts")
 WAIT_SECONDS = 2.0

@@ -10,7 +10,10 @@ from lorafleet_runtime.config import EngineConfig
 
 @dataclass(frozen=True, slots=True)
 class ServeOptions:
-    """Tokens come from the environment, never from argv. Each folder of `artifacts` is a mounted volume."""
+    """Tokens come from the environment, never from argv. Each folder of `artifacts` is a mounted volume.
+
+    With `model_from_operator`, the engine's model is not known yet: the admin port is told.
+    """
 
     engine: EngineConfig
     host: str
@@ -23,3 +26,4 @@ class ServeOptions:
     serving_token: str
     admin_token: str
     artifacts: Path
+    model_from_operator: bool = False

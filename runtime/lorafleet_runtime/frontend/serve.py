@@ -5,23 +5,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
 import signal
-import socket
 import threading
 import time
-from collections.abc import Iterator
+from dataclasses import replace
 
 import structlog
-import uvicorn
-from fastapi import FastAPI
 
-from lorafleet_runtime.errors import ArtifactError, ConfigError
+from lorafleet_runtime.errors import ArtifactError
 from lorafleet_runtime.frontend.adapters import Adapters
-from lorafleet_runtime.frontend.admin import create_admin_app
+from lorafleet_runtime.frontend.admin import Fence, create_admin_app
+from lorafleet_runtime.frontend.artifact_files import revision_of
 from lorafleet_runtime.frontend.artifact_volumes import ArtifactVolumes
-from lorafleet_runtime.frontend.artifacts import ArtifactStore, default_cache, read_folder, revision_of
+from lorafleet_runtime.frontend.artifacts import ArtifactStore, default_cache, read_folder
 from lorafleet_runtime.frontend.engine_client import EngineClient
+from lorafleet_runtime.frontend.listeners import address, listen, new_server
 from lorafleet_runtime.frontend.metrics import Metrics
+from lorafleet_runtime.frontend.model_order import ModelOrder
+from lorafleet_runtime.frontend.model_store import ModelStore
+from lorafleet_runtime.frontend.model_wait import wait_for_model
 from lorafleet_runtime.frontend.options import ServeOptions
 from lorafleet_runtime.frontend.server import create_app
 from lorafleet_runtime.frontend.service import Service, Settings
@@ -32,28 +35,34 @@ log = structlog.get_logger("runtime")
 _LAST_WORDS_SECONDS = 0.5
 _HARD_EXIT_SECONDS = 5.0
 _LOOPBACK = "127.0.0.1"
-KEEP_ALIVE_SECONDS = 75
-"""Longer than gateways and the operator keep an idle connection: no request meets one that was just closed here."""
 
 
 async def serve(options: ServeOptions) -> int:
     """Run until a signal, the parent's end, or the engine's. Returns the process's exit code."""
+    stop = _StopRequest(options.exit_with_parent)
+    incarnation, fence = secrets.token_hex(8), Fence()
     admin_host = options.host if options.admin_token else _LOOPBACK
     listeners = [
-        _listen(options.host, options.port, "--port"),
-        _listen(admin_host, options.admin_port, "--admin-port"),
+        listen(options.host, options.port, "--port"),
+        listen(admin_host, options.admin_port, "--admin-port"),
     ]
+    serving, admin = (address(listener) for listener in listeners)
+    if options.model_from_operator:
+        log.info("listening for the operator", serving=serving, admin=admin)
+        order = ModelOrder(ModelStore(default_cache().parent / "model"))
+        path = await wait_for_model(order, listeners, options.admin_token, fence, incarnation, stop.asked)
+        if path is None:
+            return 0
+        options = replace(options, engine=replace(options.engine, model=str(path)).check())
     engine = EngineClient(options.engine, options.log_format)
     await engine.start()
     try:
-        service = await _service(engine, options)
-        servers = [_server(create_app(service)), _server(create_admin_app(service))]
-        stop = _StopRequest(options.exit_with_parent)
+        service = await _service(engine, options, incarnation)
+        servers = [new_server(create_app(service)), new_server(create_admin_app(service, fence))]
         tasks = [
             asyncio.create_task(server.serve(sockets=[listener]))
             for server, listener in zip(servers, listeners, strict=True)
         ]
-        serving, admin = (_address(listener) for listener in listeners)
         log.info("listening", serving=serving, admin=admin, model=options.engine.model)
         load = asyncio.create_task(_load_adapters(service, options))
         watch = asyncio.create_task(_announce(engine))
@@ -71,7 +80,7 @@ async def serve(options: ServeOptions) -> int:
         await engine.stop()
 
 
-async def _service(engine: EngineClient, options: ServeOptions) -> Service:
+async def _service(engine: EngineClient, options: ServeOptions, incarnation: str) -> Service:
     tokenizer = await asyncio.to_thread(load_tokenizer, options.engine.model)
     served_name = options.engine.served_name
     return Service(
@@ -81,6 +90,7 @@ async def _service(engine: EngineClient, options: ServeOptions) -> Service:
         settings=Settings(served_name, options.serving_token, options.admin_token),
         metrics=Metrics(engine, served_name),
         volumes=ArtifactVolumes(options.artifacts),
+        incarnation=incarnation,
     )
 
 
@@ -136,41 +146,6 @@ class _StopRequest:
             loop.call_soon_threadsafe(self.again.set)
         time.sleep(_HARD_EXIT_SECONDS)
         os._exit(1)
-
-
-class _Server(uvicorn.Server):
-    """Two of these share one loop, so signals are not theirs."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-def _server(app: FastAPI) -> _Server:
-    return _Server(
-        uvicorn.Config(
-            app, log_config=None, access_log=False, lifespan="off", http="httptools", ws="none",
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        )
-    )  # fmt: skip
-
-
-def _listen(host: str, port: int, flag: str) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        raise ConfigError(f"{flag} {port}: cannot listen on {host}: {error.strerror}") from None
-    listener.listen(2048)
-    listener.setblocking(False)
-    return listener
-
-
-def _address(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"http://{host}:{port}"
 
 
 async def _load_adapters(service: Service, options: ServeOptions) -> None:

@@ -11,14 +11,15 @@ from typing import Any
 
 import pytest
 
-from lorafleet_operator.artifact_sources import adapter_sources
-from lorafleet_operator.artifact_sources.adapter_sources import AdapterSources
+from lorafleet_operator.artifact_sources import artifact_finder
+from lorafleet_operator.artifact_sources.artifact_finder import ArtifactFinder
 from lorafleet_operator.artifact_sources.hf_source import HfSource
 from lorafleet_operator.artifact_sources.https_source import HttpsSource
 from lorafleet_operator.artifact_sources.oci_source import OciSource
 from lorafleet_operator.artifact_sources.s3_source import S3Source
-from lorafleet_operator.core.objects import Adapter, Artifact, Ref, Secret, SecretKeyRef, Source, Unresolved
-from lorafleet_runtime.frontend.artifacts import ArtifactFile, ArtifactStore
+from lorafleet_operator.core.objects import Adapter, Artifact, BaseModel, Ref, Secret, SecretKeyRef, Source, Unresolved
+from lorafleet_runtime.frontend.artifact_files import ArtifactFile
+from lorafleet_runtime.frontend.artifacts import ArtifactStore
 
 CONTENT = {"adapter_config.json": b'{"peft_type": "LORA"}', "adapter_model.safetensors": b"weights " * 20000}
 SECRET = SecretKeyRef("acme", "login", "token")
@@ -38,6 +39,21 @@ def ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
+BASE_CONTENT = {"config.json": b"{}", "tokenizer.json": b"{}", "model-00001-of-00001.safetensors": b"base " * 9000}
+BASE_EXTRA = {"README.md": b"x", "consolidated.safetensors": b"the same again", "model.onnx": b"x"}
+"""What lies beside a base model and is none of it."""
+
+
+def base(uri: str, *, secret: bool = False) -> BaseModel:
+    return BaseModel(Ref("models", "tiny"), "tiny", Source(uri, secret=SECRET if secret else None))
+
+
+def base_artifact(sources: ArtifactFinder, wanted: BaseModel) -> Artifact:
+    found = sources.base(wanted)
+    assert isinstance(found, Artifact), found
+    return found
+
+
 class Secrets(dict[Ref, Secret | Unresolved]):
     """What `secretRef` finds; the one that `adapter(secret=True)` names is set with `hold`."""
 
@@ -48,18 +64,18 @@ class Secrets(dict[Ref, Secret | Unresolved]):
 
 def always_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every question asks the server."""
-    monkeypatch.setattr(adapter_sources, "FAILED_SECONDS", 0.0)
+    monkeypatch.setattr(artifact_finder, "FAILED_SECONDS", 0.0)
     for source in (HttpsSource, S3Source, OciSource, HfSource):
         monkeypatch.setattr(source, "fresh_seconds", 0.0)
 
 
-def artifact(sources: AdapterSources, wanted: Adapter) -> Artifact:
+def artifact(sources: ArtifactFinder, wanted: Adapter) -> Artifact:
     found = sources.adapter(wanted)
     assert isinstance(found, Artifact), found
     return found
 
 
-def refused(sources: AdapterSources, wanted: Adapter) -> Unresolved:
+def refused(sources: ArtifactFinder, wanted: Adapter) -> Unresolved:
     found = sources.adapter(wanted)
     assert isinstance(found, Unresolved), found
     return found

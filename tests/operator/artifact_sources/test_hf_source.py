@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lorafleet_operator.artifact_sources.adapter_sources import AdapterSources, remote_sources
+from lorafleet_operator.artifact_sources.artifact_finder import ArtifactFinder, remote_sources
 from lorafleet_operator.artifact_sources.hf_source import MOST_INLINE
 from lorafleet_operator.artifact_sources.web_client import WebClient
 from lorafleet_operator.core.objects import SecretKeyRef, Source
@@ -16,12 +16,16 @@ from lorafleet_operator.errors import SourceError
 from tests.operator.artifact_sources import fake_hub
 from tests.operator.artifact_sources.fake_hub import SIGNATURE, TOKEN, Hub
 from tests.operator.artifact_sources.kit import (
+    BASE_CONTENT,
+    BASE_EXTRA,
     CONTENT,
     SECRET,
     Secrets,
     adapter,
     always_anew,
     artifact,
+    base,
+    base_artifact,
     described,
     fetched,
     refused,
@@ -51,23 +55,23 @@ def secrets() -> Secrets:
 
 
 @pytest.fixture
-def sources(hub: Hub, secrets: Secrets) -> Iterator[AdapterSources]:
+def sources(hub: Hub, secrets: Secrets) -> Iterator[ArtifactFinder]:
     with WebClient() as web:
-        yield AdapterSources(remote_sources(web), secrets.get)
+        yield ArtifactFinder(remote_sources(web), secrets.get)
 
 
 async def test_a_public_repository_is_found_and_its_links_work_for_a_runtime(
-    sources: AdapterSources, tmp_path: Path
+    sources: ArtifactFinder, tmp_path: Path
 ) -> None:
     found = artifact(sources, PIRATE)
     assert says(found) == described()
-    assert await fetched(sources.link(PIRATE, found), tmp_path) == CONTENT
+    assert await fetched(sources.link(PIRATE.source, found), tmp_path) == CONTENT
 
 
 async def test_of_a_private_repository_a_runtime_gets_a_signed_link_a_small_file_and_no_token(
-    sources: AdapterSources, tmp_path: Path
+    sources: ArtifactFinder, tmp_path: Path
 ) -> None:
-    linked = sources.link(PRIVATE, artifact(sources, PRIVATE))
+    linked = sources.link(PRIVATE.source, artifact(sources, PRIVATE))
     config, weights = linked.files
 
     assert config.url.startswith("data:")
@@ -76,14 +80,14 @@ async def test_of_a_private_repository_a_runtime_gets_a_signed_link_a_small_file
     assert await fetched(linked, tmp_path) == CONTENT
 
 
-def test_small_files_are_read_once_and_large_ones_never(sources: AdapterSources, hub: Hub) -> None:
+def test_small_files_are_read_once_and_large_ones_never(sources: ArtifactFinder, hub: Hub) -> None:
     artifact(sources, PRIVATE)
     hub.asked.clear()
     artifact(sources, PRIVATE)
     assert hub.asked == ["/api/models/acme/private/revision/main"]
 
 
-def test_main_moves_with_the_repository_and_a_commit_stays(sources: AdapterSources, hub: Hub) -> None:
+def test_main_moves_with_the_repository_and_a_commit_stays(sources: ArtifactFinder, hub: Hub) -> None:
     before = artifact(sources, PIRATE)
     commit = before.files[0].url.partition("@")[2].partition("/")[0]
     hub.put("acme/pirate", {**CONTENT, "adapter_model.safetensors": b"trained longer"})
@@ -93,7 +97,7 @@ def test_main_moves_with_the_repository_and_a_commit_stays(sources: AdapterSourc
         assert artifact(sources, pinned) == before
 
 
-def test_a_branch_with_a_slash_and_a_folder_below(sources: AdapterSources, hub: Hub) -> None:
+def test_a_branch_with_a_slash_and_a_folder_below(sources: ArtifactFinder, hub: Hub) -> None:
     files = {f"checkpoints/2/{name}": content for name, content in CONTENT.items()}
     hub.put("acme/nested", {"README.md": b"x", **files}, "refs/pr/1")
     for uri, revision in (
@@ -102,14 +106,14 @@ def test_a_branch_with_a_slash_and_a_folder_below(sources: AdapterSources, hub: 
         assert says(artifact(sources, adapter(uri, revision=revision))) == described()
 
 
-async def test_a_renamed_repository_is_followed(sources: AdapterSources, hub: Hub, tmp_path: Path) -> None:
+async def test_a_renamed_repository_is_followed(sources: ArtifactFinder, hub: Hub, tmp_path: Path) -> None:
     hub.renamed["old/name"] = "acme/private"
     renamed = adapter("hf://old/name", secret=True)
-    assert await fetched(sources.link(renamed, artifact(sources, renamed)), tmp_path) == CONTENT
+    assert await fetched(sources.link(renamed.source, artifact(sources, renamed)), tmp_path) == CONTENT
 
 
 def test_a_token_that_was_revoked_is_told_until_the_secret_has_the_new_one(
-    sources: AdapterSources, hub: Hub, secrets: Secrets
+    sources: ArtifactFinder, hub: Hub, secrets: Secrets
 ) -> None:
     found = artifact(sources, PRIVATE)
     hub.token = "hf_another"
@@ -129,7 +133,7 @@ def test_a_secret_may_name_its_key_and_a_mirror(
     source = Source("hf://acme/private", secret=SecretKeyRef(SECRET.namespace, SECRET.name, "mine"))
     with WebClient() as web:
         assert (
-            says(artifact(AdapterSources(remote_sources(web), secrets.get), replace(PIRATE, source=source)))
+            says(artifact(ArtifactFinder(remote_sources(web), secrets.get), replace(PIRATE, source=source)))
             == described()
         )
 
@@ -146,7 +150,7 @@ def test_a_secret_may_name_its_key_and_a_mirror(
     ],
 )
 def test_what_is_not_there_is_said(
-    sources: AdapterSources, hub: Hub, uri: str, revision: str | None, reason: str, words: str
+    sources: ArtifactFinder, hub: Hub, uri: str, revision: str | None, reason: str, words: str
 ) -> None:
     hub.put("acme/pickled", {"adapter_config.json": b"{}", "adapter_model.bin": b"x"})
     found = refused(sources, adapter(uri, revision=revision))
@@ -154,9 +158,18 @@ def test_what_is_not_there_is_said(
 
 
 def test_a_large_file_without_a_link_of_its_own_is_refused_rather_than_handed_a_token(
-    sources: AdapterSources, hub: Hub
+    sources: ArtifactFinder, hub: Hub
 ) -> None:
     hub.put("acme/private", {**CONTENT, "adapter_config.json": b" " * (MOST_INLINE + 1)})
     with pytest.raises(SourceError) as error:
-        sources.link(PRIVATE, artifact(sources, PRIVATE))
+        sources.link(PRIVATE.source, artifact(sources, PRIVATE))
     assert error.value.reason == "NoShortLivedLink"
+
+
+@pytest.mark.parametrize("path", ["", "/quantised/tiny.gguf"])
+def test_a_base_model_is_its_weights_config_and_tokenizer_or_one_gguf(
+    sources: ArtifactFinder, hub: Hub, path: str
+) -> None:
+    hub.put("acme/base", {**BASE_CONTENT, **BASE_EXTRA, "quantised/tiny.gguf": b"GGUF"})
+    found = base_artifact(sources, base(f"hf://acme/base{path}"))
+    assert says(found) == described({"tiny.gguf": b"GGUF"} if path else BASE_CONTENT)

@@ -10,16 +10,20 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from lorafleet_operator.artifact_sources.adapter_sources import AdapterSources, remote_sources
+from lorafleet_operator.artifact_sources.artifact_finder import ArtifactFinder, remote_sources
 from lorafleet_operator.artifact_sources.web_client import WebClient
 from lorafleet_operator.core.objects import Artifact
 from tests.operator.artifact_sources import registry
 from tests.operator.artifact_sources.kit import (
+    BASE_CONTENT,
+    BASE_EXTRA,
     CONTENT,
     Secrets,
     adapter,
     always_anew,
     artifact,
+    base,
+    base_artifact,
     described,
     refused,
     says,
@@ -53,9 +57,9 @@ def secrets() -> Secrets:
 
 
 @pytest.fixture
-def sources(registries: Registries, secrets: Secrets) -> Iterator[AdapterSources]:
+def sources(registries: Registries, secrets: Secrets) -> Iterator[ArtifactFinder]:
     with WebClient() as web:
-        yield AdapterSources(remote_sources(web), secrets.get)
+        yield ArtifactFinder(remote_sources(web), secrets.get)
 
 
 def docker_config(host: str, password: str = PASSWORD, user: str = USER) -> dict[str, str]:
@@ -75,14 +79,14 @@ def fetched(linked: Artifact, registries: Registries) -> dict[str, bytes]:
     return got
 
 
-def test_names_sizes_and_digests_come_from_the_manifest(sources: AdapterSources, registries: Registries) -> None:
+def test_names_sizes_and_digests_come_from_the_manifest(sources: ArtifactFinder, registries: Registries) -> None:
     pirate = adapter(f"oci://{registries.open}/team/pirate:v1")
     found = artifact(sources, pirate)
     assert says(found) == described()
-    assert fetched(sources.link(pirate, found), registries) == CONTENT
+    assert fetched(sources.link(pirate.source, found), registries) == CONTENT
 
 
-def test_a_tag_may_move_and_a_digest_stays(sources: AdapterSources, registries: Registries) -> None:
+def test_a_tag_may_move_and_a_digest_stays(sources: ArtifactFinder, registries: Registries) -> None:
     first = registries.push("team/moving", "latest", CONTENT)
     tagged, pinned = (adapter(f"oci://{registries.open}/team/moving{at}") for at in ("", f"@{first}"))
     by_revision = adapter(f"oci://{registries.open}/team/moving", revision=first)
@@ -94,11 +98,11 @@ def test_a_tag_may_move_and_a_digest_stays(sources: AdapterSources, registries: 
 
 
 def test_a_token_opens_the_files_and_the_password_stays_here(
-    sources: AdapterSources, registries: Registries, secrets: Secrets
+    sources: ArtifactFinder, registries: Registries, secrets: Secrets
 ) -> None:
     secrets.hold(docker_config(registries.tokened))
     pirate = adapter(f"oci://{registries.tokened}/team/pirate:v1", secret=True)
-    linked = sources.link(pirate, artifact(sources, pirate))
+    linked = sources.link(pirate.source, artifact(sources, pirate))
 
     assert fetched(linked, registries) == CONTENT
     assert {file.authorization for file in linked.files} == {f"Bearer {registries.tokens.given[-1]}"}
@@ -108,7 +112,7 @@ def test_a_token_opens_the_files_and_the_password_stays_here(
 
 
 def test_a_refresh_token_opens_as_a_password_does(
-    sources: AdapterSources, registries: Registries, secrets: Secrets
+    sources: ArtifactFinder, registries: Registries, secrets: Secrets
 ) -> None:
     login = {"auths": {registries.tokened: {"identitytoken": PASSWORD}}}
     secrets.hold({".dockerconfigjson": json.dumps(login)})
@@ -116,7 +120,7 @@ def test_a_refresh_token_opens_as_a_password_does(
 
 
 def test_a_password_that_was_changed_is_told_until_the_secret_has_the_new_one(
-    sources: AdapterSources, registries: Registries, secrets: Secrets
+    sources: ArtifactFinder, registries: Registries, secrets: Secrets
 ) -> None:
     pirate = adapter(f"oci://{registries.tokened}/team/pirate:v1", secret=True)
     secrets.hold(docker_config(registries.tokened))
@@ -129,13 +133,13 @@ def test_a_password_that_was_changed_is_told_until_the_secret_has_the_new_one(
     assert artifact(sources, pirate) == found
 
 
-def test_without_a_secret_a_closed_registry_says_so(sources: AdapterSources, registries: Registries) -> None:
+def test_without_a_secret_a_closed_registry_says_so(sources: ArtifactFinder, registries: Registries) -> None:
     for host in (registries.tokened, registries.passwords):
         assert refused(sources, adapter(f"oci://{host}/team/pirate:v1")).reason == "AccessDenied"
 
 
 def test_a_registry_of_passwords_only_is_refused_for_they_never_leave_the_operator(
-    sources: AdapterSources, registries: Registries, secrets: Secrets
+    sources: ArtifactFinder, registries: Registries, secrets: Secrets
 ) -> None:
     pirate = adapter(f"oci://{registries.passwords}/team/pirate:v1", secret=True)
     secrets.hold(docker_config(registries.passwords))
@@ -156,7 +160,7 @@ def test_a_registry_of_passwords_only_is_refused_for_they_never_leave_the_operat
     ],
 )
 def test_a_secret_that_is_no_login_is_said(
-    sources: AdapterSources, registries: Registries, secrets: Secrets, held: dict[str, str], reason: str, words: str
+    sources: ArtifactFinder, registries: Registries, secrets: Secrets, held: dict[str, str], reason: str, words: str
 ) -> None:
     secrets.hold({key: value.replace("HOST", registries.tokened) for key, value in held.items()})
     found = refused(sources, adapter(f"oci://{registries.tokened}/team/pirate:v1", secret=True))
@@ -169,29 +173,29 @@ def test_a_secret_that_is_no_login_is_said(
         ({"adapter_config.json": b"{}"}, "NotFound", "adapter_model.safetensors"),
         ({"adapter_config.json": b"{}", "adapter_model.bin": b"x"}, "PickleRefused", "adapter_model.bin"),
         ({"a/adapter_config.json": b"{}", "b/adapter_config.json": b"[]", "adapter_model.safetensors": b"x"},
-         "NotAnAdapter", "2 layers"),
+         "NotAnArtifact", "2 layers"),
         ({}, "NotFound", "adapter_config.json"),
     ],
 )  # fmt: skip
 def test_an_artifact_that_is_no_adapter_says_what_it_lacks(
-    sources: AdapterSources, registries: Registries, files: dict[str, bytes], reason: str, words: str
+    sources: ArtifactFinder, registries: Registries, files: dict[str, bytes], reason: str, words: str
 ) -> None:
     registries.push("team/odd", "v1", files)
     found = refused(sources, adapter(f"oci://{registries.open}/team/odd:v1"))
     assert (found.reason, words in found.message) == (reason, True), found
 
 
-def test_an_archive_and_an_index_are_refused_with_what_to_do(sources: AdapterSources, registries: Registries) -> None:
+def test_an_archive_and_an_index_are_refused_with_what_to_do(sources: ArtifactFinder, registries: Registries) -> None:
     tar = {"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", **registries.blob("team/tar", b"tar")}
     registries.push_layers("team/tar", "v1", [tar])
     found = refused(sources, adapter(f"oci://{registries.open}/team/tar:v1"))
-    assert (found.reason, "oras push" in found.message) == ("NotAnAdapter", True)
+    assert (found.reason, "oras push" in found.message) == ("NotAnArtifact", True)
 
     digest = registries.push("team/pirate", "again", CONTENT)
     manifests = [{"mediaType": registry.MANIFEST, "digest": digest, "size": 1000}]
     registries.push_manifest("team/pirate", "index", INDEX, {"manifests": manifests})
     found = refused(sources, adapter(f"oci://{registries.open}/team/pirate:index"))
-    assert (found.reason, "digest" in found.message) == ("NotAnAdapter", True)
+    assert (found.reason, "digest" in found.message) == ("NotAnArtifact", True)
 
 
 @pytest.mark.parametrize(
@@ -206,6 +210,14 @@ def test_an_archive_and_an_index_are_refused_with_what_to_do(sources: AdapterSou
     ],
 )
 def test_what_is_not_there_is_said(
-    sources: AdapterSources, registries: Registries, uri: str, revision: str | None, reason: str
+    sources: ArtifactFinder, registries: Registries, uri: str, revision: str | None, reason: str
 ) -> None:
     assert refused(sources, adapter(uri.replace("HOST", registries.open), revision=revision)).reason == reason
+
+
+@pytest.mark.parametrize("content", [BASE_CONTENT, {"tiny.gguf": b"GGUF"}])
+def test_a_base_model_is_its_weights_config_and_tokenizer_or_one_gguf(
+    sources: ArtifactFinder, registries: Registries, content: dict[str, bytes]
+) -> None:
+    registries.push("models/base", "v1", {**content, **BASE_EXTRA} if len(content) > 1 else content)
+    assert says(base_artifact(sources, base(f"oci://{registries.open}/models/base:v1"))) == described(content)

@@ -11,17 +11,21 @@ import httpx
 import pytest
 
 from lorafleet_operator.artifact_sources import s3_source
-from lorafleet_operator.artifact_sources.adapter_sources import AdapterSources, remote_sources
+from lorafleet_operator.artifact_sources.artifact_finder import ArtifactFinder, remote_sources
 from lorafleet_operator.artifact_sources.content_digests import Digest
 from lorafleet_operator.artifact_sources.source import LINK_SECONDS
 from lorafleet_operator.artifact_sources.web_client import WebClient
 from tests.operator.artifact_sources import s3_server
 from tests.operator.artifact_sources.kit import (
+    BASE_CONTENT,
+    BASE_EXTRA,
     CONTENT,
     Secrets,
     adapter,
     always_anew,
     artifact,
+    base,
+    base_artifact,
     described,
     fetched,
     refused,
@@ -56,9 +60,9 @@ def secrets(server: S3Server) -> Secrets:
 
 
 @pytest.fixture
-def sources(secrets: Secrets) -> Iterator[AdapterSources]:
+def sources(secrets: Secrets) -> Iterator[ArtifactFinder]:
     with WebClient() as web:
-        yield AdapterSources(remote_sources(web), secrets.get)
+        yield ArtifactFinder(remote_sources(web), secrets.get)
 
 
 @pytest.fixture
@@ -76,18 +80,18 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 async def test_a_folder_of_a_bucket_is_found_and_its_links_work_for_a_runtime(
-    sources: AdapterSources, tmp_path: Path
+    sources: ArtifactFinder, tmp_path: Path
 ) -> None:
     found = artifact(sources, PIRATE)
-    linked = sources.link(PIRATE, found)
+    linked = sources.link(PIRATE.source, found)
 
     assert says(found) == described()
     assert [file.url for file in found.files] == [f"s3://adapters/team/pirate/{name}" for name in CONTENT]
     assert await fetched(linked, tmp_path) == CONTENT
 
 
-def test_a_link_expires_and_holds_no_secret_key(sources: AdapterSources) -> None:
-    linked = sources.link(PIRATE, artifact(sources, PIRATE))
+def test_a_link_expires_and_holds_no_secret_key(sources: ArtifactFinder) -> None:
+    linked = sources.link(PIRATE.source, artifact(sources, PIRATE))
     for file in linked.files:
         query = parse_qs(urlsplit(file.url).query)
         assert query["X-Amz-Expires"] == [str(LINK_SECONDS)]
@@ -98,7 +102,7 @@ def test_a_link_expires_and_holds_no_secret_key(sources: AdapterSources) -> None
 
 
 def test_an_unchanged_object_is_not_read_again_and_a_changed_one_is_a_new_revision(
-    sources: AdapterSources, server: S3Server, reads: list[str]
+    sources: ArtifactFinder, server: S3Server, reads: list[str]
 ) -> None:
     first = artifact(sources, PIRATE)
     assert artifact(sources, PIRATE) == first
@@ -110,7 +114,7 @@ def test_an_unchanged_object_is_not_read_again_and_a_changed_one_is_a_new_revisi
 
 @pytest.mark.parametrize("how", ["checksum", "metadata"])
 def test_a_digest_that_the_bucket_knows_is_taken_without_reading(
-    sources: AdapterSources, server: S3Server, reads: list[str], how: str
+    sources: ArtifactFinder, server: S3Server, reads: list[str], how: str
 ) -> None:
     for name, content in CONTENT.items():
         written = {"Metadata": {"sha256": hashlib.sha256(content).hexdigest()}}
@@ -121,7 +125,7 @@ def test_a_digest_that_the_bucket_knows_is_taken_without_reading(
 
 
 def test_without_a_secret_only_what_anybody_may_read_is_read(
-    sources: AdapterSources, server: S3Server, monkeypatch: pytest.MonkeyPatch
+    sources: ArtifactFinder, server: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", OWNER[0])  # the operator's own identity opens nothing for a tenant
@@ -129,14 +133,14 @@ def test_without_a_secret_only_what_anybody_may_read_is_read(
     for name, content in CONTENT.items():
         server.put(name, content, PUBLIC)
     public = adapter("s3://public")
-    linked = sources.link(public, artifact(sources, public))
+    linked = sources.link(public.source, artifact(sources, public))
 
     assert {httpx.get(file.url, trust_env=False).status_code for file in linked.files} == {200}
     assert refused(sources, adapter("s3://adapters/team/pirate")).reason == "AccessDenied"
 
 
 def test_wrong_keys_are_told_and_right_ones_put_it_right(
-    sources: AdapterSources, server: S3Server, secrets: Secrets
+    sources: ArtifactFinder, server: S3Server, secrets: Secrets
 ) -> None:
     secrets.hold(server.secret((READER[0], "not-its-secret-key")))
     found = refused(sources, PIRATE)
@@ -158,7 +162,7 @@ def test_wrong_keys_are_told_and_right_ones_put_it_right(
     ],
 )
 def test_what_is_not_there_is_said(
-    sources: AdapterSources, server: S3Server, uri: str, reason: str, words: str
+    sources: ArtifactFinder, server: S3Server, uri: str, reason: str, words: str
 ) -> None:
     server.put("pickled/adapter_model.bin", b"pickle")
     server.put("pickled/adapter_config.json", b"{}")
@@ -167,12 +171,23 @@ def test_what_is_not_there_is_said(
     assert words in found.message
 
 
-def test_a_server_that_is_away_is_unreachable(sources: AdapterSources, server: S3Server, secrets: Secrets) -> None:
+def test_a_server_that_is_away_is_unreachable(sources: ArtifactFinder, server: S3Server, secrets: Secrets) -> None:
     secrets.hold({**server.secret(), "AWS_ENDPOINT_URL": "http://127.0.0.1:1"})
     found = refused(sources, PIRATE)
     assert (found.reason, READER[1] in found.message) == ("Unreachable", False)
 
 
-def test_fields_that_say_nothing_about_a_bucket_are_refused(sources: AdapterSources) -> None:
+def test_fields_that_say_nothing_about_a_bucket_are_refused(sources: ArtifactFinder) -> None:
     found = refused(sources, adapter("s3://adapters/team/pirate", revision="v1"))
     assert (found.reason, ".spec.source.revision" in found.message) == ("UnsupportedSource", True)
+
+
+@pytest.mark.parametrize("uri", ["s3://adapters/base", "s3://adapters/base/tiny.gguf"])
+def test_a_base_model_is_its_weights_config_and_tokenizer_or_one_gguf(
+    sources: ArtifactFinder, server: S3Server, uri: str
+) -> None:
+    for name, content in {**BASE_CONTENT, **BASE_EXTRA}.items():
+        server.put(f"base/{name}", content)
+    server.put("base/tiny.gguf", b"GGUF")
+    found = base_artifact(sources, base(uri, secret=True))
+    assert says(found) == described({"tiny.gguf": b"GGUF"} if uri.endswith("gguf") else BASE_CONTENT)

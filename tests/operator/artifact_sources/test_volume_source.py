@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lorafleet_operator.artifact_sources.adapter_sources import AdapterSources
+from lorafleet_operator.artifact_sources.artifact_finder import ArtifactFinder
 from lorafleet_operator.artifact_sources.volume_source import VolumeSource
 from lorafleet_operator.core.objects import ArtifactFile, Ref
 from tests.operator.artifact_sources.kit import Secrets, adapter, artifact, refused
@@ -28,9 +28,9 @@ def volumes() -> Volumes:
 
 
 @pytest.fixture
-def sources(volumes: Volumes) -> AdapterSources:
+def sources(volumes: Volumes) -> ArtifactFinder:
     source = VolumeSource(volumes.describe)
-    return AdapterSources({"pvc": source, "file": source}, Secrets().get)
+    return ArtifactFinder({"pvc": source, "file": source}, Secrets().get)
 
 
 @pytest.mark.parametrize(
@@ -41,15 +41,15 @@ def sources(volumes: Volumes) -> AdapterSources:
     ],
 )  # fmt: skip
 def test_a_replica_of_the_base_model_is_asked_about_a_place_on_a_volume(
-    sources: AdapterSources, volumes: Volumes, uri: str
+    sources: ArtifactFinder, volumes: Volumes, uri: str
 ) -> None:
     found = artifact(sources, adapter(uri))
     assert found.files == FILES
-    assert sources.link(adapter(uri), found) == found
+    assert sources.link(adapter(uri).source, found) == found
     assert volumes.asked == [(Ref("models", "tiny"), "weights/team/one")]
 
 
-def test_what_nobody_can_tell_yet_is_not_known(sources: AdapterSources, volumes: Volumes) -> None:
+def test_what_nobody_can_tell_yet_is_not_known(sources: ArtifactFinder, volumes: Volumes) -> None:
     volumes.known = False
     assert sources.adapter(adapter("pvc://weights/one")) is None
 
@@ -63,11 +63,11 @@ def test_what_nobody_can_tell_yet_is_not_known(sources: AdapterSources, volumes:
         ("pvc://weights", "pvc://VOLUME/PATH"),
     ],
 )
-def test_any_other_path_is_refused_with_what_to_write(sources: AdapterSources, uri: str, words: str) -> None:
+def test_any_other_path_is_refused_with_what_to_write(sources: ArtifactFinder, uri: str, words: str) -> None:
     found = refused(sources, adapter(uri))
     assert (found.reason, words in found.message) == ("UnsupportedSource", True), found
 
 
-def test_fields_that_say_nothing_about_a_volume_are_refused(sources: AdapterSources) -> None:
+def test_fields_that_say_nothing_about_a_volume_are_refused(sources: ArtifactFinder) -> None:
     found = refused(sources, adapter("pvc://weights/one", revision="v1"))
     assert ".spec.source.revision" in found.message

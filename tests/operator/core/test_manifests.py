@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from lorafleet_operator.core.manifests import ADAPTERS_GATE, Images, Peers, arguments, model_argument, workload
+from lorafleet_operator.core.manifests import ADAPTERS_GATE, Images, Peers, workload
 from lorafleet_operator.core.objects import BaseModel, Ref, Source
+from lorafleet_operator.core.runtime_arguments import arguments, model_argument
 
 BASE = BaseModel(Ref("models", "smol"), "smollm2", Source("package://weights/model.gguf"))
 TOKENS = {"LORAFLEET_SERVING_TOKEN": "s" * 20, "LORAFLEET_ADMIN_TOKEN": "a" * 20}
@@ -100,6 +101,13 @@ def test_what_the_user_asks_of_nodes_is_passed_on_as_it_is() -> None:
     assert {"name": "artifacts-weights", "mountPath": "/artifacts/weights", "readOnly": True} in container[
         "volumeMounts"
     ]
+
+
+def test_pods_are_told_where_a_model_is_that_lies_at_a_server() -> None:
+    base = BaseModel(Ref("models", "tiny"), "tiny", Source("s3://bucket/tiny"))
+    assert "--model-from-operator" in arguments(base, 30)
+    assert "--model" not in arguments(base, 30)
+    assert "bucket" not in str(arguments(base, 30))
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ import httpx
 import pytest
 
 from lorafleet_runtime.errors import ApiError
+from lorafleet_runtime.frontend.artifact_files import revision_of
 from lorafleet_runtime.frontend.artifact_volumes import ArtifactVolumes
-from lorafleet_runtime.frontend.artifacts import ArtifactStore, revision_of
+from lorafleet_runtime.frontend.artifacts import ArtifactStore
 from lorafleet_runtime.frontend.service import Service
 
 CONTENT = {"adapter_config.json": b'{"r": 8}', "adapter_model.safetensors": b"weights"}

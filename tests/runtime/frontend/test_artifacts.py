@@ -13,7 +13,8 @@ import pytest
 from aiohttp import web
 
 from lorafleet_runtime.errors import ArtifactError
-from lorafleet_runtime.frontend.artifacts import ArtifactFile, ArtifactStore, read_folder, revision_of
+from lorafleet_runtime.frontend.artifact_files import ArtifactFile, revision_of
+from lorafleet_runtime.frontend.artifacts import ArtifactStore, read_folder
 
 CONTENT = {"adapter_config.json": b'{"r": 8}', "adapter_model.safetensors": b"\x00" * 3_000_000}
 

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from lorafleet_operator.artifact_sources.adapter_sources import AdapterSources
-from lorafleet_operator.core.objects import Adapter, ArtifactFile, Ref, Secret, Source, Unresolved
+from lorafleet_operator.artifact_sources.artifact_finder import ArtifactFinder
+from lorafleet_operator.artifact_sources.source import Wanted
+from lorafleet_operator.core.objects import ArtifactFile, Ref, Secret, Source, Unresolved
 from lorafleet_operator.errors import SourceError
 from tests.operator.artifact_sources.kit import SECRET, Secrets, adapter, artifact, refused
 
@@ -25,7 +26,7 @@ class Fake:
         self.finds = 0
         self.error: Exception | None = None
 
-    def find(self, adapter: Adapter, secret: Secret | None) -> tuple[ArtifactFile, ...] | None:
+    def find(self, wanted: Wanted, secret: Secret | None) -> tuple[ArtifactFile, ...] | None:
         self.finds += 1
         if self.error is not None:
             raise self.error
@@ -52,16 +53,16 @@ def secrets() -> Secrets:
 
 
 @pytest.fixture
-def sources(fake: Fake, secrets: Secrets) -> AdapterSources:
-    return AdapterSources({"fake": fake}, secrets.get)
+def sources(fake: Fake, secrets: Secrets) -> ArtifactFinder:
+    return ArtifactFinder({"fake": fake}, secrets.get)
 
 
-def test_an_answer_counts_for_a_while(sources: AdapterSources, fake: Fake) -> None:
+def test_an_answer_counts_for_a_while(sources: ArtifactFinder, fake: Fake) -> None:
     assert artifact(sources, PIRATE) == artifact(sources, PIRATE)
     assert fake.finds == 1
 
 
-def test_another_secret_counts_at_once(sources: AdapterSources, fake: Fake, secrets: Secrets) -> None:
+def test_another_secret_counts_at_once(sources: ArtifactFinder, fake: Fake, secrets: Secrets) -> None:
     artifact(sources, PIRATE)
     secrets.hold({"password": "wrong"})
     assert refused(sources, PIRATE).reason == "AccessDenied"
@@ -72,30 +73,30 @@ def test_another_secret_counts_at_once(sources: AdapterSources, fake: Fake, secr
     assert fake.finds == 3
 
 
-def test_while_a_secret_is_being_read_nothing_is_known(sources: AdapterSources, fake: Fake, secrets: Secrets) -> None:
+def test_while_a_secret_is_being_read_nothing_is_known(sources: ArtifactFinder, fake: Fake, secrets: Secrets) -> None:
     found = artifact(sources, PIRATE)
     secrets.clear()
     assert sources.adapter(PIRATE) is None
     with pytest.raises(SourceError) as error:
-        sources.link(PIRATE, found)
+        sources.link(PIRATE.source, found)
     assert error.value.reason == "SecretNotRead"
     assert fake.finds == 1
 
 
-def test_two_base_models_are_asked_about_apart(sources: AdapterSources, fake: Fake) -> None:
+def test_two_base_models_are_asked_about_apart(sources: ArtifactFinder, fake: Fake) -> None:
     artifact(sources, PIRATE)
     artifact(sources, replace(PIRATE, base=Ref("models", "other")))
     assert fake.finds == 2
 
 
-def test_links_are_made_for_each_load_with_the_secret_of_then(sources: AdapterSources, secrets: Secrets) -> None:
+def test_links_are_made_for_each_load_with_the_secret_of_then(sources: ArtifactFinder, secrets: Secrets) -> None:
     found = artifact(sources, PIRATE)
     secrets.hold({"password": "another"})
-    assert {file.authorization for file in sources.link(PIRATE, found).files} == {"another"}
+    assert {file.authorization for file in sources.link(PIRATE.source, found).files} == {"another"}
 
 
 def test_an_error_that_nobody_expected_stays_with_its_adapter_and_says_no_more_than_its_kind(
-    sources: AdapterSources, fake: Fake
+    sources: ArtifactFinder, fake: Fake
 ) -> None:
     found = artifact(sources, PIRATE)
     fake.error = ZeroDivisionError("Bearer s3cret")
@@ -103,10 +104,10 @@ def test_an_error_that_nobody_expected_stays_with_its_adapter_and_says_no_more_t
     assert (refusal.reason, "ZeroDivisionError" in refusal.message) == ("InternalError", True)
     assert "s3cret" not in refusal.message
     with pytest.raises(SourceError) as error:
-        sources.link(PIRATE, found)
+        sources.link(PIRATE.source, found)
     assert "s3cret" not in str(error.value)
 
 
-def test_a_scheme_that_is_not_read_here_names_those_that_are(sources: AdapterSources) -> None:
+def test_a_scheme_that_is_not_read_here_names_those_that_are(sources: ArtifactFinder) -> None:
     found = refused(sources, adapter("package://weights/one"))
     assert (found.reason, "fake:" in found.message) == ("UnsupportedSource", True)

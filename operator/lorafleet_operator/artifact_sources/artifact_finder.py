@@ -1,4 +1,4 @@
-"""From an adapter's source to its artifact, and from that to links, whatever its scheme.
+"""From a source to its artifact, and from that to links, whatever its scheme.
 
 Blocks: callers run it in a thread. Secrets are looked up for every call, so that a rotated one counts from then on.
 """
@@ -20,9 +20,9 @@ from lorafleet_operator.artifact_sources.oci_registry import OciRegistry
 from lorafleet_operator.artifact_sources.oci_source import OciSource
 from lorafleet_operator.artifact_sources.s3_clients import S3Clients
 from lorafleet_operator.artifact_sources.s3_source import S3Source
-from lorafleet_operator.artifact_sources.source import ArtifactSource
+from lorafleet_operator.artifact_sources.source import ArtifactSource, Wanted
 from lorafleet_operator.artifact_sources.web_client import WebClient
-from lorafleet_operator.core.objects import Adapter, Artifact, Ref, Secret, Source, Unresolved
+from lorafleet_operator.core.objects import Adapter, Artifact, BaseModel, Ref, Secret, Source, Unresolved
 from lorafleet_operator.errors import SourceError
 from lorafleet_operator.sources import check_digest, revision_of
 
@@ -36,6 +36,7 @@ AT_FULL_PACE = 600
 """More sources than these are looked at less often, each: servers and this process see no more than ten looks a second.
 So a retrained adapter shows after a minute, among 10,000 after 17 minutes, at the latest."""
 
+Answer = Artifact | Unresolved | None
 SecretLookup = Callable[[Ref], Secret | Unresolved | None]
 """The Secret of that name, why there is none, or None while it is being read."""
 
@@ -58,49 +59,34 @@ class _Known:
     found: Artifact | Unresolved
 
 
-class AdapterSources:
+class ArtifactFinder:
     """Thread safe. Nothing that it returns or says holds a credential, but what `link` returns."""
 
     def __init__(self, sources: Mapping[str, ArtifactSource], secrets: SecretLookup) -> None:
         self._sources = sources
         self._secrets = secrets
-        self._known: dict[tuple[Ref, Source], _Known] = {}
+        self._known: dict[Wanted, _Known] = {}
         self._lock = threading.Lock()
 
-    def adapter(self, adapter: Adapter) -> Artifact | Unresolved | None:
+    def adapter(self, adapter: Adapter) -> Answer:
         """The artifact of an adapter's source, or why there is none; None: not known yet."""
-        key, now = (adapter.base, adapter.source), time.monotonic()
-        try:
-            secret = self._secret(adapter.source)
-        except SourceError as error:
-            return Unresolved(error.reason, str(error))
-        if secret is None and adapter.source.secret is not None:
-            return None
-        fingerprint = _fingerprint(secret)
-        known = self._known.get(key)
-        if known is not None and now < known.until and known.secret == fingerprint:
-            return known.found
-        found = self._find(adapter, secret)
-        if found is None:
-            return None
-        seconds = self._counts_for(adapter.source) if isinstance(found, Artifact) else FAILED_SECONDS
-        with self._lock:
-            if len(self._known) > MOST_SOURCES:
-                self._known = {source: kept for source, kept in self._known.items() if now < kept.until}
-            self._known[key] = _Known(now + seconds, fingerprint, found)
-        return found
+        return self._answer(Wanted("adapter", adapter.source, adapter.base))
 
-    def link(self, adapter: Adapter, artifact: Artifact) -> Artifact:
+    def base(self, base: BaseModel) -> Answer:
+        """As `adapter`, of a base model's source."""
+        return self._answer(Wanted("base", base.source, base.ref))
+
+    def link(self, source: Source, artifact: Artifact) -> Artifact:
         """The same artifact behind links that work for minutes from now. Raises SourceError."""
         try:
-            source, secret = self._of(adapter.source), self._secret(adapter.source)
-            if secret is None and adapter.source.secret is not None:
-                raise SourceError("SecretNotRead", f"Secret {adapter.source.secret.name} is still being read")
-            files = tuple(source.link(file, adapter.source, secret) for file in artifact.files)
+            scheme, secret = self._of(source), self._secret(source)
+            if secret is None and source.secret is not None:
+                raise SourceError("SecretNotRead", f"Secret {source.secret.name} is still being read")
+            files = tuple(scheme.link(file, source, secret) for file in artifact.files)
         except SourceError:
             raise
         except Exception as error:
-            raise _unexpected(adapter, error) from None
+            raise _unexpected(source, error) from None
         return replace(artifact, files=files)
 
     def _counts_for(self, source: Source) -> float:
@@ -109,19 +95,41 @@ class AdapterSources:
             return PINNED_SECONDS
         return self._of(source).fresh_seconds * max(1.0, len(self._known) / AT_FULL_PACE)
 
-    def _find(self, adapter: Adapter, secret: Secret | None) -> Artifact | Unresolved | None:
+    def _answer(self, wanted: Wanted) -> Answer:
+        now = time.monotonic()
         try:
-            files = self._of(adapter.source).find(adapter, secret)
+            secret = self._secret(wanted.source)
+        except SourceError as error:
+            return Unresolved(error.reason, str(error))
+        if secret is None and wanted.source.secret is not None:
+            return None
+        fingerprint = _fingerprint(secret)
+        known = self._known.get(wanted)
+        if known is not None and now < known.until and known.secret == fingerprint:
+            return known.found
+        found = self._find(wanted, secret)
+        if found is None:
+            return None
+        seconds = self._counts_for(wanted.source) if isinstance(found, Artifact) else FAILED_SECONDS
+        with self._lock:
+            if len(self._known) > MOST_SOURCES:
+                self._known = {key: kept for key, kept in self._known.items() if now < kept.until}
+            self._known[wanted] = _Known(now + seconds, fingerprint, found)
+        return found
+
+    def _find(self, wanted: Wanted, secret: Secret | None) -> Answer:
+        try:
+            files = self._of(wanted.source).find(wanted, secret)
             if files is None:
                 return None
             revision = revision_of(files)
-            if adapter.source.sha256 is not None:
-                check_digest(adapter.source, revision, list(files))
+            if wanted.source.sha256 is not None:
+                check_digest(wanted.source, revision, list(files))
             return Artifact(revision, files)
         except SourceError as error:
             return Unresolved(error.reason, str(error))
-        except Exception as error:  # what breaks in a new way must show at its adapter, and stop no other one
-            unexpected = _unexpected(adapter, error)
+        except Exception as error:  # what breaks in a new way must show at its object, and stop no other one
+            unexpected = _unexpected(wanted.source, error)
             return Unresolved(unexpected.reason, str(unexpected))
 
     def _of(self, source: Source) -> ArtifactSource:
@@ -145,11 +153,11 @@ def _fingerprint(secret: Secret | None) -> str:
     return "" if secret is None else hashlib.sha256(repr(sorted(secret.data.items())).encode()).hexdigest()
 
 
-def _unexpected(adapter: Adapter, error: Exception) -> SourceError:
+def _unexpected(source: Source, error: Exception) -> SourceError:
     """The kind of the error only: a library's words may repeat a header or a URL."""
     trace, place = error.__traceback__, ""
     while trace is not None:
         place, trace = f"{trace.tb_frame.f_code.co_qualname}:{trace.tb_lineno}", trace.tb_next
     kind = type(error).__name__
-    log.error("a source failed in a way that is not known", adapter=str(adapter.ref), error=kind, at=place)
-    return SourceError("InternalError", f"{adapter.source.uri}: {kind}: the operator's log says where")
+    log.error("a source failed in a way that is not known", source=source.uri, error=kind, at=place)
+    return SourceError("InternalError", f"{source.uri}: {kind}: the operator's log says where")
