@@ -14,6 +14,7 @@ from lorafleet_runtime.errors import ConfigError
 KEEP_ALIVE_SECONDS = 75
 """Longer than gateways and the operator keep an idle connection: no request meets one that was just closed here."""
 
+
 class Server(uvicorn.Server):
     """Several of these share one loop, so signals are not theirs."""
 
