@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 FLEET ?= examples/quickstart
 
-.PHONY: up demo test test-node check lint lock chart-readme images push-images clean help
+.PHONY: up demo test test-scale test-node check lint lock chart-readme images push-images clean help
 
 help:  ## show this text
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,8 +18,12 @@ demo: $(VENV)/.serve  ## start the fleet, ask the base and every adapter the sam
 	@$(BIN)/lorafleet demo -f $(FLEET)
 
 test: $(VENV)/.dev  ## the whole suite, on a real Kubernetes API too (built once, from Go modules: some 6 minutes)
-	@tests/cluster/build.sh api controllers kwok > $(VENV)/cluster-build.log 2>&1 & \
+	@tests/cluster/build.sh api controllers > $(VENV)/cluster-build.log 2>&1 & \
 	  $(BIN)/python -m pytest; status=$$?; wait $$! || { tail -5 $(VENV)/cluster-build.log; exit 1; }; exit $$status
+
+test-scale: $(VENV)/.dev  ## 200 replicas and 1,000 adapters on a real Kubernetes API: crashes, lost nodes, rolling updates (root; 5 minutes)
+	@tests/cluster/build.sh api controllers kwok
+	@$(BIN)/python -m pytest -m scale tests/cluster/test_scale.py
 
 test-node: $(VENV)/.dev  ## the chart and the images on a real node of this machine (root, Debian; 2 GB of images and binaries once)
 	@$(BIN)/python -m pytest -m node -s tests/cluster/node

@@ -13,7 +13,7 @@ import pytest
 from tests.cluster import lab
 from tests.cluster.scale import kit
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.scale]
 
 
 def test_the_fleet_at_scale(capfd: pytest.CaptureFixture[str]) -> None:

@@ -215,13 +215,12 @@ def _nodes(cluster: Cluster, count: int) -> None:
 def _light(certificate: Path, key: Path) -> Iterator[None]:
     script = str(ROOT / "tests/cluster/scale/light_runtime.py")
     argv = [sys.executable, script, "--certificate", str(certificate), "--key", str(key), "--admin-token", ADMIN_TOKEN]
-    process = subprocess.Popen(argv, stdout=subprocess.PIPE)
-    try:
-        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
-        yield
-    finally:
-        process.kill()
-        process.wait()
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+            yield
+        finally:
+            process.kill()
 
 
 def _control(method: str, where: str) -> httpx.Response:
