@@ -51,7 +51,7 @@ def test_a_runtime_that_starts_again_is_filled_again_and_no_other_pod_is_called(
     address, held = pod["status"]["podIP"], holding(fleet, pod["metadata"]["name"])
     before = puts(fleet)
     fleet.restart(address)
-    eventually("it is filled", lambda: puts(fleet)[address] == before[address] + len(held), 60)
+    eventually("it is filled", lambda: puts(fleet)[address] >= before[address] + len(held), 60)
     after = puts(fleet)
 
     assert {a for a in after if after[a] != before.get(a)} == {address}
