@@ -8,6 +8,7 @@ runtimes, which keep the contract but have no model (tests/cluster/scale). All o
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import statistics
@@ -56,18 +57,9 @@ def _warm(folder: Path, adapters: int, more: int, tenants: int) -> list[Result]:
     """One more adapter, again and again, in a fleet that has `adapters`."""
     folder.mkdir()
     with kit.running(folder, base_models=BASE_MODELS, replicas=REPLICAS, tenants=tenants) as fleet:
-        fleet.declare()
-        fleet.create(fleet.adapter(number) for number in range(adapters))
-        fleet.operator.start()
-        fleet.gateway.start()
-        seconds = fleet.until_ready(COLD_SECONDS)
-        console.print(f"{adapters} adapters Ready after {seconds:.1f} s")
-        _gate(fleet, adapters)
+        _start(fleet, adapters, COLD_SECONDS)
         before = fleet.settle()
-        taken = []
-        for number in range(adapters, adapters + more):
-            fleet.create([fleet.adapter(number)])
-            taken.append(fleet.until_served(number))
+        taken = _each_served(fleet, adapters, more)
         fleet.settle()
         writes = fleet.writes_since(before)
         case = f"one more adapter beside {adapters}"
@@ -84,13 +76,7 @@ def _cold(folder: Path, adapters: int, tenants: int, idle_seconds: float) -> lis
     """A whole fleet that no operator has ever seen; then at rest; then with things going wrong."""
     folder.mkdir()
     with kit.running(folder, base_models=BASE_MODELS, replicas=REPLICAS, tenants=tenants) as fleet:
-        fleet.declare()
-        fleet.create(fleet.adapter(number) for number in range(adapters))
-        fleet.operator.start()
-        fleet.gateway.start()
-        seconds = fleet.until_ready(2 * COLD_SECONDS, pause=2.0)
-        console.print(f"{adapters} adapters Ready after {seconds:.1f} s")
-        _gate(fleet, adapters)
+        seconds = _start(fleet, adapters, 2 * COLD_SECONDS, pause=2.0)
         fleet.settle()
         case = f"{adapters} adapters, {BASE_MODELS * REPLICAS} replicas, {tenants} tenants"
         calls = fleet.api_calls()
@@ -104,6 +90,27 @@ def _cold(folder: Path, adapters: int, tenants: int, idle_seconds: float) -> lis
         results += _pod_restart(fleet, case)
         results += _failover(fleet, case, adapters + 100)
         return results
+
+
+def _start(fleet: ScaleFleet, adapters: int, most: float, pause: float = 1.0) -> float:
+    """Declare everything, then start the operator: seconds from there until all adapters are Ready, and answer."""
+    fleet.declare()
+    fleet.create(fleet.adapter(number) for number in range(adapters))
+    fleet.operator.start()
+    fleet.gateway.start()
+    seconds = fleet.until_ready(most, pause=pause)
+    console.print(f"{adapters} adapters Ready after {seconds:.1f} s")
+    _gate(fleet, adapters)
+    return seconds
+
+
+def _each_served(fleet: ScaleFleet, first: int, count: int) -> list[float]:
+    """Seconds from an adapter's creation to its first answer, one adapter after another."""
+    taken = []
+    for number in range(first, first + count):
+        fleet.create([fleet.adapter(number)])
+        taken.append(fleet.until_served(number))
+    return taken
 
 
 def _idle(fleet: ScaleFleet, case: str, seconds: float) -> list[Result]:
@@ -120,8 +127,6 @@ def _idle(fleet: ScaleFleet, case: str, seconds: float) -> list[Result]:
 
 
 def _sizes(fleet: ScaleFleet, case: str) -> list[Result]:
-    import json
-
     statuses = [i.get("status") or {} for kind in ("BaseModel", "LoRAAdapter", "Tenant") for i in fleet.items(kind)]
     largest = max(len(json.dumps(status)) for status in statuses) / 1024
     documents = fleet.cluster.list("ConfigMap", SYSTEM, "lorafleet.dev/fleet=true")
@@ -134,10 +139,7 @@ def _sizes(fleet: ScaleFleet, case: str) -> list[Result]:
 
 
 def _one_more(fleet: ScaleFleet, case: str, first: int) -> list[Result]:
-    taken = []
-    for number in range(first, first + 20):
-        fleet.create([fleet.adapter(number)])
-        taken.append(fleet.until_served(number))
+    taken = _each_served(fleet, first, 20)
     return [
         _time(case, "one more servable, median", statistics.median(taken), len(taken)),
         _time(case, "one more servable, slowest of 20", max(taken), len(taken)),
@@ -148,8 +150,8 @@ def _pod_restart(fleet: ScaleFleet, case: str) -> list[Result]:
     """A runtime that starts again is filled again, and nobody else is touched."""
     fleet.settle()
     address = fleet.pods()[0]["status"]["podIP"]
-    held = fleet.calls()[address]["PUT"]
     before = fleet.calls()
+    held = before[address]["PUT"]
     fleet.restart(address)
     deadline = time.monotonic() + 60
     while fleet.calls()[address]["PUT"] - before[address]["PUT"] < held and time.monotonic() < deadline:

@@ -45,7 +45,7 @@ def create_app(
     services = Services(fleet, Upstream(token, limits), loads, limits, Metrics())
     fleet.on_change.append(lambda: loads.follow(fleet.fleet))
     if mirror is not None:
-        fleet.told_all = lambda: mirror.listed
+        mirror.changed, fleet.told_all = fleet.hurry, lambda: mirror.listed
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:

@@ -56,8 +56,6 @@ def serve(settings: Settings, limits: Limits | None = None, mirror: Mirror | Non
     if settings.exit_with_parent:
         threading.Thread(target=_exit_at_end_of_input, daemon=True).start()
     fleet = FleetFolder(settings.fleet, limits.poll_seconds)
-    if mirror is not None:
-        mirror.changed = fleet.hurry
     app = create_app(fleet, token=settings.serving_token, limits=limits, mirror=mirror)
     config = uvicorn.Config(
         app,

@@ -70,6 +70,7 @@ def workload(
 
 
 def workload_name(base_name: str) -> str:
+    """What the objects that run a base model are called."""
     return f"{base_name}-runtime"
 
 

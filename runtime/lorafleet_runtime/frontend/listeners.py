@@ -24,6 +24,7 @@ class Server(uvicorn.Server):
 
 
 def new_server(app: FastAPI) -> Server:
+    """A server of `app`, for sockets that are given to its `serve`."""
     return Server(
         uvicorn.Config(
             app, log_config=None, access_log=False, lifespan="off", http="httptools", ws="none",
@@ -47,5 +48,6 @@ def listen(host: str, port: int, flag: str) -> socket.socket:
 
 
 def address(listener: socket.socket) -> str:
+    """The URL at which a socket listens."""
     host, port = listener.getsockname()[:2]
     return f"http://{host}:{port}"
