@@ -6,6 +6,7 @@ Blocks: callers run it in a thread. Secrets are looked up for every call, so tha
 from __future__ import annotations
 
 import hashlib
+import random
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -30,6 +31,8 @@ log = structlog.get_logger("sources")
 
 MOST_SOURCES = 65536
 FAILED_SECONDS = 5.0
+SLOW_FAILURE = 10.0
+"""A failure counts for at least so many times as long as it took: one server that hangs does not hold up the others."""
 PINNED_SECONDS = 3600.0
 """What has a digest in its spec cannot change; only whether it is still there can."""
 AT_FULL_PACE = 600
@@ -89,11 +92,14 @@ class ArtifactFinder:
             raise _unexpected(source, error) from None
         return replace(artifact, files=files)
 
-    def _counts_for(self, source: Source) -> float:
-        """For how many seconds what was found counts."""
+    def _counts_for(self, source: Source, found: Artifact | Unresolved, taken: float) -> float:
+        """For how many seconds what was found counts, when finding it took `taken` seconds."""
+        if isinstance(found, Unresolved):
+            return max(FAILED_SECONDS, SLOW_FAILURE * taken)
         if source.sha256 is not None:
             return PINNED_SECONDS
-        return self._of(source).fresh_seconds * max(1.0, len(self._known) / AT_FULL_PACE)
+        most = self._of(source).fresh_seconds * max(1.0, len(self._known) / AT_FULL_PACE)
+        return most * random.uniform(0.5, 1.0)  # those that were declared together do not fall due together
 
     def _answer(self, wanted: Wanted) -> Answer:
         now = time.monotonic()
@@ -110,11 +116,12 @@ class ArtifactFinder:
         found = self._find(wanted, secret)
         if found is None:
             return None
-        seconds = self._counts_for(wanted.source) if isinstance(found, Artifact) else FAILED_SECONDS
+        done = time.monotonic()
+        seconds = self._counts_for(wanted.source, found, done - now)
         with self._lock:
             if len(self._known) > MOST_SOURCES:
                 self._known = {key: kept for key, kept in self._known.items() if now < kept.until}
-            self._known[wanted] = _Known(now + seconds, fingerprint, found)
+            self._known[wanted] = _Known(done + seconds, fingerprint, found)
         return found
 
     def _find(self, wanted: Wanted, secret: Secret | None) -> Answer:

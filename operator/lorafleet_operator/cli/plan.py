@@ -70,5 +70,6 @@ async def _observed(chosen: Settings, desired: Desired) -> tuple[bool, Observed]
     sources = LocalSources(lambda: desired)
     resolver = Resolver(lambda: None, adapter=sources.adapter, base=sources.base)
     await resolver.resolve(desired)
+    resolver.close()
     sources.close()
     return running, replace(seen, artifacts=resolver.adapters, base_artifacts=resolver.base_models)

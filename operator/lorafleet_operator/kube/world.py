@@ -102,7 +102,7 @@ class KubeWorld:
         declared = self.store.desired()
         if self._admitted is None or self._admitted[0] is not declared:
             self._admitted = declared, admit(declared)
-            self.resolver.wake()
+            self.resolver.declared()
         return self._admitted[1]
 
     async def execute(self, action: Action) -> None:
@@ -175,7 +175,7 @@ class KubeWorld:
                 self.models.tell(pod, base.ref, found)
 
     def _secrets_changed(self) -> None:
-        self.resolver.wake()
+        self.resolver.look_again()
         self.wake()
 
     def _ready_pods(self, base: Ref) -> list[PodReplica]:
@@ -221,7 +221,7 @@ class KubeWorld:
             pod.take(facts, self.leadership.epoch)
         ready = frozenset(name for name, pod in self.pods.items() if pod.ready)
         if ready - self._ready:
-            self.resolver.wake()  # a new one can tell what lies on its volumes
+            self.resolver.look_again()  # a new one can tell what lies on its volumes
         self._ready = ready
 
     def _knows_its_pods(self) -> bool:

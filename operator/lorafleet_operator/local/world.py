@@ -158,7 +158,8 @@ class LocalWorld:
             if changed:
                 for problem in self.folder.news():
                     log.warning("problem in the YAML; the last good version stays", problem=str(problem))
-                self.resolver.wake()
+                self.resolver.declared()
+                self.resolver.look_again()  # a Secret may have changed, which the same source is read with
                 self.wake()
             for log_path in [self.gateway.log_path, *(replica.log_path for replica in self.replicas.values())]:
                 processes.bound(log_path)
