@@ -77,6 +77,8 @@ class GatewayProcess:
 
     def __init__(self, cluster: Cluster, folder: Path) -> None:
         self._folder = folder
+        # One client for all calls: making one reads a hundred certificates, which is slower than what is called.
+        self._http = httpx.Client(timeout=60, trust_env=False)
         self.port = free_ports(1)
         self.url = f"http://127.0.0.1:{self.port}"
         account = folder / "account"
@@ -104,7 +106,7 @@ class GatewayProcess:
     def complete(self, model: str, key: str) -> httpx.Response:
         body = {"model": model, "prompt": "Hello", "max_tokens": 4}
         headers = {"Authorization": f"Bearer {key}"}
-        return httpx.post(f"{self.url}/v1/completions", json=body, headers=headers, timeout=60, trust_env=False)
+        return self._http.post(f"{self.url}/v1/completions", json=body, headers=headers)
 
     def ready(self) -> bool:
         try:

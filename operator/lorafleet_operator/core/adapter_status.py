@@ -9,12 +9,9 @@ from typing import Any
 from lorafleet_operator.core.actions import LoadAdapter, Plan, UnloadAdapter
 from lorafleet_operator.core.conditions import Condition, shortened
 from lorafleet_operator.core.objects import Adapter, Artifact, Replica, Resident, Unresolved
-from lorafleet_operator.core.placement import PERMANENT
+from lorafleet_operator.core.placement import PERMANENT, Here
 
 PLACEMENTS = 64
-
-
-Found = tuple[tuple[Replica, Resident], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,24 +25,24 @@ class Copies:
     source: Artifact | Unresolved | None
     revision: str
     over_quota: bool
-    replicas: Mapping[str, Replica]
-    found: Found
+    able: int  # replicas of its base model that are Ready
+    found: Here
     doing: tuple[str, ...]  # why of each action about it in this plan
     serving: tuple[Resident, ...]
     current: tuple[Resident, ...]
-    failed: Found
+    failed: Here
 
 
 def copies_of(
-    adapter: Adapter, source: Artifact | Unresolved | None, over_quota: bool, replicas: Mapping[str, Replica],
-    found: Found, doing: tuple[str, ...],
+    adapter: Adapter, source: Artifact | Unresolved | None, over_quota: bool, able: int, found: Here,
+    doing: tuple[str, ...],
 ) -> Copies:  # fmt: skip
     """Sort an adapter's residents by what they are to it."""
     revision = source.revision if isinstance(source, Artifact) else ""
     ready = [(replica, r) for replica, r in found if r.state == "Ready" and replica.state == "Ready"]
     by_name = {replica.name: r for replica, r in ready}
     return Copies(
-        adapter, source, revision, over_quota, replicas, found, doing,
+        adapter, source, revision, over_quota, able, found, doing,
         serving=tuple(by_name[name] for name in sorted(by_name)),
         current=tuple(r for _, r in ready if revision in ("", r.revision)),
         failed=tuple((o, r) for o, r in found if r.state == "Failed" and revision in ("", r.revision)),
@@ -116,11 +113,10 @@ def _placed(copies: Copies) -> Condition:
     wanted = copies.adapter.copies_min
     if len(held) >= wanted:
         return Condition("Placed", True, "Placed", f"on {', '.join(sorted(held)[:PLACEMENTS])}")
-    able = [replica for replica in copies.replicas.values() if replica.state == "Ready"]
-    if not able:
+    if not copies.able:
         return Condition("Placed", False, "NoReplicaReady", f"no replica of BaseModel {copies.adapter.base} is Ready")
-    if len(able) < wanted:
-        message = f"{wanted} copies need as many replicas; {len(able)} are Ready"
+    if copies.able < wanted:
+        message = f"{wanted} copies need as many replicas; {copies.able} are Ready"
         return Condition("Placed", False, "InsufficientReplicas", message)
     return Condition("Placed", False, "Pending", f"{len(held)} of {wanted} copies have a place")
 

@@ -44,20 +44,21 @@ def _scope(adapter: Adapter, owner: Tenant | None) -> str:
 
 
 def _base_findings(adapter: Adapter, desired: Desired) -> Iterator[Finding]:
-    place = _key(adapter), ".spec.baseModelRef"
     base = desired.base_models.get(adapter.base)
     if base is None:
         yield _missing_base(adapter, desired)
         return
     if not allows(base, adapter.ref.namespace, desired.namespace_labels):
         yield Finding(
-            *place, "NamespaceNotAllowed",
+            _key(adapter), ".spec.baseModelRef", "NamespaceNotAllowed",
             f"BaseModel {base.ref} takes no adapters from namespace {adapter.ref.namespace}: its owner must add it "
             "to .spec.allowedNamespaces",
         )  # fmt: skip
+    if not adapter.source.uri.startswith("pvc://"):
+        return
     volumes = [volume["name"] for volume in base.runtime.get("artifactVolumes", ())]
     volume = adapter.source.uri.removeprefix("pvc://").split("/", 1)[0]
-    if adapter.source.uri.startswith("pvc://") and volume not in volumes:
+    if volume not in volumes:
         yield Finding(
             _key(adapter), ".spec.source.uri", "VolumeNotDeclared",
             f"BaseModel {base.ref} declares no artifact volume {volume!r} (it has {', '.join(volumes) or 'none'})",

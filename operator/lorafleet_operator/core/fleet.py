@@ -8,6 +8,9 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from lorafleet_operator.core.objects import (
@@ -20,48 +23,49 @@ from lorafleet_operator.core.objects import (
     Replica,
     Resident,
     Tenant,
+    Unresolved,
 )
-from lorafleet_operator.core.placement import PERMANENT, There, residency
+from lorafleet_operator.core.placement import PERMANENT, Here, whereabouts
+from lorafleet_operator.core.remembered import Remembered
 from lorafleet_operator.core.validation import key_material
 
 VERSION = 1
+Entry = dict[str, Any]
 REPLICA_STATES = {"Gone": "Failed"}  # gateways know no process that is gone but will be back
 
 
 def fleet_documents(
-    desired: Desired, observed: Observed, generation: Callable[[BaseModel], int]
-) -> dict[Ref, dict[str, Any]]:
-    """The fleet document of every base model; `generation` says which number its next one has."""
-    adapters: dict[Ref, list[Adapter]] = defaultdict(list)
+    desired: Desired, observed: Observed, generation: Callable[[BaseModel], int],
+    remembered: Remembered[Ref, Entry] | None = None,
+) -> dict[Ref, dict[str, Any]]:  # fmt: skip
+    """The fleet document of every base model; `generation` says which number its next one has.
+
+    `remembered` are the adapters' entries of the last time.
+    """
+    adapters: dict[Ref, list[Entry]] = defaultdict(list)
     replicas: dict[Ref, list[Replica]] = defaultdict(list)
-    for adapter in desired.adapters.values():
-        adapters[adapter.base].append(adapter)
-    for replica in observed.replicas.values():
+    for replica in sorted(observed.replicas.values(), key=lambda r: (r.index, r.name)):
         replicas[replica.base].append(replica)
+    placed, entries = whereabouts(observed.replicas.values()), remembered or Remembered()
+    for ref in sorted(desired.adapters):
+        adapter = desired.adapters[ref]
+        facts = adapter, observed.artifacts.get(ref), placed[adapter.base].get(ref, ())
+        adapters[adapter.base].append(entries.value(ref, facts, partial(_adapter, *facts)))
+    entries.keep(desired.adapters)
     return {
-        ref: fleet_document(base, adapters[ref], replicas[ref], observed, generation(base))
+        ref: {
+            "version": VERSION,
+            "generation": generation(base),
+            "baseModel": {
+                "namespace": ref.namespace,
+                "name": ref.name,
+                "servedName": base.served_name,
+                "maxModelLen": base.engine.max_model_len,
+            },
+            "replicas": [_replica(replica) for replica in replicas[ref]],
+            "adapters": adapters[ref],
+        }
         for ref, base in desired.base_models.items()
-    }
-
-
-def fleet_document(
-    base: BaseModel, adapters: Iterable[Adapter], replicas: Iterable[Replica], observed: Observed, generation: int
-) -> dict[str, Any]:
-    """The fleet document of one base model, whose `adapters` and `replicas` these are."""
-    adapters = sorted(adapters, key=lambda a: a.ref)
-    replicas = sorted(replicas, key=lambda r: (r.index, r.name))
-    known, by_name = residency(replicas), {replica.name: replica for replica in replicas}
-    return {
-        "version": VERSION,
-        "generation": generation,
-        "baseModel": {
-            "namespace": base.ref.namespace,
-            "name": base.ref.name,
-            "servedName": base.served_name,
-            "maxModelLen": base.engine.max_model_len,
-        },
-        "replicas": [_replica(replica) for replica in replicas],
-        "adapters": [_adapter(adapter, by_name, known.get(adapter.ref, {}), observed) for adapter in adapters],
     }
 
 
@@ -106,12 +110,14 @@ def _replica(replica: Replica) -> dict[str, Any]:
     }
 
 
-def _adapter(adapter: Adapter, replicas: Mapping[str, Replica], there: There, observed: Observed) -> dict[str, Any]:
-    source = observed.artifacts.get(adapter.ref)
+def _adapter(adapter: Adapter, source: Artifact | Unresolved | None, here: Here) -> Entry:
     revision = source.revision if isinstance(source, Artifact) else ""
-    mine = sorted((replicas[name] for name in there if name in replicas), key=lambda r: (r.index, r.name))
-    placed = [(r, found) for r in mine if (found := serving_resident(there[r.name], revision))]
-    reason, message = _failure(adapter, placed, observed)
+    placed = [
+        (replica, found)
+        for replica, residents in groupby(here, key=itemgetter(0))
+        if (found := serving_resident((resident for _, resident in residents), revision))
+    ]
+    reason, message = _failure(source, placed)
     if any(resident.state == "Ready" for replica, resident in placed if replica.state in ("Ready", "Draining")):
         state, reason, message = "Ready", "", ""
     else:
@@ -138,10 +144,9 @@ def serving_resident(residents: Iterable[Resident], revision: str) -> Resident |
     return min(residents, key=lambda r: (order[r.state], r.revision != revision, r.revision), default=None)
 
 
-def _failure(adapter: Adapter, placed: Iterable[tuple[Replica, Resident]], observed: Observed) -> tuple[str, str]:
+def _failure(source: Artifact | Unresolved | None, placed: Iterable[tuple[Replica, Resident]]) -> tuple[str, str]:
     """Why clients need not wait for this adapter; empty while waiting makes sense."""
-    source = observed.artifacts.get(adapter.ref)
-    if source is not None and not isinstance(source, Artifact):
+    if isinstance(source, Unresolved):
         return source.reason, source.message
     failed = [resident for _, resident in placed if resident.state == "Failed"]
     coming = any(resident.state in ("Loading", "Pending") for _, resident in placed)

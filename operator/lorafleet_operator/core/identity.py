@@ -1,12 +1,15 @@
-"""Who an object is, and what is wrong with it."""
+"""Who an object is, and what is wrong with it.
+
+Identities are named tuples: they are hashed and compared for every object in every pass, and tuples do that in C.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Ref:
+class Ref(NamedTuple):
     """The identity of a namespaced object."""
 
     namespace: str
@@ -28,8 +31,7 @@ class SecretKeyRef:
     key: str
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class ObjectKey:
+class ObjectKey(NamedTuple):
     """The identity of an object of any kind; `namespace` is "" for a Tenant."""
 
     kind: str

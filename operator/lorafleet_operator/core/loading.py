@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 from lorafleet_operator.core.actions import LoadAdapter, UnloadAdapter
 from lorafleet_operator.core.objects import (
@@ -41,10 +42,17 @@ def adapter_steps(
     known = residency(replicas)
     for adapter in ordered:
         artifact = observed.artifacts.get(adapter.ref)
-        if isinstance(artifact, Artifact):
-            there = known.get(adapter.ref, {})
+        there = known.get(adapter.ref, {})
+        if isinstance(artifact, Artifact) and not _settled(adapter, artifact.revision, there, len(places)):
             _step(adapter, artifact, places, there, observed, adapter.ref in barred, now, steps)
     return steps
+
+
+def _settled(adapter: Adapter, revision: str, there: There, places: int) -> bool:
+    """Does each of as many copies as are wanted serve this revision, and nothing else lie there? So it is with most."""
+    if not min(adapter.copies_min, places) <= len(there) <= adapter.copies_max:
+        return False
+    return all(len(r) == 1 and r[0].state == "Ready" and r[0].revision == revision for r in there.values())
 
 
 def _step(
@@ -103,11 +111,11 @@ def _why_unwanted(desired: Desired, ref: Ref, base: Ref) -> str | None:
 
 def holder(adapters: Mapping[Ref, Adapter], stay: Sequence[Replica], observed: Observed) -> Held:
     """Says why a replica must not stop: it serves the last copy of an adapter that `stay` could still take over."""
-    known = residency(stay)
+    known = cache(lambda: residency(stay))  # few passes ask
 
     def held(replica: Replica) -> tuple[str, bool] | None:
         for ref in sorted({r.adapter for r in replica.residents if r.state == "Ready"} & set(adapters)):
-            elsewhere = [r for residents in known.get(ref, {}).values() for r in residents]
+            elsewhere = [r for residents in known().get(ref, {}).values() for r in residents]
             if any(r.state == "Ready" for r in elsewhere):
                 continue
             artifact = observed.artifacts.get(ref)

@@ -34,6 +34,8 @@ class Placement:
 
 # What each replica, by name, reports about one adapter: at most one entry per revision.
 There = Mapping[str, tuple[Resident, ...]]
+# One adapter's residents with the replicas they are on, in the replicas' own order (index, then name).
+Here = tuple[tuple[Replica, Resident], ...]
 
 
 def residency(replicas: Iterable[Replica]) -> dict[Ref, dict[str, tuple[Resident, ...]]]:
@@ -46,10 +48,14 @@ def residency(replicas: Iterable[Replica]) -> dict[Ref, dict[str, tuple[Resident
     return dict(found)
 
 
-def residents_on(replicas: Mapping[str, Replica], there: There) -> tuple[tuple[Replica, Resident], ...]:
-    """One adapter's residents on these replicas, in the replicas' own order (index, then name)."""
-    mine = sorted((replicas[name] for name in there if name in replicas), key=lambda r: (r.index, r.name))
-    return tuple((replica, resident) for replica in mine for resident in there[replica.name])
+def whereabouts(replicas: Iterable[Replica]) -> dict[Ref, dict[Ref, Here]]:
+    """Who holds what, by base model and adapter."""
+    found: dict[Ref, dict[Ref, Here]] = defaultdict(dict)
+    for replica in sorted(replicas, key=lambda r: (r.index, r.name)):
+        mine = found[replica.base]
+        for resident in replica.residents:
+            mine[resident.adapter] = (*mine.get(resident.adapter, ()), (replica, resident))
+    return found
 
 
 def standing(residents: Sequence[Resident], revision: str) -> Standing:

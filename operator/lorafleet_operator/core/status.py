@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from lorafleet_operator.core.actions import Plan
@@ -30,57 +31,78 @@ from lorafleet_operator.core.objects import (
     Tenant,
     Unresolved,
 )
-from lorafleet_operator.core.placement import residency, residents_on
+from lorafleet_operator.core.placement import Here, whereabouts
 from lorafleet_operator.core.quota import over_byte_quota
+from lorafleet_operator.core.remembered import Remembered
 from lorafleet_operator.core.rollout import Fleet, fleet_of
 from lorafleet_operator.core.validation import key_material
 
 Status = dict[str, Any]
+Facts = tuple[Adapter, Artifact | Unresolved | None, bool, int, Here, tuple[str, ...]]
+Notes = Mapping[str, tuple[Problem, ...]]
 KINDS = ("BaseModel", "LoRAAdapter", "Tenant")
 REPLICAS = 64
 BASE_MODEL_LABEL = "lorafleet.dev/base-model"
+ACCEPTED = Condition("Accepted", True, "Accepted", "it is acted upon")
 
 
 def statuses(
-    desired: Desired, observed: Observed, plan: Plan, previous: Mapping[ObjectKey, Mapping[str, Any]], now_iso: str
-) -> dict[ObjectKey, Status]:
+    desired: Desired, observed: Observed, plan: Plan, previous: Mapping[ObjectKey, Mapping[str, Any]], now_iso: str,
+    remembered: Remembered[Ref, Status] | None = None,
+) -> dict[ObjectKey, Status]:  # fmt: skip
     """The status of every object, those that were set aside included.
 
     `previous` are the statuses written last: transition times are carried over, so that an unchanged world gives an
-    unchanged status. `now_iso` is RFC 3339.
+    unchanged status. `now_iso` is RFC 3339. `remembered` are the adapters' of the last time.
     """
-    by_base: dict[Ref, dict[str, Replica]] = defaultdict(dict)
-    for replica in sorted(observed.replicas.values(), key=lambda r: (r.index, r.name)):
-        by_base[replica.base][replica.name] = replica
-    over = over_byte_quota(desired, observed)
-    known, doing = residency(observed.replicas.values()), doing_by_adapter(plan)
+    by_base: dict[Ref, list[Replica]] = defaultdict(list)
+    for replica in observed.replicas.values():
+        by_base[replica.base].append(replica)
     notes = _notes(desired)
-    found: dict[ObjectKey, Status] = {}
+    found = _adapters(desired, observed, plan, previous, now_iso, notes, remembered or Remembered())
     ready: dict[Ref, list[bool]] = defaultdict(list)
     for ref, adapter in desired.adapters.items():
-        key = ObjectKey("LoRAAdapter", ref.namespace, ref.name)
-        mine = by_base[adapter.base]
-        copies = copies_of(
-            adapter, observed.artifacts.get(ref), ref in over, mine, residents_on(mine, known.get(ref, {})),
-            doing.get(ref.wire_id, ()),
-        )  # fmt: skip
-        conditions = adapter_conditions(copies, _accepted(key, desired, notes))
-        ready[adapter.base].append(_holds(conditions, "Ready"))
-        fields = adapter_fields(copies, previous.get(key), now_iso)
-        found[key] = _status(adapter, fields, conditions, previous.get(key), now_iso)
+        ready[adapter.base].append(_is_ready(found[ObjectKey("LoRAAdapter", *ref)]))
     for ref, base in desired.base_models.items():
-        key = ObjectKey("BaseModel", ref.namespace, ref.name)
+        key = ObjectKey("BaseModel", *ref)
         source = observed.base_artifacts.get(ref)
-        fleet = fleet_of(base, source if isinstance(source, Artifact) else None, by_base[ref].values())
+        fleet = fleet_of(base, source if isinstance(source, Artifact) else None, by_base[ref])
         conditions = (_accepted(key, desired, notes), _workload(fleet, source, plan), _serving(fleet, source))
         fields = _base_fields(fleet, source, ready[ref])
         found[key] = _status(base, fields, conditions, previous.get(key), now_iso)
     count = Counter(ref.namespace for ref in desired.adapters)
     for name, tenant in desired.tenants.items():
         key = ObjectKey("Tenant", "", name)
-        conditions = (_accepted(key, desired, notes), _quota_enforced(tenant))
-        found[key] = _status(tenant, _tenant_fields(tenant, desired, count), conditions, previous.get(key), now_iso)
+        fields = _tenant_fields(tenant, desired, count)
+        enforced = (_accepted(key, desired, notes), _quota_enforced(tenant))
+        found[key] = _status(tenant, fields, enforced, previous.get(key), now_iso)
     return {**_aside(desired, previous, now_iso), **found}
+
+
+def _adapters(
+    desired: Desired, observed: Observed, plan: Plan, previous: Mapping[ObjectKey, Mapping[str, Any]], now_iso: str,
+    notes: Notes, remembered: Remembered[Ref, Status],
+) -> dict[ObjectKey, Status]:  # fmt: skip
+    over = over_byte_quota(desired, observed)
+    placed, doing = whereabouts(observed.replicas.values()), doing_by_adapter(plan)
+    able = Counter(replica.base for replica in observed.replicas.values() if replica.state == "Ready")
+    found: dict[ObjectKey, Status] = {}
+    for ref, adapter in desired.adapters.items():
+        key, base = ObjectKey("LoRAAdapter", *ref), adapter.base
+        here, before = placed[base].get(ref, ()), previous.get(key)
+        acting = doing.get(ref.wire_id, ()) if doing else ()
+        facts = adapter, observed.artifacts.get(ref), ref in over, able[base], here, acting
+        accepted = _accepted(key, desired, notes)
+        make = partial(_adapter, facts, accepted, before, now_iso)
+        found[key] = remembered.value(ref, (facts, accepted), make, before)
+    remembered.keep(desired.adapters)
+    return found
+
+
+def _adapter(facts: Facts, accepted: Condition, before: Mapping[str, Any] | None, now_iso: str) -> Status:
+    copies = copies_of(*facts)
+    fields = adapter_fields(copies, before, now_iso)
+    return _status(copies.adapter, fields, adapter_conditions(copies, accepted), before, now_iso)
 
 
 def _status(
@@ -107,7 +129,7 @@ def _aside(desired: Desired, previous: Mapping[ObjectKey, Mapping[str, Any]], no
     return found
 
 
-def _notes(desired: Desired) -> Mapping[str, tuple[Problem, ...]]:
+def _notes(desired: Desired) -> Notes:
     """Problems by the object they name."""
     notes: dict[str, tuple[Problem, ...]] = {}
     for problem in desired.problems:
@@ -115,13 +137,13 @@ def _notes(desired: Desired) -> Mapping[str, tuple[Problem, ...]]:
     return notes
 
 
-def _accepted(key: ObjectKey, desired: Desired, notes: Mapping[str, tuple[Problem, ...]]) -> Condition:
+def _accepted(key: ObjectKey, desired: Desired, notes: Notes) -> Condition:
     entry = desired.set_aside.get(key)
     if entry is not None:
         reason, message = _told(entry.problems)
         return Condition("Accepted", False, reason, f"{message}; its last good form goes on")
-    noted = notes.get(str(key), ())
-    return Condition("Accepted", True, "Accepted", _told(noted)[1] if noted else "it is acted upon")
+    noted = notes.get(str(key)) if notes else None
+    return Condition("Accepted", True, "Accepted", _told(noted)[1]) if noted else ACCEPTED
 
 
 def _told(problems: Sequence[Problem]) -> tuple[str, str]:
@@ -129,8 +151,8 @@ def _told(problems: Sequence[Problem]) -> tuple[str, str]:
     return problems[0].reason, "; ".join(texts)
 
 
-def _holds(conditions: Sequence[Condition], name: str) -> bool:
-    return any(condition.type == name and condition.holds is True for condition in conditions)
+def _is_ready(status: Status) -> bool:
+    return any(shown["type"] == "Ready" and shown["status"] == "True" for shown in status["conditions"])
 
 
 def _base_fields(fleet: Fleet, source: Artifact | Unresolved | None, adapters: Sequence[bool]) -> Status:

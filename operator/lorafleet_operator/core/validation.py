@@ -64,6 +64,8 @@ def _findings(desired: Desired) -> Iterator[Finding]:
 
 def _without(desired: Desired, keys: Iterable[ObjectKey]) -> Desired:
     gone = set(keys)
+    if not gone:
+        return desired
     return replace(
         desired,
         base_models={r: o for r, o in desired.base_models.items() if _key("BaseModel", r) not in gone},

@@ -15,6 +15,7 @@ import structlog
 
 from lorafleet_operator.core.fleet import differs, fleet_documents, tenants_document, urgent
 from lorafleet_operator.core.objects import Desired, Observed, Ref
+from lorafleet_operator.core.remembered import Remembered
 from lorafleet_operator.errors import KubeError, KubeGone
 from lorafleet_operator.kube.client import KubeClient
 
@@ -37,6 +38,7 @@ class Documents:
         self._client = client
         self._namespace = namespace
         self._owner = owner
+        self._entries: Remembered[Ref, dict[str, Any]] = Remembered()
         self._published: dict[tuple[str, str], dict[str, Any]] = {}
         self._waiting: dict[tuple[str, str], float] = {}  # since when it differs
         self._free_at: dict[tuple[str, str], float] = {}
@@ -55,7 +57,8 @@ class Documents:
         """Bring the documents up to date; what cannot be written now is written at a later pass.
 
         A document is written at most at BYTES_PER_SECOND: how many seconds until the next that waits may be written."""
-        documents = fleet_documents(desired, observed, lambda base: self._generation(_key(base.ref)))
+        generation = lambda base: self._generation(_key(base.ref))  # noqa: E731
+        documents = fleet_documents(desired, observed, generation, self._entries)
         wanted = {_key(ref): document for ref, document in documents.items()}
         tenants = ("Secret", TENANTS)
         wanted[tenants] = tenants_document(desired, self._generation(tenants))

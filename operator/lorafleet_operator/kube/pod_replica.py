@@ -52,6 +52,7 @@ class PodReplica:
         self._turn = asyncio.Lock()
         self._polls = 0
         self._look_in = FIRST_LOOK_SECONDS
+        self._view: Replica | None = None
         self.looked_at = False
 
     def take(self, facts: PodFacts, epoch: int) -> None:
@@ -81,7 +82,7 @@ class PodReplica:
         if state != self._state:
             self._state, self._since = state, time.monotonic()
         host = f"http://{_host(facts.ip)}" if facts.ip else ""
-        return Replica(
+        view = Replica(
             name=self.name, base=facts.base, index=self.index, state=state, spec_hash=facts.spec_hash,
             incarnation=report.incarnation if report else "",
             url=f"{host}:{SERVING_PORT}" if host else "", admin_url=f"{host}:{ADMIN_PORT}" if host else "",
@@ -92,6 +93,9 @@ class PodReplica:
             failures=facts.restarts if state != "Ready" else 0, retry_at=float("inf"), since=self._since,
             chosen=facts.cheapest,
         )  # fmt: skip
+        if view != self._view:
+            self._view = view
+        return self._view  # the same object while nothing changes: what is made of it need not be made again
 
     async def refresh(self) -> None:
         """Poll once, now; all who ask while a poll is under way share the next. Raises RuntimeCallError."""

@@ -48,10 +48,11 @@ class StatusWriter:
                 continue
             if key.kind in self._definitions.old:
                 status = self._definitions.fitting(key.kind, status)
-            if self._written.get(key) == seen[key]:
-                self._written[key] = seen[key]  # held once
-            last = self._pending.get(key) or self._written.get(key) or seen[key]
-            if status != last:
+            shown, written = seen[key], self._written.get(key)
+            if written is not shown and written == shown:
+                self._written[key] = shown  # held once
+            last = self._pending.get(key) or written or shown
+            if status is not last and status != last:
                 self._pending[key] = status
                 self._due.setdefault(key, time.monotonic() + GATHER_SECONDS)
                 self._woken.set()

@@ -16,9 +16,10 @@ from lorafleet_operator.core.actions import Action, LoadAdapter, Plan, StartRepl
 from lorafleet_operator.core.manifests import ADAPTERS_GATE
 from lorafleet_operator.core.objects import Artifact, Desired, Observed, Ref
 from lorafleet_operator.core.pods import pod_facts, replica_names
+from lorafleet_operator.core.remembered import Remembered
 from lorafleet_operator.core.rollout import spec_hash
 from lorafleet_operator.core.scaling import being_loaded, holds_its_adapters
-from lorafleet_operator.core.status import statuses
+from lorafleet_operator.core.status import Status, statuses
 from lorafleet_operator.core.validation import admit
 from lorafleet_operator.errors import KubeError, SourceError
 from lorafleet_operator.kube.base_sources import BaseSources
@@ -78,6 +79,7 @@ class KubeWorld:
         self._begun = time.monotonic()
         self._informed = False
         self._admitted: tuple[Desired, Desired] | None = None
+        self._statuses: Remembered[Ref, Status] = Remembered()
         self._ready: frozenset[str] = frozenset()
         self._settings = settings
         self._client = client
@@ -128,7 +130,8 @@ class KubeWorld:
         if (wait := await self.documents.publish(desired, observed)) is not None:
             asyncio.get_running_loop().call_later(wait, self.wake)
         seen = self.store.statuses()
-        self.writer.offer(statuses(desired, observed, plan, self.writer.known(seen), timestamp()), seen)
+        known = self.writer.known(seen)
+        self.writer.offer(statuses(desired, observed, plan, known, timestamp(), self._statuses), seen)
         self.events.actions(plan.actions, {name: pod.facts for name, pod in self.pods.items()})
 
     async def run(self) -> None:

@@ -14,7 +14,7 @@ def to_json(observed: Observed) -> dict[str, Any]:
     return {
         "replicas": [asdict(observed.replicas[name]) for name in sorted(observed.replicas)],
         "loadRetryAt": [
-            {"adapter": asdict(ref), "replica": replica, "at": at}
+            {"adapter": ref, "replica": replica, "at": at}
             for (ref, replica), at in sorted(observed.load_retry_at.items())
         ],
     }
@@ -26,7 +26,7 @@ def from_json(document: Any) -> Observed:
         return Observed()
     try:
         replicas = [_replica(item) for item in document["replicas"]]
-        waits = {(Ref(**w["adapter"]), str(w["replica"])): float(w["at"]) for w in document["loadRetryAt"]}
+        waits = {(Ref(*w["adapter"]), str(w["replica"])): float(w["at"]) for w in document["loadRetryAt"]}
     except (KeyError, TypeError, ValueError):
         return Observed()
     return Observed(replicas={replica.name: replica for replica in replicas}, load_retry_at=waits)
@@ -36,10 +36,10 @@ def _replica(item: Mapping[str, Any]) -> Replica:
     known = {field.name for field in fields(Replica)}
     residents = tuple(_resident(resident) for resident in item["residents"])
     rest = {name: value for name, value in item.items() if name in known}
-    return Replica(**{**rest, "base": Ref(**item["base"]), "residents": residents})
+    return Replica(**{**rest, "base": Ref(*item["base"]), "residents": residents})
 
 
 def _resident(item: Mapping[str, Any]) -> Resident:
     known = {field.name for field in fields(Resident)}
     rest = {name: value for name, value in item.items() if name in known}
-    return Resident(**{**rest, "adapter": Ref(**item["adapter"])})
+    return Resident(**{**rest, "adapter": Ref(*item["adapter"])})
