@@ -11,6 +11,9 @@ from lorafleet_operator.core.actions import Plan
 
 FAILED_SECONDS = 1.0
 SHORTEST_SECONDS = 0.05
+FLOOD, SPARING = 4, 3.0
+"""When something changed during each of so many passes in a row, changes come in a flood: then passes take no more than
+a quarter of the time, for what they decide has to be carried out too."""
 
 
 class Passes:
@@ -30,16 +33,18 @@ class Passes:
 
     async def run(self) -> None:
         """Pass until cancelled."""
+        in_a_row = 0
         while True:
             self._dirty.clear()
             begun = time.monotonic()
             delay = await self._delay()
             taken = time.monotonic() - begun
+            in_a_row = in_a_row + 1 if self._dirty.is_set() else 0
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(delay):  # asyncio.wait_for may swallow a cancellation in 3.11
                     await self._dirty.wait()
-            # One pass for a burst of events; and in a large fleet no more than every other moment for passes.
-            await asyncio.sleep(max(self._gather_seconds, taken))
+            # One pass for a burst of events; and in a large fleet, where passes take long, a pause as long.
+            await asyncio.sleep(max(self._gather_seconds, taken if in_a_row < FLOOD else SPARING * taken))
 
     async def _delay(self) -> float:
         """One pass; how many seconds later the next is due at the latest."""

@@ -6,17 +6,18 @@ Knows no policy: no retry, no backoff, no state but an ETag.
 from __future__ import annotations
 
 import dataclasses
-import functools
-import ssl
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Self
 
-import httpx
+import aiohttp
 
 from lorafleet_operator import errors
 from lorafleet_operator.core.objects import Artifact, ArtifactFile
 
+CONNECTIONS = 16
 KEEP_ALIVE_SECONDS = 60.0
 """Less than the runtimes' own, so that it is this side that closes."""
 Phase = Literal["Loading", "Ready", "Draining", "Failed"]
@@ -64,41 +65,38 @@ class RuntimeState:
     wants: str = ""
 
 
-@functools.cache
-def _tls() -> ssl.SSLContext:
-    """One for all clients: a context of its own costs each a megabyte of certificates."""
-    return ssl.create_default_context()
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """A response with its whole body, and what it answers."""
+
+    where: str
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
 
 
 class RuntimeClient:
     """Calls one runtime. A call that fails raises a subclass of RuntimeCallError, and nothing else."""
 
     def __init__(
-        self, admin_url: str, token: str, *, epoch: int = 1, timeout: float = 5.0,
-        transport: httpx.AsyncBaseTransport | None = None,
+        self, admin_url: str, token: str, *, epoch: int = 1, timeout: float = 5.0
     ) -> None:  # fmt: skip
         self.epoch = epoch
         self._etag = ""
         self._last: RuntimeState | None = None
-        self._http = httpx.AsyncClient(
-            base_url=admin_url,
-            headers={"Authorization": f"Bearer {token}"},
-            timeout=timeout,
-            transport=transport,
-            verify=_tls(),
-            # A new connection costs more than a poll.
-            limits=httpx.Limits(max_connections=16, max_keepalive_connections=8, keepalive_expiry=KEEP_ALIVE_SECONDS),
-            trust_env=False,  # a proxy from the environment has no business on this machine's loopback
-        )
+        self._url = admin_url
+        self._headers = {"Authorization": f"Bearer {token}"}
+        self._timeout = aiohttp.ClientTimeout(total=timeout)
+        self._http: aiohttp.ClientSession | None = None
 
     async def state(self) -> RuntimeState:
         """What the runtime reports. Unchanged since the last call, it is the same object, at the price of a 304."""
         headers = {"If-None-Match": self._etag} if self._etag else {}
         response = await self._call("GET", "/admin/state", headers=headers)
-        if response.status_code == 304 and self._last is not None:
+        if response.status == 304 and self._last is not None:
             return self._last
         self._last = parse_state(_json(response))
-        self._etag = response.headers.get("etag", "")
+        self._etag = response.headers.get("ETag", "")
         return self._last
 
     async def put_adapter(self, adapter_id: str, artifact: Artifact, *, pinned: bool = False) -> str:
@@ -114,7 +112,7 @@ class RuntimeClient:
     async def delete_adapter(self, adapter_id: str) -> bool:
         """Ask for an unload: True when it is gone (or never was), False while requests still hold it."""
         response = await self._call("DELETE", f"/admin/adapters/{adapter_id}", headers=self._fence())
-        return response.status_code == 204
+        return response.status == 204
 
     async def put_model(self, artifact: Artifact) -> None:
         """Say where the model is that this runtime waits for."""
@@ -124,7 +122,7 @@ class RuntimeClient:
     async def describe_artifact(self, path: str) -> tuple[ArtifactFile, ...] | None:
         """The files of the adapter at `path`, VOLUME/PATH, on a volume of this runtime; None while it reads them."""
         response = await self._call("POST", "/admin/artifacts/describe", json={"path": path})
-        if response.status_code == 202:
+        if response.status == 202:
             return None
         try:
             files = _json(response)["files"]
@@ -137,7 +135,9 @@ class RuntimeClient:
         await self._call("POST", "/admin/drain", headers=self._fence())
 
     async def close(self) -> None:
-        await self._http.aclose()
+        if self._http is not None:
+            await self._http.close()
+            self._http = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -150,17 +150,28 @@ class RuntimeClient:
     def _fence(self) -> dict[str, str]:
         return {"Lorafleet-Epoch": str(self.epoch)}
 
-    async def _call(self, method: str, path: str, **options: Any) -> httpx.Response:
-        where = f"{method} {self._http.base_url.join(path)}"
+    def _session(self) -> aiohttp.ClientSession:
+        """Made by the first call: a session belongs to the loop that runs then. Reads no proxy from the environment."""
+        if self._http is None:
+            # A new connection costs more than a poll.
+            connector = aiohttp.TCPConnector(limit=CONNECTIONS, keepalive_timeout=KEEP_ALIVE_SECONDS)
+            self._http = aiohttp.ClientSession(
+                connector=connector, headers=self._headers, timeout=self._timeout, cookie_jar=aiohttp.DummyCookieJar()
+            )
+        return self._http
+
+    async def _call(self, method: str, path: str, **options: Any) -> _Answer:
+        where = f"{method} {self._url}{path}"
         try:
-            response = await self._http.request(method, path, **options)
-        except httpx.TimeoutException as error:
+            async with self._session().request(method, f"{self._url}{path}", **options) as response:
+                answer = _Answer(where, response.status, response.headers, await response.read())
+        except TimeoutError as error:
             raise errors.RuntimeUnreachable(f"{where}: no answer in time ({type(error).__name__})") from error
-        except httpx.HTTPError as error:
+        except (aiohttp.ClientError, OSError) as error:
             raise errors.RuntimeUnreachable(f"{where}: {error or type(error).__name__}") from error
-        if response.status_code == 304 or response.is_success:
-            return response
-        raise _refusal(where, response)
+        if answer.status == 304 or 200 <= answer.status < 300:
+            return answer
+        raise _refusal(answer)
 
 
 def _file(file: ArtifactFile) -> dict[str, Any]:
@@ -168,26 +179,27 @@ def _file(file: ArtifactFile) -> dict[str, Any]:
     return body if file.authorization else {name: body[name] for name in body if name != "authorization"}
 
 
-def _refusal(where: str, response: httpx.Response) -> errors.RuntimeRefused:
+def _refusal(answer: _Answer) -> errors.RuntimeRefused:
     try:
-        detail = response.json()["error"]
+        detail = json.loads(answer.body)["error"]
         code, message = str(detail.get("code") or ""), str(detail.get("message") or "")
     except (ValueError, KeyError, TypeError, AttributeError):
-        code, message = "", response.text[:200]
-    status = response.status_code
+        code, message = "", answer.body[:200].decode(errors="replace")
+    status = answer.status
     kind = REFUSALS.get((status, code), errors.RuntimeRefused)
     if status in (401, 403):
         kind = errors.Unauthorized
-    return kind(message or f"{where}: HTTP {status} without a message", status=status, code=code)
+    return kind(message or f"{answer.where}: HTTP {status} without a message", status=status, code=code)
 
 
-def _json(response: httpx.Response) -> dict[str, Any]:
+def _json(answer: _Answer) -> dict[str, Any]:
     try:
-        body = response.json()
+        body = json.loads(answer.body)
     except ValueError as error:
-        raise errors.RuntimeProtocolError(f"{response.url}: no JSON but {response.text[:80]!r}") from error
+        shown = answer.body[:80].decode(errors="replace")
+        raise errors.RuntimeProtocolError(f"{answer.where}: no JSON but {shown!r}") from error
     if not isinstance(body, dict):
-        raise errors.RuntimeProtocolError(f"{response.url}: the answer is not a JSON object")
+        raise errors.RuntimeProtocolError(f"{answer.where}: the answer is not a JSON object")
     return body
 
 

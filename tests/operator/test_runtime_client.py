@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
-from dataclasses import replace
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
-import httpx
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
 from lorafleet_operator import errors
 from lorafleet_operator.core.objects import Artifact, ArtifactFile
@@ -22,35 +24,60 @@ STATE = {
                   "resident": True, "running": 1, "waiting": 0}],
 }  # fmt: skip
 
-Answer = Callable[[httpx.Request], httpx.Response]
+
+@dataclass(frozen=True)
+class Request:
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: bytes
+
+
+Answer = Callable[[Request], web.Response]
+
+
+def answer(status: int = 200, body: object = None, **headers: str) -> web.Response:
+    content = None if body is None else json.dumps(body).encode()
+    return web.Response(status=status, body=content, headers=headers)
 
 
 class Port:
-    """An admin port in memory: remembers the requests, answers as told."""
+    """An admin port on loopback: remembers the requests, answers as told."""
 
-    def __init__(self) -> None:
-        self.requests: list[httpx.Request] = []
-        self.answer: Answer = lambda request: httpx.Response(200, json={})
-        self.client = RuntimeClient("http://runtime", "secret", epoch=7, transport=httpx.MockTransport(self._handle))
+    def __init__(self, server: TestServer) -> None:
+        self.requests: list[Request] = []
+        self.answer: Answer = lambda request: answer(200, {})
+        self.server = server
+        self.url = str(server.make_url("/")).rstrip("/")
+        self.client = RuntimeClient(self.url, "secret", epoch=7, timeout=0.5)
 
-    def _handle(self, request: httpx.Request) -> httpx.Response:
-        self.requests.append(request)
-        return self.answer(request)
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        seen = Request(request.method, request.path, request.headers, await request.read())
+        self.requests.append(seen)
+        return self.answer(seen)
 
 
 @pytest.fixture
 async def port() -> AsyncIterator[Port]:
-    port = Port()
-    yield port
-    await port.client.close()
+    async def handle(request: web.Request) -> web.StreamResponse:
+        return await made.handle(request)
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", handle)
+    server = TestServer(app)
+    await server.start_server()
+    made = Port(server)
+    yield made
+    await made.client.close()
+    await server.close()
 
 
 def refusal(status: int, code: str, message: str = "because") -> Answer:
-    return lambda request: httpx.Response(status, json={"error": {"message": message, "type": "t", "code": code}})
+    return lambda request: answer(status, {"error": {"message": message, "type": "t", "code": code}})
 
 
 async def test_the_state_is_read_with_what_decisions_need(port: Port) -> None:
-    port.answer = lambda request: httpx.Response(200, json=STATE, headers={"ETag": '"1"'})
+    port.answer = lambda request: answer(200, STATE, ETag='"1"')
     state = await port.client.state()
 
     assert (state.incarnation, state.phase, state.epoch) == ("i1", "Ready", 3)
@@ -59,11 +86,11 @@ async def test_the_state_is_read_with_what_decisions_need(port: Port) -> None:
 
 
 async def test_an_unchanged_state_is_the_same_object(port: Port) -> None:
-    def answer(request: httpx.Request) -> httpx.Response:
+    def told(request: Request) -> web.Response:
         unchanged = request.headers.get("If-None-Match") == '"1"'
-        return httpx.Response(304) if unchanged else httpx.Response(200, json=STATE, headers={"ETag": '"1"'})
+        return answer(304) if unchanged else answer(200, STATE, ETag='"1"')
 
-    port.answer = answer
+    port.answer = told
     first, second = await port.client.state(), await port.client.state()
 
     assert first is second
@@ -71,55 +98,55 @@ async def test_an_unchanged_state_is_the_same_object(port: Port) -> None:
 
 
 async def test_a_load_carries_token_epoch_and_files(port: Port) -> None:
-    port.answer = lambda request: httpx.Response(202, json={"id": "acme.pirate", "state": "Loading"})
+    port.answer = lambda request: answer(202, {"id": "acme.pirate", "state": "Loading"})
     state = await port.client.put_adapter("acme.pirate", ARTIFACT, pinned=True)
     (request,) = port.requests
 
     assert state == "Loading"
-    assert (request.method, request.url.path) == ("PUT", "/admin/adapters/acme.pirate")
+    assert (request.method, request.path) == ("PUT", "/admin/adapters/acme.pirate")
     assert request.headers["Authorization"] == "Bearer secret"
     assert request.headers["Lorafleet-Epoch"] == "7"
-    assert json.loads(request.content) == {
+    assert json.loads(request.body) == {
         "revision": "sha256:1", "pinned": True,
         "files": [{"name": "adapter_config.json", "url": "file:///a", "sha256": "ab", "size": 2}],
     }  # fmt: skip
 
 
 async def test_a_link_takes_its_header_along(port: Port) -> None:
-    port.answer = lambda request: httpx.Response(202, json={"id": "acme.pirate", "state": "Loading"})
+    port.answer = lambda request: answer(202, {"id": "acme.pirate", "state": "Loading"})
     (file,) = ARTIFACT.files
     linked = replace(ARTIFACT, files=(replace(file, url="https://r/blob", authorization="Bearer short"),))
     await port.client.put_adapter("acme.pirate", linked)
 
-    assert json.loads(port.requests[0].content)["files"][0]["authorization"] == "Bearer short"
+    assert json.loads(port.requests[0].body)["files"][0]["authorization"] == "Bearer short"
     assert "short" not in repr(linked)
 
 
 async def test_a_runtime_that_wants_its_model_is_told(port: Port) -> None:
-    port.answer = lambda request: httpx.Response(200, json={**STATE, "wants": "model"})
+    port.answer = lambda request: answer(200, {**STATE, "wants": "model"})
     assert (await port.client.state()).wants == "model"
-    port.answer = lambda request: httpx.Response(202, json={"revision": "sha256:1", "state": "Loading"})
+    port.answer = lambda request: answer(202, {"revision": "sha256:1", "state": "Loading"})
     await port.client.put_model(ARTIFACT)
     request = port.requests[-1]
-    assert (request.method, request.url.path, request.headers["Lorafleet-Epoch"]) == ("PUT", "/admin/model", "7")
-    assert json.loads(request.content)["files"][0]["sha256"] == "ab"
+    assert (request.method, request.path, request.headers["Lorafleet-Epoch"]) == ("PUT", "/admin/model", "7")
+    assert json.loads(request.body)["files"][0]["sha256"] == "ab"
 
 
 async def test_a_place_on_a_volume_is_described_or_not_yet_known(port: Port) -> None:
     described = {"name": "adapter_config.json", "url": "file:///a", "sha256": "ab", "size": 2}
-    port.answer = lambda request: httpx.Response(200, json={"files": [described]})
+    port.answer = lambda request: answer(200, {"files": [described]})
     assert await port.client.describe_artifact("weights/one") == ARTIFACT.files
-    assert json.loads(port.requests[0].content) == {"path": "weights/one"}
-    port.answer = lambda request: httpx.Response(202, json={"state": "Reading"})
+    assert json.loads(port.requests[0].body) == {"path": "weights/one"}
+    port.answer = lambda request: answer(202, {"state": "Reading"})
     assert await port.client.describe_artifact("weights/one") is None
-    port.answer = lambda request: httpx.Response(200, json={"files": [{}]})
+    port.answer = lambda request: answer(200, {"files": [{}]})
     with pytest.raises(errors.RuntimeProtocolError):
         await port.client.describe_artifact("weights/one")
 
 
 @pytest.mark.parametrize(("status", "gone"), [(204, True), (202, False)])
 async def test_an_unload_says_whether_it_is_gone(port: Port, status: int, gone: bool) -> None:
-    port.answer = lambda request: httpx.Response(status, json={} if status == 202 else None)
+    port.answer = lambda request: answer(status, {} if status == 202 else None)
 
     assert await port.client.delete_adapter("acme.pirate") is gone
 
@@ -127,9 +154,7 @@ async def test_an_unload_says_whether_it_is_gone(port: Port, status: int, gone: 
 async def test_a_drain_is_fenced(port: Port) -> None:
     await port.client.drain()
 
-    assert [(r.method, r.url.path, r.headers["Lorafleet-Epoch"]) for r in port.requests] == [
-        ("POST", "/admin/drain", "7")
-    ]
+    assert [(r.method, r.path, r.headers["Lorafleet-Epoch"]) for r in port.requests] == [("POST", "/admin/drain", "7")]
 
 
 @pytest.mark.parametrize(("status", "code", "kind", "reason"), [
@@ -154,22 +179,43 @@ async def test_each_refusal_has_its_type_and_reason(
 
 
 async def test_an_error_without_the_contracts_body_is_still_a_refusal(port: Port) -> None:
-    port.answer = lambda request: httpx.Response(503, text="<html>no</html>")
+    port.answer = lambda request: web.Response(status=503, text="<html>no</html>")
     with pytest.raises(errors.RuntimeRefused, match="<html>no") as caught:
         await port.client.state()
 
     assert caught.value.status == 503
 
 
-@pytest.mark.parametrize("failure", [
-    httpx.ConnectError("refused"), httpx.ReadTimeout("slow"), httpx.RemoteProtocolError("cut"),
-])  # fmt: skip
-async def test_no_answer_is_unreachable(port: Port, failure: httpx.TransportError) -> None:
-    def answer(request: httpx.Request) -> httpx.Response:
-        raise failure
+async def test_no_connection_is_unreachable(port: Port) -> None:
+    await port.server.close()
+    with pytest.raises(errors.RuntimeUnreachable, match=f"GET {port.url}/admin/state"):
+        await port.client.state()
 
-    port.answer = answer
-    with pytest.raises(errors.RuntimeUnreachable, match="GET http://runtime/admin/state"):
+
+async def test_no_answer_in_time_is_unreachable(port: Port) -> None:
+    released = asyncio.Event()
+
+    async def hang(request: web.Request) -> web.StreamResponse:
+        await released.wait()
+        return answer()
+
+    port.handle = hang  # type: ignore[method-assign]
+    with pytest.raises(errors.RuntimeUnreachable, match="no answer in time"):
+        await port.client.state()
+    released.set()
+
+
+async def test_an_answer_that_breaks_off_is_unreachable(port: Port) -> None:
+    async def cut(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Length": "1000"})
+        await response.prepare(request)
+        await response.write(b"{")
+        assert request.transport is not None
+        request.transport.close()
+        return response
+
+    port.handle = cut  # type: ignore[method-assign]
+    with pytest.raises(errors.RuntimeUnreachable, match="GET"):
         await port.client.state()
 
 
@@ -177,7 +223,7 @@ async def test_no_answer_is_unreachable(port: Port, failure: httpx.TransportErro
     "body", [b"not json", b"[]", b"{}", b'{"incarnation": "i", "phase": "Ready", "adapters": [{}]}']
 )
 async def test_an_answer_outside_the_contract_is_a_protocol_error(port: Port, body: bytes) -> None:
-    port.answer = lambda request: httpx.Response(200, content=body)
+    port.answer = lambda request: web.Response(body=body)
     with pytest.raises(errors.RuntimeProtocolError):
         await port.client.state()
 

@@ -15,6 +15,8 @@ from lorafleet_operator.artifact_sources.content_digests import BLOCK, Digest, d
 from lorafleet_operator.errors import SourceError
 
 SECONDS = 30.0
+IDLE_SECONDS = 60.0
+"""A connection outlives the pause between two rounds of looks: a new one costs more than a look."""
 MOST_ANSWER = 8 << 20
 """Bytes of an answer that is read into memory: a manifest, a listing, a small file."""
 
@@ -55,7 +57,10 @@ class WebClient:
     def __init__(self, transport: httpx.BaseTransport | None = None) -> None:
         # Digests are of files as they are stored, not of what a server makes of them on the way.
         headers = {"Accept-Encoding": "identity"}
-        self._http = httpx.Client(timeout=SECONDS, transport=transport, follow_redirects=False, headers=headers)
+        self._http = httpx.Client(
+            timeout=SECONDS, transport=transport, follow_redirects=False, headers=headers,
+            limits=httpx.Limits(keepalive_expiry=IDLE_SECONDS),
+        )  # fmt: skip
         # One tenant's session must not open another's files.
         self._http.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=[]))
 

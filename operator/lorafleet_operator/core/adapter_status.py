@@ -8,8 +8,8 @@ from typing import Any
 
 from lorafleet_operator.core.actions import LoadAdapter, Plan, UnloadAdapter
 from lorafleet_operator.core.conditions import Condition, shortened
-from lorafleet_operator.core.objects import Adapter, Artifact, Replica, Resident, Unresolved
-from lorafleet_operator.core.placement import PERMANENT, Here
+from lorafleet_operator.core.objects import Adapter, Artifact, Resident, Unresolved
+from lorafleet_operator.core.placement import PERMANENT, Here, Holder
 
 PLACEMENTS = 64
 
@@ -81,9 +81,7 @@ def adapter_conditions(copies: Copies, accepted: Condition) -> tuple[Condition, 
     return accepted, _verified(copies), _placed(copies), _ready(copies), _progressing(copies), _degraded(copies)
 
 
-def _placement(
-    replica: Replica, resident: Resident, previous: Mapping[str, Any] | None, now_iso: str
-) -> dict[str, Any]:
+def _placement(replica: Holder, resident: Resident, previous: Mapping[str, Any] | None, now_iso: str) -> dict[str, Any]:
     same = {"replica": replica.name, "uid": replica.incarnation, "revision": resident.revision, "state": resident.state}
     old = next(
         (p for p in (previous or {}).get("placements", ()) if {k: p.get(k) for k in same} == same),

@@ -25,7 +25,7 @@ from lorafleet_operator.core.objects import (
     Tenant,
     Unresolved,
 )
-from lorafleet_operator.core.placement import PERMANENT, Here, whereabouts
+from lorafleet_operator.core.placement import PERMANENT, Here, Holder, whereabouts
 from lorafleet_operator.core.remembered import Remembered
 from lorafleet_operator.core.validation import key_material
 
@@ -144,7 +144,7 @@ def serving_resident(residents: Iterable[Resident], revision: str) -> Resident |
     return min(residents, key=lambda r: (order[r.state], r.revision != revision, r.revision), default=None)
 
 
-def _failure(source: Artifact | Unresolved | None, placed: Iterable[tuple[Replica, Resident]]) -> tuple[str, str]:
+def _failure(source: Artifact | Unresolved | None, placed: Iterable[tuple[Holder, Resident]]) -> tuple[str, str]:
     """Why clients need not wait for this adapter; empty while waiting makes sense."""
     if isinstance(source, Unresolved):
         return source.reason, source.message

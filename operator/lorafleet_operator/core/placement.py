@@ -10,9 +10,9 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from lorafleet_operator.core.objects import Adapter, Ref, Replica, Resident
+from lorafleet_operator.core.objects import Adapter, Ref, Replica, ReplicaState, Resident
 
 # The same bytes on the same runtime give the same refusal: only another revision makes a difference.
 PERMANENT = frozenset({"InvalidAdapter", "RankTooHigh", "DigestMismatch"})
@@ -34,8 +34,18 @@ class Placement:
 
 # What each replica, by name, reports about one adapter: at most one entry per revision.
 There = Mapping[str, tuple[Resident, ...]]
+
+
+class Holder(NamedTuple):
+    """What is said of a replica where one of its adapters is told of; not what its other adapters change."""
+
+    name: str
+    incarnation: str
+    state: ReplicaState
+
+
 # One adapter's residents with the replicas they are on, in the replicas' own order (index, then name).
-Here = tuple[tuple[Replica, Resident], ...]
+Here = tuple[tuple[Holder, Resident], ...]
 
 
 def residency(replicas: Iterable[Replica]) -> dict[Ref, dict[str, tuple[Resident, ...]]]:
@@ -52,9 +62,9 @@ def whereabouts(replicas: Iterable[Replica]) -> dict[Ref, dict[Ref, Here]]:
     """Who holds what, by base model and adapter."""
     found: dict[Ref, dict[Ref, Here]] = defaultdict(dict)
     for replica in sorted(replicas, key=lambda r: (r.index, r.name)):
-        mine = found[replica.base]
+        mine, holder = found[replica.base], Holder(replica.name, replica.incarnation, replica.state)
         for resident in replica.residents:
-            mine[resident.adapter] = (*mine.get(resident.adapter, ()), (replica, resident))
+            mine[resident.adapter] = (*mine.get(resident.adapter, ()), (holder, resident))
     return found
 
 
