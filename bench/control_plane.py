@@ -76,7 +76,7 @@ def _cold(folder: Path, adapters: int, tenants: int, idle_seconds: float) -> lis
     """A whole fleet that no operator has ever seen; then at rest; then with things going wrong."""
     folder.mkdir()
     with kit.running(folder, base_models=BASE_MODELS, replicas=REPLICAS, tenants=tenants) as fleet:
-        seconds = _start(fleet, adapters, 2 * COLD_SECONDS, pause=2.0)
+        seconds = _start(fleet, adapters, 2 * COLD_SECONDS)
         fleet.settle()
         case = f"{adapters} adapters, {BASE_MODELS * REPLICAS} replicas, {tenants} tenants"
         calls = fleet.api_calls()
@@ -92,13 +92,13 @@ def _cold(folder: Path, adapters: int, tenants: int, idle_seconds: float) -> lis
         return results
 
 
-def _start(fleet: ScaleFleet, adapters: int, most: float, pause: float = 1.0) -> float:
+def _start(fleet: ScaleFleet, adapters: int, most: float) -> float:
     """Declare everything, then start the operator: seconds from there until all adapters are Ready, and answer."""
     fleet.declare()
     fleet.create(fleet.adapter(number) for number in range(adapters))
     fleet.operator.start()
     fleet.gateway.start()
-    seconds = fleet.until_ready(most, pause=pause)
+    seconds = fleet.until_ready(adapters, most)
     console.print(f"{adapters} adapters Ready after {seconds:.1f} s")
     _gate(fleet, adapters)
     return seconds

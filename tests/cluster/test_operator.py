@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 
 import pytest
 
@@ -131,10 +132,18 @@ def test_a_new_revision_serves_while_the_old_one_does_until_it_is_there(fleet: F
     eventually("the new revision serves", moved, 30)
 
 
-def test_an_operator_that_dies_is_followed_by_one_with_a_higher_epoch(fleet: Fleet) -> None:
+def test_an_operator_that_dies_is_followed_by_one_with_a_higher_epoch_that_writes_nothing_anew(fleet: Fleet) -> None:
     """[AC-08, AC-29]"""
     fleet.apply(fleet.base(), fleet.adapter("one"))
     fleet.until_ready("one")
+
+    def version() -> str:
+        found = fleet.cluster.get("LoRAAdapter", fleet.name, "one")
+        assert found is not None
+        return str(found["metadata"]["resourceVersion"])
+
+    time.sleep(1)  # what is still gathered is written
+    before = version()
     lease = fleet.cluster.get("Lease", "lorafleet-system", "lorafleet-operator")
     assert lease is not None
     fleet.operator.stop(signal.SIGKILL)
@@ -144,6 +153,7 @@ def test_an_operator_that_dies_is_followed_by_one_with_a_higher_epoch(fleet: Fle
     after = fleet.cluster.get("Lease", "lorafleet-system", "lorafleet-operator")
     assert after is not None
     assert after["spec"]["leaseTransitions"] > lease["spec"]["leaseTransitions"]
+    assert version() == before
 
 
 def test_an_unchanged_fleet_writes_nothing_but_the_lease(fleet: Fleet) -> None:

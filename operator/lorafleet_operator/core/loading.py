@@ -65,7 +65,7 @@ def _step(
         if all(resident.state == "Failed" for resident in residents):
             places.add(name)
         state = standing(residents, artifact.revision)
-        if state in ("Ready", "Loading") or placement.refused is not None or barred:
+        if state in ("Ready", "Loading") or placement.refused is not None or barred or not artifact.files:
             continue
         retry_at = observed.load_retry_at.get((adapter.ref, name), now) if state == "Failed" else now
         if retry_at > now:

@@ -26,7 +26,10 @@ class ArtifactFile:
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """A resolved source: `revision` is the digest of `files` (docs/contracts.md, Names)."""
+    """A resolved source: `revision` is the digest of `files` (docs/contracts.md, Names).
+
+    Without files only its revision is known: what serves it goes on, and nothing can be loaded from it yet.
+    """
 
     revision: str
     files: tuple[ArtifactFile, ...] = ()

@@ -26,6 +26,7 @@ from lorafleet_operator.kube.base_sources import BaseSources
 from lorafleet_operator.kube.client import KubeClient
 from lorafleet_operator.kube.documents import Documents
 from lorafleet_operator.kube.events import Events
+from lorafleet_operator.kube.last_revisions import with_last_revisions
 from lorafleet_operator.kube.leadership import Leadership
 from lorafleet_operator.kube.named_secrets import NamedSecrets
 from lorafleet_operator.kube.pod_replica import IDLE_SECONDS, PodReplica
@@ -89,15 +90,17 @@ class KubeWorld:
 
     async def observe(self) -> tuple[Desired, Observed]:
         """What the watches and polls have brought; asks nobody."""
-        artifacts = dict(self.resolver.adapters)
+        desired = self.desired()
+        artifacts = with_last_revisions("LoRAAdapter", desired.adapters, self.resolver.adapters, self.store)
+        bases = with_last_revisions("BaseModel", desired.base_models, self.resolver.base_models, self.store)
         wanted = {ref: found.revision for ref, found in artifacts.items() if isinstance(found, Artifact)}
         observed = Observed(
             replicas={name: pod.view(self.calls.residents(pod)) for name, pod in self.pods.items()},
             artifacts=artifacts,
-            base_artifacts=dict(self.resolver.base_models),
+            base_artifacts=bases,
             load_retry_at=self.calls.retry_at(wanted),
         )
-        return self.desired(), observed
+        return desired, observed
 
     def desired(self) -> Desired:
         """What is declared, without the objects that rules between objects refuse. Computed once per change."""

@@ -24,5 +24,5 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ScaleFleet]:
         fleet.create(fleet.adapter(number) for number in range(ADAPTERS))
         fleet.operator.start()
         fleet.gateway.start()
-        fleet.until_ready(300)
+        fleet.until_ready(ADAPTERS, 300)
         yield fleet
