@@ -36,9 +36,9 @@ class Passes:
         in_a_row = 0
         while True:
             self._dirty.clear()
-            begun = time.monotonic()
+            begun = time.thread_time()  # not the time on the wall: while a pass waits for the API, others work
             delay = await self._delay()
-            taken = time.monotonic() - begun
+            taken = time.thread_time() - begun
             in_a_row = in_a_row + 1 if self._dirty.is_set() else 0
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(delay):  # asyncio.wait_for may swallow a cancellation in 3.11

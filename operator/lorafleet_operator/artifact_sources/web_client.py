@@ -80,7 +80,8 @@ class WebClient:
         """The answer, whatever its status. `body` False: its head only. Raises SourceError Unreachable or TooLarge."""
         with self._stream(method, url, headers, follow, options) as response:
             content = bytearray()
-            for block in response.iter_bytes(BLOCK) if body else ():
+            # The answer to a HEAD is read to its end, where there is nothing: else its connection could not be used again.
+            for block in response.iter_bytes(BLOCK) if body or method == "HEAD" else ():
                 content += block
                 if len(content) > MOST_ANSWER:
                     raise SourceError("TooLarge", f"{shown(url)}: the answer has more than {MOST_ANSWER >> 20} MiB")
