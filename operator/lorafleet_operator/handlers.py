@@ -163,8 +163,22 @@ async def run(settings: ClusterSettings, client: KubeClient, stop: asyncio.Event
                 await tasks[0]
 
 
+class _NoDiffs(kopf.DiffBaseStorage):
+    """Handlers of raw events are told no differences, so nothing is copied to find any: that was half of an event."""
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        return kopf.BodyEssence()
+
+    def fetch(self, **_: Any) -> kopf.BodyEssence | None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        raise NotImplementedError("nothing is ever handled that would be stored")
+
+
 def _kopf_settings() -> kopf.OperatorSettings:
     settings = kopf.OperatorSettings()
+    settings.persistence.diffbase_storage = _NoDiffs()
     settings.peering.standalone = True
     settings.scanning.disabled = True
     settings.watching.server_timeout, settings.watching.client_timeout = 300, 330

@@ -11,9 +11,9 @@ from lorafleet_operator.core.actions import Plan
 
 FAILED_SECONDS = 1.0
 SHORTEST_SECONDS = 0.05
-FLOOD, SPARING = 4, 3.0
-"""When something changed during each of so many passes in a row, changes come in a flood: then passes take no more than
-a quarter of the time, for what they decide has to be carried out too."""
+FLOOD, SPARING, LONGEST_PAUSE = 4, 3.0, 2.0
+"""When something changed during each of so many passes in a row, changes come in a flood: then passes take a quarter of
+the time, for what they decide has to be carried out too. Seconds, at most."""
 
 
 class Passes:
@@ -44,7 +44,8 @@ class Passes:
                 async with asyncio.timeout(delay):  # asyncio.wait_for may swallow a cancellation in 3.11
                     await self._dirty.wait()
             # One pass for a burst of events; and in a large fleet, where passes take long, a pause as long.
-            await asyncio.sleep(max(self._gather_seconds, taken if in_a_row < FLOOD else SPARING * taken))
+            pause = taken if in_a_row < FLOOD else SPARING * taken
+            await asyncio.sleep(max(self._gather_seconds, min(pause, LONGEST_PAUSE)))
 
     async def _delay(self) -> float:
         """One pass; how many seconds later the next is due at the latest."""

@@ -80,7 +80,7 @@ class WebClient:
         """The answer, whatever its status. `body` False: its head only. Raises SourceError Unreachable or TooLarge."""
         with self._stream(method, url, headers, follow, options) as response:
             content = bytearray()
-            # The answer to a HEAD is read to its end, where there is nothing: else its connection could not be used again.
+            # The answer to a HEAD is read to its end, where nothing is: else its connection could not be used again.
             for block in response.iter_bytes(BLOCK) if body or method == "HEAD" else ():
                 content += block
                 if len(content) > MOST_ANSWER:
