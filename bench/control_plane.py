@@ -172,7 +172,7 @@ def _failover(fleet: ScaleFleet, case: str, number: int) -> list[Result]:
     second = OperatorProcess(fleet.cluster, fleet.artifacts, log, "operator-1")
     second.start()
     try:
-        time.sleep(20)  # it has listed everything and waits for the Lease
+        _until_calm(second)  # it has listed everything, looked at every source, and waits for the Lease
         fleet.operator.stop(signal.SIGKILL)
         begun = time.monotonic()
         fleet.create([fleet.adapter(number)])
@@ -181,6 +181,17 @@ def _failover(fleet: ScaleFleet, case: str, number: int) -> list[Result]:
         return [_goal(case, "failover: killed to next adapter servable", taken, "s", FAILOVER_SECONDS)]
     finally:
         second.stop()
+
+
+def _until_calm(operator: OperatorProcess) -> None:
+    """Wait until an operator that has just been started does no more than an idle one."""
+    process = _process(operator)
+    for _ in range(60):
+        cpu = sum(process.cpu_times()[:2])
+        time.sleep(5)
+        if (sum(process.cpu_times()[:2]) - cpu) / 5 < 2 * IDLE_CORES:
+            return
+    raise AssertionError("the second operator is not calm after five minutes")
 
 
 def _gate(fleet: ScaleFleet, adapters: int) -> None:

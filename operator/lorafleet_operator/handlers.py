@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import kopf
@@ -83,26 +83,26 @@ class Watches:
             before = {key for key in self._store.raw if key.kind == kind}
             first = not self._store.complete
             try:
-                listed = await self._listed(kind)
+                async for item in self._listed(kind):
+                    before.discard(ObjectKey(kind, item["metadata"].get("namespace") or "", item["metadata"]["name"]))
+                    if self._store.put(kind, item) and not first:
+                        missed += 1
+                        MISSED.labels(kind).inc()
             except KubeGone as error:
                 raise KubeGone(f"{error}: {NO_DEFINITION.format(kind=kind)}", status=error.status) from error
-            keys = {ObjectKey(kind, i["metadata"].get("namespace") or "", i["metadata"]["name"]): i for i in listed}
-            for item in keys.values():
-                if self._store.put(kind, item) and not first:
-                    missed += 1
-                    MISSED.labels(kind).inc()
-            for key in before - set(keys):
+            for key in before:
                 self._store.drop(kind, {"metadata": {"namespace": key.namespace, "name": key.name}})
         self._store.complete = True
         self._stalled = self._stalled + 1 if missed else 0
         self._changed()
 
-    async def _listed(self, kind: str) -> list[dict[str, Any]]:
+    async def _listed(self, kind: str) -> AsyncIterator[dict[str, Any]]:
         selector = BASE_MODEL_LABEL if kind in OURS else ""
-        if kind in CLUSTER_SCOPED or not self._settings.namespaces:
-            return await self._client.list(kind, selector)
-        lists = [await self._client.list_in(kind, name, selector) for name in self._settings.namespaces]
-        return [item for found in lists for item in found]
+        everywhere = kind in CLUSTER_SCOPED or not self._settings.namespaces
+        for namespace in ("",) if everywhere else self._settings.namespaces:
+            async for page in self._client.pages(kind, namespace, selector):
+                for item in page:
+                    yield item
 
     async def relist(self) -> None:
         """A second look soon (what went between the first list and the first watch), then one now and then."""

@@ -11,7 +11,7 @@ from lorafleet_operator.core.actions import Plan
 
 FAILED_SECONDS = 1.0
 SHORTEST_SECONDS = 0.05
-FLOOD, SPARING, LONGEST_PAUSE = 4, 3.0, 2.0
+FLOOD, SPARING, LONGEST_PAUSE = 4, 3.0, 5.0
 """When something changed during each of so many passes in a row, changes come in a flood: then passes take a quarter of
 the time, for what they decide has to be carried out too. Seconds, at most."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -19,10 +20,10 @@ ENVIRONMENT = {
 class Api:
     """Knows every kind but tenants."""
 
-    async def list(self, kind: str, selector: str = "") -> list[dict[str, Any]]:
+    async def pages(self, kind: str, namespace: str, selector: str) -> AsyncIterator[list[dict[str, Any]]]:
         if kind == "Tenant":
             raise KubeGone("LIST /apis/lorafleet.dev/v1alpha1/tenants: 404 page not found", status=404)
-        return []
+        yield []
 
 
 async def test_a_missing_definition_is_named_with_what_to_do() -> None:

@@ -13,8 +13,6 @@ from lorafleet_operator.errors import SourceError
 MOST_BYTES = 16 << 30
 BLOCK = 1 << 20
 
-Key = tuple[str, ...]
-
 
 @dataclass(frozen=True, slots=True)
 class Digest:
@@ -34,22 +32,31 @@ def digest_of(blocks: Iterable[bytes], where: str) -> Digest:
 
 
 class ContentDigests:
-    """Digests by (where, ETag or other identity of the content); beyond `capacity` the least recently used goes."""
+    """The digest of what lies at a place, and what identified that content (an ETag, a version); beyond `capacity`
+    places the least recently used goes. An adapter has two: of more than half as many, some are read at each look."""
 
     def __init__(self, capacity: int = 65536) -> None:
         self._capacity = capacity
-        self._known: OrderedDict[Key, Digest] = OrderedDict()
+        self._known: OrderedDict[str, tuple[str, Digest]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, key: Key) -> Digest | None:
+    def knows(self, place: str) -> bool:
+        """Has it been read before, whatever lies there now?"""
         with self._lock:
-            found = self._known.get(key)
-            if found is not None:
-                self._known.move_to_end(key)
-            return found
+            return place in self._known
 
-    def keep(self, key: Key, digest: Digest) -> None:
+    def get(self, place: str, identity: str) -> Digest | None:
+        """The digest, if the same content lies there as when it was read."""
         with self._lock:
-            self._known[key] = digest
+            known, digest = self._known.get(place, ("", None))
+            if digest is None or known != identity:
+                return None
+            self._known.move_to_end(place)
+            return digest
+
+    def keep(self, place: str, identity: str, digest: Digest) -> None:
+        with self._lock:
+            self._known[place] = identity, digest
+            self._known.move_to_end(place)
             while len(self._known) > self._capacity:
                 self._known.popitem(last=False)

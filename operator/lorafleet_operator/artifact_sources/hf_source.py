@@ -106,11 +106,11 @@ class HfSource:
         lfs = facts.get("lfs")
         if isinstance(lfs, dict) and lfs.get("sha256"):
             return ArtifactFile(name, url, str(lfs["sha256"]), int(lfs.get("size") or facts.get("size") or 0))
-        key = (hub.endpoint, str(facts.get("blobId") or url))
-        known = self._digests.get(key)
+        blob = f"{hub.endpoint} {facts.get('blobId') or url}"  # named by its content
+        known = self._digests.get(blob, blob)
         if known is None:
             known = self._read(hub, url)
-            self._digests.keep(key, known)
+            self._digests.keep(blob, blob, known)
         return ArtifactFile(name, url, known.sha256, known.size)
 
     def _read(self, hub: _Hub, url: str) -> Digest:

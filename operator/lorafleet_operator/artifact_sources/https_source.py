@@ -58,12 +58,12 @@ class HttpsSource:
         return self._web.ask("HEAD", url, follow=True, body=False).ok
 
     def _file(self, name: str, url: str) -> ArtifactFile:
-        known = self._digests.get((url, self._etag(url))) if self._digests.get((url,)) else None
+        # What has been read before may be spared the next reading by a HEAD.
+        known = self._digests.get(url, self._etag(url)) if self._digests.knows(url) else None
         if known is None:
             known, etag = self._web.digest(url)
             if etag:
-                self._digests.keep((url, etag), known)
-                self._digests.keep((url,), known)  # it has been read before: a HEAD may spare the next reading
+                self._digests.keep(url, etag, known)
         return ArtifactFile(name, url, known.sha256, known.size)
 
     def _etag(self, url: str) -> str:

@@ -74,11 +74,11 @@ class S3Source:
         size, sha256 = int(head["ContentLength"]), _declared(head)
         if sha256 is None:
             etag = str(head.get("ETag", ""))
-            content = (str(client.meta.endpoint_url), url, etag, str(head.get("VersionId", "")), str(size))
-            known = self._digests.get(content)
+            place, identity = f"{client.meta.endpoint_url} {url}", f"{etag} {head.get('VersionId', '')} {size}"
+            known = self._digests.get(place, identity)
             if known is None:
                 known = _read(client, bucket, key, etag)
-                self._digests.keep(content, known)
+                self._digests.keep(place, identity, known)
             size, sha256 = known.size, known.sha256
         return ArtifactFile(name, url, sha256, size)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import builtins
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 from urllib.parse import urlencode
@@ -63,17 +63,22 @@ class KubeClient:
 
     async def list_in(self, kind: str, namespace: str, selector: str = "") -> builtins.list[dict[str, Any]]:
         """As `list`, of one namespace."""
-        items: list[dict[str, Any]] = []
+        return [item async for page in self.pages(kind, namespace, selector) for item in page]
+
+    async def pages(
+        self, kind: str, namespace: str = "", selector: str = ""
+    ) -> AsyncIterator[builtins.list[dict[str, Any]]]:
+        """As `list_in`, page by page: thousands of objects are never held at once."""
         token = ""
         while True:
             query = {"limit": "500", **({"labelSelector": selector} if selector else {})}
             if token:
                 query["continue"] = token
             page = await self._call("LIST", kind, "GET", path(kind, namespace), query=query)
-            items += [_without_owners(item) for item in page.get("items") or []]
+            yield [_without_owners(item) for item in page.get("items") or []]
             token = page.get("metadata", {}).get("continue") or ""
             if not token:
-                return items
+                return
 
     async def get(self, kind: str, namespace: str, name: str) -> dict[str, Any]:
         return await self._call("GET", kind, "GET", path(kind, namespace, name))

@@ -18,7 +18,8 @@ log = structlog.get_logger("lease")
 
 NAME = "lorafleet-operator"
 DURATION_SECONDS = 9
-RENEW_SECONDS = 2.0
+RENEW_SECONDS, LOOK_SECONDS = 2.0, 1.0
+"""Between two writes of the holder; between two looks of who waits."""
 
 
 class Leadership:
@@ -54,7 +55,7 @@ class Leadership:
                 self._told = not self._told
                 log.info("this operator acts" if self._told else "another operator acts", epoch=self.epoch)
                 self._changed()
-            await asyncio.sleep(RENEW_SECONDS)
+            await asyncio.sleep(RENEW_SECONDS if self._told else LOOK_SECONDS)
 
     async def release(self) -> None:
         """Let a successor start at once."""
