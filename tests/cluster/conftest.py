@@ -66,7 +66,7 @@ def gateway(cluster: lab.Cluster, tmp_path: Path) -> Iterator[GatewayProcess]:
     gateway = GatewayProcess(cluster, tmp_path / "gateway")
     gateway.start()
     yield gateway
-    gateway.stop()
+    gateway.close()
 
 
 @pytest.fixture

@@ -103,6 +103,10 @@ class GatewayProcess:
             self.process.send_signal(number)
             self.process.wait(30)
 
+    def close(self) -> None:
+        self.stop()
+        self._http.close()
+
     def complete(self, model: str, key: str) -> httpx.Response:
         body = {"model": model, "prompt": "Hello", "max_tokens": 4}
         headers = {"Authorization": f"Bearer {key}"}

@@ -53,7 +53,7 @@ def gateway(cluster: lab.Cluster, fleet: Fleet, tmp_path_factory: pytest.TempPat
     gateway.start()
     eventually("the gateway serves", lambda: gateway.ready() and gateway.complete("one", KEY).status_code == 200, 60)
     yield gateway
-    gateway.stop()
+    gateway.close()
 
 
 def models(gateway: GatewayProcess) -> list[str]:

@@ -124,7 +124,7 @@ class OciRegistry:
         if account is not None and account.refresh_token:
             form = {**query, "grant_type": "refresh_token", "refresh_token": account.refresh_token,
                     "client_id": "lorafleet"}  # fmt: skip
-            answer = self._web.ask("POST", realm, data=form)
+            answer = self._web.ask("POST", realm, form=form)
         else:
             headers = {"Authorization": account.basic} if account is not None else {}
             answer = self._web.ask("GET", realm, headers, params=query)

@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import ssl
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from http.cookiejar import DefaultCookiePolicy
 from typing import Any, Self
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urlencode, urljoin, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
-import httpx
+import certifi
+import urllib3
+from urllib3.exceptions import HTTPError, MaxRetryError
 
 from lorafleet_operator.artifact_sources.content_digests import BLOCK, Digest, digest_of
 from lorafleet_operator.errors import SourceError
 
 SECONDS = 30.0
-IDLE_SECONDS = 60.0
-"""A connection outlives the pause between two rounds of looks: a new one costs more than a look."""
+HOSTS, CONNECTIONS = 64, 16
+"""Connections are kept for so many hosts, so many to each: a new one costs more than a look."""
+MOST_REDIRECTS = 10
 MOST_ANSWER = 8 << 20
 """Bytes of an answer that is read into memory: a manifest, a listing, a small file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A response with its whole body. `shown` is its URL as messages may say it."""
+    """A response with its whole body. `shown` is its URL as messages may say it. Header names have no case."""
 
     status: int
-    headers: httpx.Headers
+    headers: Mapping[str, str]
     body: bytes
     url: str
 
@@ -52,17 +58,16 @@ class Answer:
 
 
 class WebClient:
-    """Thread safe; `with` closes its connections. `transport` replaces the network in tests."""
+    """Thread safe; `with` closes its connections.
 
-    def __init__(self, transport: httpx.BaseTransport | None = None) -> None:
-        # Digests are of files as they are stored, not of what a server makes of them on the way.
-        headers = {"Accept-Encoding": "identity"}
-        self._http = httpx.Client(
-            timeout=SECONDS, transport=transport, follow_redirects=False, headers=headers,
-            limits=httpx.Limits(keepalive_expiry=IDLE_SECONDS),
-        )  # fmt: skip
-        # One tenant's session must not open another's files.
-        self._http.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+    It goes through the proxies that the environment names, and keeps no cookies: one tenant's session must not open
+    another's files.
+    """
+
+    def __init__(self) -> None:
+        self._tls = ssl.create_default_context(cafile=os.environ.get("SSL_CERT_FILE") or certifi.where())
+        self._pools: dict[str, urllib3.PoolManager] = {}
+        self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
         return self
@@ -71,38 +76,79 @@ class WebClient:
         self.close()
 
     def close(self) -> None:
-        self._http.close()
+        for pool in self._pools.values():
+            pool.clear()
 
     def ask(
         self, method: str, url: str, headers: Mapping[str, str] | None = None, *, follow: bool = False,
-        body: bool = True, **options: Any,
+        body: bool = True, params: Mapping[str, str] | None = None, form: Mapping[str, str] | None = None,
     ) -> Answer:  # fmt: skip
         """The answer, whatever its status. `body` False: its head only. Raises SourceError Unreachable or TooLarge."""
-        with self._stream(method, url, headers, follow, options) as response:
+        where = f"{url}{'&' if urlsplit(url).query else '?'}{urlencode(params)}" if params else url
+        with self._stream(method, where, headers, follow, form) as response:
             content = bytearray()
             # The answer to a HEAD is read to its end, where nothing is: else its connection could not be used again.
-            for block in response.iter_bytes(BLOCK) if body or method == "HEAD" else ():
+            for block in response.stream(BLOCK) if body or method == "HEAD" else ():
                 content += block
                 if len(content) > MOST_ANSWER:
                     raise SourceError("TooLarge", f"{shown(url)}: the answer has more than {MOST_ANSWER >> 20} MiB")
-            return Answer(response.status_code, response.headers, bytes(content), str(response.url))
+            return Answer(response.status, response.headers, bytes(content), urljoin(where, response.geturl() or where))
 
     def digest(self, url: str, headers: Mapping[str, str] | None = None, *, what: str = "") -> tuple[Digest, str]:
         """Of the content at `url`, redirects followed, and its ETag. Raises SourceError."""
-        with self._stream("GET", url, headers, True, {}) as response:
-            if not response.is_success:
-                raise failure(response.status_code, what or shown(url))
-            return digest_of(response.iter_bytes(BLOCK), shown(url)), response.headers.get("etag", "")
+        with self._stream("GET", url, headers, True, None) as response:
+            if not 200 <= response.status < 300:
+                raise failure(response.status, what or shown(url))
+            return digest_of(response.stream(BLOCK), shown(url)), response.headers.get("etag", "")
 
     @contextlib.contextmanager
     def _stream(
-        self, method: str, url: str, headers: Mapping[str, str] | None, follow: bool, options: dict[str, Any]
-    ) -> Iterator[httpx.Response]:  # fmt: skip
+        self, method: str, url: str, headers: Mapping[str, str] | None, follow: bool, form: Mapping[str, str] | None
+    ) -> Iterator[urllib3.BaseHTTPResponse]:  # fmt: skip
+        # Digests are of files as they are stored, not of what a server makes of them on the way.
+        sent: dict[str, str] = {"Accept-Encoding": "identity", **(headers or {})}
+        options: dict[str, Any] = {}
+        if form is not None:
+            sent["Content-Type"], options["body"] = "application/x-www-form-urlencoded", urlencode(form)
+        # A server may have closed a kept connection just now: then it is asked once more.
+        retries = urllib3.Retry(
+            total=None, connect=0, read=1, status=0, other=0, redirect=MOST_REDIRECTS if follow else 0
+        )
         try:
-            with self._http.stream(method, url, headers=headers, follow_redirects=follow, **options) as response:
+            response = self._pool(url).request(
+                method, url, headers=sent, redirect=follow, retries=retries, preload_content=False,
+                decode_content=False, **options,
+            )  # fmt: skip
+            try:
                 yield response
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise SourceError("Unreachable", f"{shown(url)}: {error or type(error).__name__}") from None
+            finally:  # a connection on which something is left to read is of no use to the next
+                response.release_conn() if response.closed else response.close()
+        except MaxRetryError as error:
+            raise SourceError("Unreachable", f"{shown(url)}: {_kind(error.reason or error)}") from None
+        except HTTPError as error:
+            raise SourceError("Unreachable", f"{shown(url)}: {_kind(error)}") from None
+
+    def _pool(self, url: str) -> urllib3.PoolManager:
+        """That of the proxy which the environment names for this URL, or that of direct connections."""
+        parts = urlsplit(url)
+        proxy = "" if proxy_bypass(parts.netloc) else getproxies().get(parts.scheme, "")
+        with self._lock:
+            pool = self._pools.get(proxy)
+            if pool is None:
+                timeout = urllib3.Timeout(connect=SECONDS, read=SECONDS)
+                settings: dict[str, Any] = {
+                    "num_pools": HOSTS, "maxsize": CONNECTIONS, "timeout": timeout, "ssl_context": self._tls,
+                }  # fmt: skip
+                pool = urllib3.ProxyManager(proxy, **settings) if proxy else urllib3.PoolManager(**settings)
+                self._pools[proxy] = pool
+            return pool
+
+
+def _kind(error: Exception) -> str:
+    """An error without the URL that urllib3 puts into its words: `NewConnectionError: [Errno 111] …`."""
+    cause = error.__cause__ or error.__context__
+    said = str(cause) if isinstance(cause, OSError) else ""
+    return f"{type(error).__name__}{f': {said}' if said else ''}"
 
 
 def failure(status: int, what: str) -> SourceError:

@@ -203,7 +203,7 @@ def running(folder: Path, *, base_models: int, replicas: int, tenants: int) -> I
             yield ScaleFleet(cluster, operator, gateway, artifacts, base_models, replicas, tenants)
         finally:
             operator.stop()
-            gateway.stop()
+            gateway.close()
 
 
 def _nodes(cluster: Cluster, count: int) -> None:

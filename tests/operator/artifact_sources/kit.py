@@ -65,6 +65,7 @@ class Secrets(dict[Ref, Secret | Unresolved]):
 def always_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every question asks the server."""
     monkeypatch.setattr(artifact_finder, "FAILED_SECONDS", 0.0)
+    monkeypatch.setattr(artifact_finder, "SLOW_FAILURE", 0.0)
     for source in (HttpsSource, S3Source, OciSource, HfSource):
         monkeypatch.setattr(source, "fresh_seconds", 0.0)
 
