@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 from urllib.parse import urlencode, urljoin, urlsplit
-from urllib.request import getproxies, proxy_bypass
+from urllib.request import getproxies, proxy_bypass_environment  # type: ignore[attr-defined]  # not in typeshed
 
 import certifi
 import urllib3
@@ -66,6 +66,7 @@ class WebClient:
 
     def __init__(self) -> None:
         self._tls = ssl.create_default_context(cafile=os.environ.get("SSL_CERT_FILE") or certifi.where())
+        self._proxies = getproxies()
         self._pools: dict[str, urllib3.PoolManager] = {}
         self._lock = threading.Lock()
 
@@ -131,7 +132,9 @@ class WebClient:
     def _pool(self, url: str) -> urllib3.PoolManager:
         """That of the proxy which the environment names for this URL, or that of direct connections."""
         parts = urlsplit(url)
-        proxy = "" if proxy_bypass(parts.netloc) else getproxies().get(parts.scheme, "")
+        proxy = self._proxies.get(parts.scheme, "")
+        if proxy and proxy_bypass_environment(parts.netloc, self._proxies):
+            proxy = ""
         with self._lock:
             pool = self._pools.get(proxy)
             if pool is None:

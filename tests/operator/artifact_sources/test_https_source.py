@@ -185,12 +185,14 @@ def test_a_server_that_nobody_vouches_for_is_unreachable(one: Adapter, monkeypat
 
 
 def test_a_proxy_of_the_environment_is_used_but_for_those_it_excepts(
-    sources: ArtifactFinder, one: Adapter, monkeypatch: pytest.MonkeyPatch
+    one: Adapter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://localhost:1")
-    assert "proxy" in refused(sources, one).message.lower()
+    with WebClient() as web:
+        assert "proxy" in refused(ArtifactFinder(remote_sources(web), Secrets().get), one).message.lower()
     monkeypatch.setenv("NO_PROXY", "localhost")
-    assert says(artifact(sources, one)) == described()
+    with WebClient() as web:
+        assert says(artifact(ArtifactFinder(remote_sources(web), Secrets().get), one)) == described()
 
 
 def test_what_would_be_ignored_or_would_leave_the_operator_is_refused(sources: ArtifactFinder, server: Server) -> None:
