@@ -24,10 +24,14 @@ GATHER_SECONDS = 0.5
 
 
 class StatusWriter:
-    """`known` is what the API holds as far as we know; `offer` what it should hold."""
+    """`known` is what the API holds as far as we know; `offer` what it should hold.
 
-    def __init__(self, client: KubeClient) -> None:
+    Every `trust_seconds`, what was written is compared with what watches show: whoever else wrote is put right.
+    """
+
+    def __init__(self, client: KubeClient, trust_seconds: float) -> None:
         self._client = client
+        self._trust_seconds = trust_seconds
         self._definitions = Definitions(client)
         self._written: dict[ObjectKey, Status] = {}
         self._pending: dict[ObjectKey, Status] = {}  # in order of their due times
@@ -58,12 +62,18 @@ class StatusWriter:
                 self._woken.set()
 
     def forget(self) -> None:
-        """Compare with what watches show from now on: whoever else wrote is put right."""
+        """Compare with what watches show from now on."""
         self._written.clear()
 
     async def run(self) -> None:
         """Write until cancelled."""
-        await asyncio.gather(self._definitions.follow(), *(self._write_all() for _ in range(WRITERS)))
+        writers = (self._write_all() for _ in range(WRITERS))
+        await asyncio.gather(self._definitions.follow(), self._follow_watches(), *writers)
+
+    async def _follow_watches(self) -> None:
+        while True:
+            await asyncio.sleep(self._trust_seconds)
+            self.forget()
 
     async def _write_all(self) -> None:
         while True:

@@ -71,7 +71,7 @@ class KubeWorld:
         )
         self.resolver = Resolver(self.wake, adapter=self.sources.adapter, base=BaseSources(self.sources).base)
         self.models = ModelCalls(self.wake, self._link_model)
-        self.writer = StatusWriter(client)
+        self.writer = StatusWriter(client, settings.resync_seconds)
         self.documents = Documents(client, settings.namespace, settings.owner)
         self.leadership = Leadership(client, settings.namespace, settings.identity, self.wake, settings.owner)
         self.events = Events(client, store, settings.identity)
@@ -144,7 +144,7 @@ class KubeWorld:
         await self.documents.read()
         resolving = self.resolver.follow(self.desired, self._settings.source_seconds)
         parts = (self.leadership, self._passes, self.writer, self.events)
-        loops = (*(part.run() for part in parts), self.secrets.follow(), resolving, self._forget_statuses())
+        loops = (*(part.run() for part in parts), self.secrets.follow(), resolving)
         tasks = [asyncio.create_task(loop) for loop in loops]
         try:
             await asyncio.gather(*tasks)
@@ -203,12 +203,6 @@ class KubeWorld:
             return None
         finally:
             PASSES.labels(outcome).observe(time.perf_counter() - begun)
-
-    async def _forget_statuses(self) -> None:
-        """Compare with what the watches show, now and then: a status that someone else overwrote is put right."""
-        while True:
-            await asyncio.sleep(self._settings.resync_seconds)
-            self.writer.forget()
 
     async def _follow_pods(self) -> None:
         found = replica_names(facts for raw in self.store.pods() if (facts := pod_facts(raw)) is not None)

@@ -45,7 +45,7 @@ async def writing(
     monkeypatch.setattr(status_writer, "GATHER_SECONDS", 0.1)
     api = Api()
     api.schemas = getattr(request, "param", {})
-    writer = StatusWriter(api)  # type: ignore[arg-type]  # two methods of the client are all that a writer needs
+    writer = StatusWriter(api, 60.0)  # type: ignore[arg-type]  # two methods of the client are all that a writer needs
     with capture_logs() as api.logs:
         task = asyncio.create_task(writer.run())
         yield api, writer
