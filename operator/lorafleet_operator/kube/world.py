@@ -26,6 +26,7 @@ from lorafleet_operator.kube.base_sources import BaseSources
 from lorafleet_operator.kube.client import KubeClient
 from lorafleet_operator.kube.documents import Documents
 from lorafleet_operator.kube.events import Events
+from lorafleet_operator.kube.inference_pools import InferencePools
 from lorafleet_operator.kube.last_revisions import with_last_revisions
 from lorafleet_operator.kube.leadership import Leadership
 from lorafleet_operator.kube.named_secrets import NamedSecrets
@@ -75,7 +76,8 @@ class KubeWorld:
         self.documents = Documents(client, settings.namespace, settings.owner)
         self.leadership = Leadership(client, settings.namespace, settings.identity, self.wake, settings.owner)
         self.events = Events(client, store, settings.identity)
-        self.workloads = Workloads(client, store, settings)
+        self.pools = InferencePools(client, settings.pools, settings.picker, self.wake)
+        self.workloads = Workloads(client, store, settings, self.pools)
         self.last_pass = time.monotonic()
         self._begun = time.monotonic()
         self._informed = False
@@ -99,6 +101,7 @@ class KubeWorld:
             artifacts=artifacts,
             base_artifacts=bases,
             load_retry_at=self.calls.retry_at(wanted),
+            pools=self.pools.state,
         )
         return desired, observed
 
@@ -144,7 +147,8 @@ class KubeWorld:
         await self.documents.read()
         resolving = self.resolver.follow(self.desired, self._settings.source_seconds)
         parts = (self.leadership, self._passes, self.writer, self.events)
-        loops = (*(part.run() for part in parts), self.secrets.follow(), resolving, self._forget_statuses())
+        follows = (self.secrets.follow(), self.pools.follow(), resolving)
+        loops = (*(part.run() for part in parts), *follows, self._forget_statuses())
         tasks = [asyncio.create_task(loop) for loop in loops]
         try:
             await asyncio.gather(*tasks)
