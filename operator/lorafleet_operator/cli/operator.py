@@ -12,6 +12,7 @@ import structlog
 from prometheus_client import start_http_server
 
 from lorafleet_operator import handlers, logs
+from lorafleet_operator.core.inference_pools import EndpointPicker
 from lorafleet_operator.errors import UsageError
 from lorafleet_operator.kube.client import KubeClient
 from lorafleet_operator.kube.settings import NAMESPACE_FILE, ClusterSettings, cluster_settings
@@ -22,7 +23,8 @@ def run(options: argparse.Namespace) -> int:
     settings = cluster_settings(
         namespace=options.namespace or "", namespaces=tuple(options.watch_namespace), image=options.runtime_image,
         pull_policy=options.image_pull_policy, release=options.network_policy_release,
-        scrapers=dict(options.metrics_namespace_label), metrics_port=options.metrics_port,
+        scrapers=dict(options.metrics_namespace_label), pool_gateways=dict(options.pool_gateway_namespace_label),
+        pools=options.inference_pools, picker=_picker(options), metrics_port=options.metrics_port,
         health_port=options.health_port, webhook_port=options.webhook_port,
         webhook_certificates=options.webhook_cert_dir, log_format=options.log_format,
     )  # fmt: skip
@@ -35,6 +37,12 @@ def run(options: argparse.Namespace) -> int:
         server.shutdown()
         client.close()
     return 0
+
+
+def _picker(options: argparse.Namespace) -> EndpointPicker | None:
+    if not options.endpoint_picker:
+        return None
+    return EndpointPicker(options.endpoint_picker, options.endpoint_picker_port, options.endpoint_picker_failure_mode)
 
 
 def configuration(kubeconfig: str | None) -> kubernetes.client.Configuration:

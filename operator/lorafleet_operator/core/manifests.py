@@ -44,12 +44,13 @@ class Images:
 
 @dataclass(frozen=True, slots=True)
 class Peers:
-    """Who may call runtimes: gateways and operator of this Helm release in `namespace`, and scrapers of metrics in
-    namespaces with these labels."""
+    """Who may call runtimes: gateways and operator of this Helm release in `namespace`; from namespaces with these
+    labels scrapers of metrics, and gateways that send to InferencePools."""
 
     namespace: str
     release: str
     scrapers: Mapping[str, str] = field(default_factory=dict)
+    pool_gateways: Mapping[str, str] = field(default_factory=dict)
 
 
 def workload(
@@ -79,7 +80,8 @@ def selector(base_name: str) -> dict[str, str]:
     return {"app.kubernetes.io/name": "lorafleet-runtime", BASE_MODEL_LABEL: base_name}
 
 
-def _object(api_version: str, kind: str, base: BaseModel, uid: str, name: str) -> Manifest:
+def owned(api_version: str, kind: str, base: BaseModel, uid: str, name: str) -> Manifest:
+    """An object of a base model's, without its content: gone when the base model is."""
     labels = {
         **selector(base.ref.name),
         "app.kubernetes.io/instance": base.ref.name,
@@ -96,12 +98,12 @@ def _object(api_version: str, kind: str, base: BaseModel, uid: str, name: str) -
 
 
 def _service_account(base: BaseModel, uid: str) -> Manifest:
-    account = _object("v1", "ServiceAccount", base, uid, workload_name(base.ref.name))
+    account = owned("v1", "ServiceAccount", base, uid, workload_name(base.ref.name))
     return {**account, "automountServiceAccountToken": False}
 
 
 def _tokens(base: BaseModel, uid: str, tokens: Mapping[str, str]) -> Manifest:
-    secret = _object("v1", "Secret", base, uid, f"{workload_name(base.ref.name)}-tokens")
+    secret = owned("v1", "Secret", base, uid, f"{workload_name(base.ref.name)}-tokens")
     return {**secret, "type": "Opaque", "stringData": dict(tokens)}
 
 
@@ -112,12 +114,12 @@ def _service(base: BaseModel, uid: str) -> Manifest:
         {"name": "admin", "port": ADMIN_PORT, "targetPort": "admin", "appProtocol": "http"},
     ]
     spec = {"clusterIP": "None", "selector": selector(base.ref.name), "ports": ports}
-    return {**_object("v1", "Service", base, uid, workload_name(base.ref.name)), "spec": spec}
+    return {**owned("v1", "Service", base, uid, workload_name(base.ref.name)), "spec": spec}
 
 
 def _disruption_budget(base: BaseModel, uid: str) -> Manifest:
     spec = {"maxUnavailable": 1, "selector": {"matchLabels": selector(base.ref.name)}}
-    return {**_object("policy/v1", "PodDisruptionBudget", base, uid, workload_name(base.ref.name)), "spec": spec}
+    return {**owned("policy/v1", "PodDisruptionBudget", base, uid, workload_name(base.ref.name)), "spec": spec}
 
 
 def _network_policy(base: BaseModel, uid: str, peers: Peers) -> Manifest:
@@ -129,8 +131,8 @@ def _network_policy(base: BaseModel, uid: str, peers: Peers) -> Manifest:
         return {"namespaceSelector": home, "podSelector": {"matchLabels": labels}}
 
     callers = [part("gateway")]
-    if peers.scrapers:
-        callers.append({"namespaceSelector": {"matchLabels": dict(peers.scrapers)}})
+    elsewhere = [dict(labels) for labels in (peers.scrapers, peers.pool_gateways) if labels]
+    callers += [{"namespaceSelector": {"matchLabels": labels}} for labels in elsewhere]
     spec = {
         "podSelector": {"matchLabels": selector(base.ref.name)},
         "policyTypes": ["Ingress"],
@@ -139,11 +141,11 @@ def _network_policy(base: BaseModel, uid: str, peers: Peers) -> Manifest:
             {"from": [part("operator")], "ports": [{"port": "admin"}]},
         ],
     }
-    return {**_object("networking.k8s.io/v1", "NetworkPolicy", base, uid, workload_name(base.ref.name)), "spec": spec}
+    return {**owned("networking.k8s.io/v1", "NetworkPolicy", base, uid, workload_name(base.ref.name)), "spec": spec}
 
 
 def _deployment(base: BaseModel, uid: str, spec_hash: str, replicas: int, images: Images) -> Manifest:
-    deployment = _object("apps/v1", "Deployment", base, uid, workload_name(base.ref.name))
+    deployment = owned("apps/v1", "Deployment", base, uid, workload_name(base.ref.name))
     replace = base.runtime.get("updateStrategy") == "Replace"
     rolling = {"maxSurge": 0, "maxUnavailable": 1} if replace else {"maxSurge": 1, "maxUnavailable": 0}
     deployment["spec"] = {

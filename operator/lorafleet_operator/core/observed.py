@@ -101,3 +101,4 @@ class Observed:
     artifacts: Mapping[Ref, Artifact | Unresolved] = field(default_factory=dict)  # by adapter
     base_artifacts: Mapping[Ref, Artifact | Unresolved] = field(default_factory=dict)  # by base model
     load_retry_at: Mapping[tuple[Ref, str], float] = field(default_factory=dict)  # by (adapter, replica)
+    pools: Literal["off", "missing", "there"] = "off"  # the InferencePools of base models

@@ -18,6 +18,7 @@ from lorafleet_operator.core.adapter_status import (
     doing_by_adapter,
 )
 from lorafleet_operator.core.conditions import Condition, rendered, shortened
+from lorafleet_operator.core.inference_pools import gateway_integrated
 from lorafleet_operator.core.objects import (
     Adapter,
     Artifact,
@@ -67,7 +68,10 @@ def statuses(
         key = ObjectKey("BaseModel", *ref)
         source = observed.base_artifacts.get(ref)
         fleet = fleet_of(base, source if isinstance(source, Artifact) else None, by_base[ref])
-        conditions = (_accepted(key, desired, notes), _workload(fleet, source, plan), _serving(fleet, source))
+        conditions = (
+            _accepted(key, desired, notes), _workload(fleet, source, plan), _serving(fleet, source),
+            *gateway_integrated(observed.pools),
+        )  # fmt: skip
         fields = _base_fields(fleet, source, ready[ref])
         found[key] = _status(base, fields, conditions, previous.get(key), now_iso)
     count = Counter(ref.namespace for ref in desired.adapters)

@@ -43,6 +43,7 @@ PLURALS = {
     "Service": ("/api/v1", "services"),
     "ServiceAccount": ("/api/v1", "serviceaccounts"),
     "ConfigMap": ("/api/v1", "configmaps"),
+    "InferencePool": ("/apis/inference.networking.k8s.io/v1", "inferencepools"),
     "Event": ("/api/v1", "events"),
 }
 
@@ -131,6 +132,14 @@ class KubeClient:
     async def openapi(self, group_version: str) -> dict[str, Any]:
         """What the API server publishes about the kinds of a group; anyone who is known to it may read that."""
         return await self._call("GET", "OpenAPI", "GET", f"/openapi/v3/apis/{group_version}")
+
+    async def served(self, group_version: str) -> frozenset[str]:
+        """The resources of a group that the cluster knows; anyone who is known to it may ask."""
+        try:
+            found = await self._call("GET", "Discovery", "GET", f"/apis/{group_version}")
+        except KubeGone:
+            return frozenset()
+        return frozenset(str(resource["name"]) for resource in found.get("resources") or ())
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lorafleet_operator.core.inference_pools import EndpointPicker
 from lorafleet_operator.core.manifests import Images, Peers
 from lorafleet_operator.errors import UsageError
 from lorafleet_operator.logs import LogFormat
@@ -42,6 +43,8 @@ class ClusterSettings:
     tokens: Mapping[str, str]
     namespaces: tuple[str, ...] = ()
     peers: Peers | None = None
+    pools: bool = False
+    picker: EndpointPicker | None = None
     owner: Mapping[str, Any] | None = None
     metrics_port: int = 9090
     health_port: int = 8081
@@ -56,7 +59,8 @@ class ClusterSettings:
 
 def cluster_settings(
     *, namespace: str = "", namespaces: tuple[str, ...] = (), image: str, pull_policy: str = "IfNotPresent",
-    release: str = "", scrapers: Mapping[str, str] | None = None, metrics_port: int = 9090, health_port: int = 8081,
+    release: str = "", scrapers: Mapping[str, str] | None = None, pool_gateways: Mapping[str, str] | None = None,
+    pools: bool = False, picker: EndpointPicker | None = None, metrics_port: int = 9090, health_port: int = 8081,
     webhook_port: int | None = None, webhook_certificates: str | None = None,
     log_format: LogFormat = "json", env: Mapping[str, str] = os.environ,
 ) -> ClusterSettings:  # fmt: skip
@@ -76,13 +80,25 @@ def cluster_settings(
         images=Images(image, pull_policy, command=command, environment=extra),
         tokens=tokens,
         namespaces=namespaces,
-        peers=Peers(home, release, scrapers or {}) if release else None,
+        peers=Peers(home, release, scrapers or {}, pool_gateways or {}) if release else None,
+        pools=pools,
+        picker=_picker(pools, picker),
         owner=account_of(TOKEN_FILE.read_text(), home) if TOKEN_FILE.exists() else None,
         metrics_port=metrics_port,
         health_port=health_port,
         webhook=_webhook(webhook_port, webhook_certificates),
         log_format=log_format,
     )
+
+
+def _picker(pools: bool, picker: EndpointPicker | None) -> EndpointPicker | None:
+    if picker is None:
+        return None
+    if not pools:
+        raise UsageError("--endpoint-picker is of InferencePools: give --inference-pools too, or neither")
+    if not 0 < picker.port < 65536:
+        raise UsageError(f"--endpoint-picker-port {picker.port}: a TCP port lies between 1 and 65535")
+    return picker
 
 
 def _webhook(port: int | None, folder: str | None) -> WebhookSettings | None:

@@ -17,6 +17,7 @@ from lorafleet_operator.core.rollout import spec_hash
 from lorafleet_operator.core.scaling import deployment_replicas
 from lorafleet_operator.errors import KubeError
 from lorafleet_operator.kube.client import KubeClient
+from lorafleet_operator.kube.inference_pools import InferencePools
 from lorafleet_operator.kube.settings import ClusterSettings
 from lorafleet_operator.kube.store import Store
 
@@ -24,10 +25,11 @@ log = structlog.get_logger("workloads")
 
 
 class Workloads:
-    def __init__(self, client: KubeClient, store: Store, settings: ClusterSettings) -> None:
+    def __init__(self, client: KubeClient, store: Store, settings: ClusterSettings, pools: InferencePools) -> None:
         self._client = client
         self._store = store
         self._settings = settings
+        self._pools = pools
         self._applied: dict[Ref, tuple[str, int]] = {}  # text of the manifests, generation of the Deployment after it
 
     async def ensure(self, desired: Desired, observed: Observed, stops: Mapping[str, PodFacts]) -> None:
@@ -65,6 +67,7 @@ class Workloads:
             base, uid=uid, spec_hash=hashed, replicas=count, images=self._settings.images,
             tokens=self._settings.tokens, peers=self._settings.peers,
         )  # fmt: skip
+        manifests += self._pools.manifests(base, uid)
         text = json.dumps(manifests, sort_keys=True)
         if self._applied.get(ref) == (text, self._generation(ref)):
             return

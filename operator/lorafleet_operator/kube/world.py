@@ -14,7 +14,7 @@ from lorafleet_operator.artifact_sources.volume_source import VolumeSource
 from lorafleet_operator.artifact_sources.web_client import WebClient
 from lorafleet_operator.core.actions import Action, LoadAdapter, Plan, StartReplica, StopReplica, UnloadAdapter
 from lorafleet_operator.core.manifests import ADAPTERS_GATE
-from lorafleet_operator.core.objects import Artifact, Desired, Observed, Ref
+from lorafleet_operator.core.objects import Adapter, Artifact, BaseModel, Desired, Observed, Ref
 from lorafleet_operator.core.pods import pod_facts, replica_names
 from lorafleet_operator.core.remembered import Remembered
 from lorafleet_operator.core.rollout import spec_hash
@@ -26,6 +26,7 @@ from lorafleet_operator.kube.base_sources import BaseSources
 from lorafleet_operator.kube.client import KubeClient
 from lorafleet_operator.kube.documents import Documents
 from lorafleet_operator.kube.events import Events
+from lorafleet_operator.kube.inference_pools import InferencePools
 from lorafleet_operator.kube.last_revisions import with_last_revisions
 from lorafleet_operator.kube.leadership import Leadership
 from lorafleet_operator.kube.named_secrets import NamedSecrets
@@ -75,7 +76,8 @@ class KubeWorld:
         self.documents = Documents(client, settings.namespace, settings.owner)
         self.leadership = Leadership(client, settings.namespace, settings.identity, self.wake, settings.owner)
         self.events = Events(client, store, settings.identity)
-        self.workloads = Workloads(client, store, settings)
+        self.pools = InferencePools(client, settings.pools, settings.picker, self.wake)
+        self.workloads = Workloads(client, store, settings, self.pools)
         self.last_pass = time.monotonic()
         self._begun = time.monotonic()
         self._informed = False
@@ -99,6 +101,7 @@ class KubeWorld:
             artifacts=artifacts,
             base_artifacts=bases,
             load_retry_at=self.calls.retry_at(wanted),
+            pools=self.pools.state,
         )
         return desired, observed
 
@@ -144,7 +147,7 @@ class KubeWorld:
         await self.documents.read()
         resolving = self.resolver.follow(self.desired, self._settings.source_seconds)
         parts = (self.leadership, self._passes, self.writer, self.events)
-        loops = (*(part.run() for part in parts), self.secrets.follow(), resolving)
+        loops = (*(part.run() for part in parts), self.secrets.follow(), self.pools.follow(), resolving)
         tasks = [asyncio.create_task(loop) for loop in loops]
         try:
             await asyncio.gather(*tasks)
@@ -159,16 +162,15 @@ class KubeWorld:
             self._web.close()
 
     async def _link(self, ref: Ref, artifact: Artifact) -> Artifact:
-        adapter = self.desired().adapters.get(ref)
-        if adapter is None:
-            raise SourceError("Gone", f"LoRAAdapter {ref} is not there any more")
-        return await asyncio.to_thread(self.sources.link, adapter.source, artifact)
+        return await self._linked("LoRAAdapter", ref, self.desired().adapters.get(ref), artifact)
 
     async def _link_model(self, ref: Ref, artifact: Artifact) -> Artifact:
-        base = self.desired().base_models.get(ref)
-        if base is None:
-            raise SourceError("Gone", f"BaseModel {ref} is not there any more")
-        return await asyncio.to_thread(self.sources.link, base.source, artifact)
+        return await self._linked("BaseModel", ref, self.desired().base_models.get(ref), artifact)
+
+    async def _linked(self, kind: str, ref: Ref, owner: Adapter | BaseModel | None, artifact: Artifact) -> Artifact:
+        if owner is None:
+            raise SourceError("Gone", f"{kind} {ref} is not there any more")
+        return await asyncio.to_thread(self.sources.link, owner.source, artifact)
 
     def _tell_models(self, desired: Desired, observed: Observed) -> None:
         """Say to the pods of the current settings where their model is; older ones are about to be replaced."""

@@ -66,6 +66,8 @@ def test_only_gateways_and_the_operator_of_one_release_reach_a_pod_when_it_is_to
         assert peer["namespaceSelector"]["matchLabels"] == {"kubernetes.io/metadata.name": "home"}
         assert peer["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == component
     assert scraper == {"namespaceSelector": {"matchLabels": {"team": "metrics"}}}
+    policy = made(peers=Peers("home", "mine", {}, {"team": "edge"}))["NetworkPolicy"]["spec"]
+    assert policy["ingress"][0]["from"][1] == {"namespaceSelector": {"matchLabels": {"team": "edge"}}}
 
 
 def test_a_new_pod_counts_as_ready_only_once_its_adapters_are_there_and_old_ones_stay_until_then() -> None:
