@@ -55,7 +55,7 @@ class HttpsSource:
         return [*BASE_SIDE_FILES, *sorted(name for name in shards if "/" not in name)]
 
     def _is_there(self, url: str) -> bool:
-        return self._web.ask("HEAD", url, follow=True, body=False).ok
+        return self._web.ask("HEAD", url, follow=True).ok
 
     def _file(self, name: str, url: str) -> ArtifactFile:
         # What has been read before may be spared the next reading by a HEAD.
@@ -67,7 +67,7 @@ class HttpsSource:
         return ArtifactFile(name, url, known.sha256, known.size)
 
     def _etag(self, url: str) -> str:
-        head = self._web.ask("HEAD", url, follow=True, body=False)
+        head = self._web.ask("HEAD", url, follow=True)
         return head.headers.get("etag", "") if head.ok else ""
 
 

@@ -6,17 +6,15 @@ Our own gateway needs none. With one, an HTTPRoute may name the base model's poo
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from lorafleet_operator.core.conditions import Condition
 from lorafleet_operator.core.manifests import owned, selector
 from lorafleet_operator.core.objects import BaseModel
+from lorafleet_operator.core.observed import Pools
 from lorafleet_operator.core.runtime_arguments import SERVING_PORT
 
 GROUP_VERSION = "inference.networking.k8s.io/v1"
-FAILURE_MODES = ("FailClose", "FailOpen")
-Pools = Literal["off", "missing", "there"]
-"""Not asked for; asked for in a cluster that does not know the kind; made."""
 
 
 @dataclass(frozen=True, slots=True)

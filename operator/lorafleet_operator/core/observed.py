@@ -49,6 +49,8 @@ class Unresolved:
 
 PlacementState = Literal["Pending", "Loading", "Ready", "Draining", "Failed"]
 ReplicaState = Literal["Starting", "Ready", "Draining", "Failed", "Gone"]
+Pools = Literal["off", "missing", "there"]
+"""InferencePools: not asked for; asked for in a cluster that does not know the kind; made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,4 +103,4 @@ class Observed:
     artifacts: Mapping[Ref, Artifact | Unresolved] = field(default_factory=dict)  # by adapter
     base_artifacts: Mapping[Ref, Artifact | Unresolved] = field(default_factory=dict)  # by base model
     load_retry_at: Mapping[tuple[Ref, str], float] = field(default_factory=dict)  # by (adapter, replica)
-    pools: Literal["off", "missing", "there"] = "off"  # the InferencePools of base models
+    pools: Pools = "off"

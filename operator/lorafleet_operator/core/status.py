@@ -19,6 +19,7 @@ from lorafleet_operator.core.adapter_status import (
 )
 from lorafleet_operator.core.conditions import Condition, rendered, shortened
 from lorafleet_operator.core.inference_pools import gateway_integrated
+from lorafleet_operator.core.manifests import BASE_MODEL_LABEL
 from lorafleet_operator.core.objects import (
     Adapter,
     Artifact,
@@ -43,7 +44,6 @@ Facts = tuple[Adapter, Artifact | Unresolved | None, bool, int, Here, tuple[str,
 Notes = Mapping[str, tuple[Problem, ...]]
 KINDS = ("BaseModel", "LoRAAdapter", "Tenant")
 REPLICAS = 64
-BASE_MODEL_LABEL = "lorafleet.dev/base-model"
 ACCEPTED = Condition("Accepted", True, "Accepted", "it is acted upon")
 
 

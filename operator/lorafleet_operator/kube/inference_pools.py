@@ -8,8 +8,9 @@ from typing import Any
 
 import structlog
 
-from lorafleet_operator.core.inference_pools import GROUP_VERSION, EndpointPicker, Pools, inference_pool
+from lorafleet_operator.core.inference_pools import GROUP_VERSION, EndpointPicker, inference_pool
 from lorafleet_operator.core.objects import BaseModel
+from lorafleet_operator.core.observed import Pools
 from lorafleet_operator.errors import KubeError
 from lorafleet_operator.kube.client import KubeClient
 

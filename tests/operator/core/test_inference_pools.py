@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from lorafleet_operator.core.inference_pools import EndpointPicker, Pools, inference_pool
+from lorafleet_operator.core.inference_pools import EndpointPicker, inference_pool
 from lorafleet_operator.core.manifests import selector
 from lorafleet_operator.core.objects import ObjectKey
+from lorafleet_operator.core.observed import Pools
 from lorafleet_operator.core.planner import plan
 from lorafleet_operator.core.status import statuses
 from lorafleet_sim.fleets import base_model, desired, observed, replica
