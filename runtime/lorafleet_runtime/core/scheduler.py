@@ -10,10 +10,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from lorafleet_runtime.core.batch import Batch, Row, order_rows
-from lorafleet_runtime.core.fairness import FairQueue
+from lorafleet_runtime.core.fairness.fair_queue import FairQueue
 from lorafleet_runtime.core.pages import OutOfPages, PagePool, pages_for_tokens
 from lorafleet_runtime.core.residency import Adapter, Residency
 from lorafleet_runtime.core.sequence import Sequence, finish_reason_after
+
+PREFETCHED = 4
+"""How far ahead in the queue adapters are fetched."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +29,14 @@ class Limits:
 class Scheduler:
     """The waiting queue, the running set, and who gets pages."""
 
-    def __init__(self, pool: PagePool, residency: Residency, limits: Limits) -> None:
+    def __init__(
+        self, pool: PagePool, residency: Residency, limits: Limits, queue: FairQueue | None = None
+    ) -> None:
         self._pool = pool
         self._residency = residency
         self._limits = limits
-        self._waiting = FairQueue()
-        self._running: list[Sequence] = []  # in order of arrival: the last is preempted first
+        self._waiting = FairQueue() if queue is None else queue
+        self._running: list[Sequence] = []
         self._by_id: dict[str, Sequence] = {}
         self._arrivals = 0
         self.preemptions = 0
@@ -43,6 +48,11 @@ class Scheduler:
     @property
     def waiting(self) -> int:
         return len(self._waiting)
+
+    @property
+    def queue(self) -> FairQueue:
+        """Who waits, and everybody's account."""
+        return self._waiting
 
     def queued(self) -> Iterator[Sequence]:
         """Waiting sequences, by tenant."""
@@ -93,28 +103,29 @@ class Scheduler:
         if sequence in self._running:
             self._running.remove(sequence)
             self._free(sequence)
+            self._waiting.leave(sequence)
         else:
-            self._waiting.remove(sequence)
+            self._waiting.cancel(sequence)
             self._leave_queue(sequence)
         return sequence
 
     def schedule(self) -> Batch | None:
         """The next step's work, or None when there is none. Pages and adapters are taken here; `commit` follows."""
         budget = self._limits.max_batched_tokens
-        rows: list[Row] = []
+        rows: dict[str, Row] = {}
         preempted: list[Sequence] = []
-        index = 0
-        while index < len(self._running) and budget > 0:
-            sequence = self._running[index]
+        for sequence in list(self._running):
             count = min(sequence.pending, budget)
-            if self._grow(sequence, count, preempted):
-                rows.append(Row(sequence, sequence.computed, count))
+            if count and sequence not in preempted and self._grow(sequence, count, preempted):
+                rows[sequence.request_id] = Row(sequence, sequence.computed, count)
                 budget -= count
-                index += 1
+        # The pages of a sequence that had its row already went to another's.
+        for sequence in preempted:
+            rows.pop(sequence.request_id, None)
         uploads = [] if preempted else self._admit(rows, budget)
         if not rows:
             return None
-        return Batch(order_rows(rows), tuple(uploads), tuple(preempted))
+        return Batch(order_rows(rows.values()), tuple(uploads), tuple(preempted))
 
     def commit(self, batch: Batch, sampled: Iterable[int]) -> list[tuple[Sequence, int]]:
         """Book a step that ran. `sampled` has one token per row with `samples`, in row order. Returns (sequence, token)
@@ -126,21 +137,23 @@ class Scheduler:
             samples = row.samples
             sequence.computed = row.start + row.count
             if not samples:
+                self._waiting.ran(sequence, row.start, row.count, made=0)
                 continue
             token = next(tokens)
             sequence.tokens.append(token)
-            self._waiting.charge_output(sequence)
+            self._waiting.ran(sequence, row.start, row.count, made=1)
             sequence.finish_reason = finish_reason_after(sequence, token, self._limits.max_model_len)
             if sequence.finish_reason is not None:
                 self._running.remove(sequence)
                 del self._by_id[sequence.request_id]
                 self._free(sequence)
+                self._waiting.leave(sequence)
             results.append((sequence, token))
         return results
 
     def _grow(self, sequence: Sequence, count: int, preempted: list[Sequence]) -> bool:
-        """Pages for `count` more tokens of a running sequence, at the expense of idle adapters, then of the newest
-        sequences. False when the sequence itself had to go."""
+        """Pages for `count` more tokens of a running sequence, at the expense of idle adapters, then of the most served
+        tenant's newest sequence. False when the sequence itself had to go."""
         missing = pages_for_tokens(sequence.computed + count) - len(sequence.pages)
         if missing <= 0:
             return True
@@ -150,7 +163,8 @@ class Scheduler:
                 sequence.pages += self._pool.allocate(missing)
                 return True
             except OutOfPages:
-                victim = self._running.pop()
+                victim = max(self._running, key=self._waiting.rank)
+                self._running.remove(victim)
                 self._free(victim)
                 self._enqueue(victim, front=True)
                 preempted.append(victim)
@@ -158,8 +172,9 @@ class Scheduler:
                 if victim is sequence:
                     return False
 
-    def _admit(self, rows: list[Row], budget: int) -> list[Adapter]:
-        """Move waiting sequences into the running set while tokens, seats and pages last. Returns what to upload."""
+    def _admit(self, rows: dict[str, Row], budget: int) -> list[Adapter]:
+        """Move waiting sequences into the running set while tokens, seats and pages last; then fetch adapters of those
+        that come next. Returns what to upload."""
         uploads: list[Adapter] = []
         while budget > 0 and len(self._running) < self._limits.max_num_seqs:
             sequence = self._waiting.head()
@@ -170,12 +185,27 @@ class Scheduler:
                 uploads += self._take(sequence, count)
             except OutOfPages:
                 break
-            self._waiting.pop(sequence)
+            self._waiting.admit(sequence)
             self._leave_queue(sequence)
             self._running.append(sequence)
-            rows.append(Row(sequence, sequence.computed, count))
+            rows[sequence.request_id] = Row(sequence, sequence.computed, count)
             budget -= count
-        return uploads
+        return uploads + self._prefetch() if len(self._waiting) and rows else uploads
+
+    def _prefetch(self) -> list[Adapter]:
+        """Pages for adapters of the next in the queue's order, as long as pages are free beyond one for each running
+        sequence: nobody is evicted for a guess. Their weights travel with a step that runs anyway."""
+        fetched: list[Adapter] = []
+        for sequence in self._waiting.order.upcoming(PREFETCHED):
+            adapter = sequence.adapter
+            if adapter is None or adapter.resident:
+                continue
+            if self._pool.free < adapter.pages_needed + len(self._running):
+                break
+            self._residency.acquire(adapter)
+            self._residency.release(adapter)
+            fetched.append(adapter)
+        return fetched
 
     def _take(self, sequence: Sequence, count: int) -> list[Adapter]:
         """Adapter and pages for a sequence's first `count` tokens, both or neither: an adapter that came without its

@@ -26,9 +26,14 @@ class Sequence:
     adapter: Adapter | None
     tenant: str = ""
     weight: float = 1.0
-    charged: bool = False  # its prompt has been charged to the tenant
+    user: str = ""  # whom of its tenant it serves, where a tenant's users share fairly too
     arrival: int = 0  # order of admission to the queue; ties of policy are broken by it
     computed: int = 0
+    prefilled: int = 0  # prompt tokens that have been computed at least once
+    cached: int = 0  # prompt tokens that a prefix cache held at admission
+    charged: int = 0  # micro-units of service that it has cost its tenant so far, before the weight
+    given: int = 0  # of these, what was charged elsewhere, for tokens that it came with
+    in_flight: int = 0  # the most that it can cost in all, over the weight, while it runs
     pages: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
 

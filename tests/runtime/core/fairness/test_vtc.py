@@ -7,7 +7,8 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorafleet_runtime.core.fairness import MICRO, FairQueue
+from lorafleet_runtime.core.fairness.cost import MICRO
+from lorafleet_runtime.core.fairness.fair_queue import FairQueue
 from lorafleet_runtime.core.pages import PagePool
 from lorafleet_runtime.core.residency import Residency
 from lorafleet_runtime.core.scheduler import Limits, Scheduler
@@ -26,7 +27,7 @@ def names(queue: FairQueue, count: int) -> list[str]:
     for _ in range(count):
         head = queue.head()
         assert head is not None
-        queue.pop(head)
+        queue.admit(head)
         admitted.append(head.tenant)
     return admitted
 
@@ -60,7 +61,7 @@ def test_a_tenant_that_was_away_has_saved_up_nothing() -> None:
 
     queue.add(sequence("late", arrival=10))
 
-    assert queue.counter("late") == queue.counter("busy") == 80 * MICRO
+    assert queue.order.meter.counter("late") == queue.order.meter.counter("busy") == 80 * MICRO
 
 
 def test_a_tenant_that_comes_back_to_an_empty_queue_is_lifted_to_the_last_that_left() -> None:
@@ -70,7 +71,7 @@ def test_a_tenant_that_comes_back_to_an_empty_queue_is_lifted_to_the_last_that_l
 
     queue.add(sequence("b", arrival=1))
 
-    assert queue.counter("b") == 50 * MICRO
+    assert queue.order.meter.counter("b") == 50 * MICRO
 
 
 def test_a_lift_never_forgives() -> None:
@@ -81,7 +82,7 @@ def test_a_lift_never_forgives() -> None:
 
     queue.add(sequence("debtor", arrival=2))
 
-    assert queue.counter("debtor") == 500 * MICRO
+    assert queue.order.meter.counter("debtor") == 500 * MICRO
 
 
 def test_what_is_computed_again_after_a_preemption_is_not_charged_again() -> None:
@@ -95,7 +96,7 @@ def test_what_is_computed_again_after_a_preemption_is_not_charged_again() -> Non
 
     assert queue.head() is preempted
     names(queue, 1)
-    assert queue.counter("a") == 30 * MICRO
+    assert queue.order.meter.counter("a") == 30 * MICRO
 
 
 @settings(max_examples=50, deadline=None)

@@ -1,0 +1,164 @@
+"""The admission queue as the scheduler sees it: an order, and the rules of what is charged when [VTC 4.1; vtc 14].
+
+* A prompt is charged whole at its admission, inside the fill loop, also when it is computed in chunks.
+* A token is charged when it has been made: an accepted one, if several are guessed. Each of n choices is a sequence.
+* What is computed again (after a preemption, or after another replica was lost) is not charged again.
+* Who leaves pays for what was executed: a prompt's chunks that were not run, and tokens that were expected and did not
+  come, are given back; nothing that was computed is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from lorafleet_runtime.core.fairness.baselines import RequestsPerMinute
+from lorafleet_runtime.core.fairness.cost import MICRO, Cost, Linear
+from lorafleet_runtime.core.fairness.order import Order, Rank
+from lorafleet_runtime.core.fairness.prediction import Predictor
+from lorafleet_runtime.core.fairness.vtc import Vtc
+from lorafleet_runtime.core.sequence import Sequence
+
+
+@dataclass(slots=True)
+class Tally:
+    """What one tenant has had of this replica. `service` in micro-units, not divided by the weight."""
+
+    weight: float = 1.0
+    service: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    running: int = 0
+    waiting: int = 0
+    in_flight: int = 0  # the most that its admitted requests can cost in all, over the weight
+
+
+class FairQueue:
+    """Waiting sequences in a policy's order, and everybody's account."""
+
+    def __init__(
+        self,
+        order: Order | None = None,
+        cost: Cost | None = None,
+        predictor: Predictor | None = None,
+        limit: RequestsPerMinute | None = None,
+    ) -> None:
+        self.order: Order = Vtc() if order is None else order
+        self.tallies: dict[str, Tally] = {}
+        self.changed: set[str] = set()  # tenants whose tally has changed since the owner last emptied it
+        self.refunds = 0
+        self.worst_in_flight = 0
+        self._cost = cost or Linear()
+        self._predictor = predictor
+        self._limit = limit
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[Sequence]:
+        return iter(self.order)
+
+    @property
+    def lifts(self) -> int:
+        return self.order.lifted if isinstance(self.order, Vtc) else 0
+
+    @property
+    def bound(self) -> int:
+        """2U: how far the service of two tenants that both wait can drift apart on this replica, in micro-units over
+        the weight. U is the greatest cost, in all, that one tenant's admitted requests have ever had at once."""
+        return 2 * self.worst_in_flight
+
+    def refuses(self, tenant: str, now: float) -> int | None:
+        """Seconds to wait when policy RPM turns a request away; None when it may come."""
+        return None if self._limit is None else self._limit.refuses(tenant, now)
+
+    def add(self, sequence: Sequence) -> None:
+        """An arrival. What came with it was generated, and charged, elsewhere."""
+        if sequence.output_len:
+            sequence.given = sequence.charged = self._cost.of(sequence.prompt_len, sequence.output_len)
+        self._tally(sequence).waiting += 1
+        self.order.add(sequence)
+
+    def put_back(self, sequence: Sequence) -> None:
+        """A preempted sequence waits again, in front of its tenant's others."""
+        tally = self._tally(sequence)
+        tally.waiting += 1
+        self._release(sequence, tally)
+        self.order.put_back(sequence)
+
+    def head(self) -> Sequence | None:
+        """Who goes next."""
+        return self.order.head()
+
+    def admit(self, sequence: Sequence) -> None:
+        """The head has been given room: take it out and charge its prompt."""
+        self.order.take(sequence)
+        tally = self._tally(sequence)
+        tally.waiting -= 1
+        tally.running += 1
+        most = self._cost.of(sequence.prompt_len, sequence.sampling.max_tokens, sequence.cached)
+        sequence.in_flight = most * MICRO // round(sequence.weight * MICRO)
+        tally.in_flight += sequence.in_flight
+        self.worst_in_flight = max(self.worst_in_flight, tally.in_flight)
+        expected = self._predictor.expected(sequence) if self._predictor else 0
+        self._charge_up_to(sequence, max(expected, sequence.output_len))
+
+    def ran(self, sequence: Sequence, start: int, count: int, made: int) -> None:
+        """A step computed `count` tokens of a running sequence from `start`, and `made` new ones were accepted."""
+        tally = self._tally(sequence)
+        until = min(start + count, sequence.prompt_len)
+        if until > sequence.prefilled:
+            tally.prompt_tokens += until - sequence.prefilled
+            sequence.prefilled = until
+        if made:
+            tally.output_tokens += made
+            self._charge_up_to(sequence, sequence.output_len)
+
+    def cancel(self, sequence: Sequence) -> None:
+        """A waiting sequence leaves: what it was not given costs nothing."""
+        self.order.take(sequence)
+        self._tally(sequence).waiting -= 1
+        self._settle(sequence)
+
+    def leave(self, sequence: Sequence) -> None:
+        """A running sequence has ended, by itself or not."""
+        self._release(sequence, self._tally(sequence))
+        if self._predictor and sequence.finish_reason != "abort":
+            self._predictor.learn(sequence)
+        self._settle(sequence)
+
+    def rank(self, sequence: Sequence) -> Rank:
+        """Of running sequences the greatest is preempted first."""
+        return self.order.rank(sequence)
+
+    def _charge_up_to(self, sequence: Sequence, output: int) -> None:
+        cost = self._cost.of(sequence.prompt_len, output, sequence.cached)
+        if cost > sequence.charged:
+            self._charge(sequence, cost - sequence.charged)
+
+    def _settle(self, sequence: Sequence) -> None:
+        executed = 0
+        if sequence.prefilled or sequence.output_len:
+            executed = self._cost.of(sequence.prefilled, sequence.output_len, min(sequence.cached, sequence.prefilled))
+        over = sequence.charged - max(executed, sequence.given)
+        if over > 0:
+            self.refunds += 1
+            self._charge(sequence, -over)
+
+    def _charge(self, sequence: Sequence, amount: int) -> None:
+        sequence.charged += amount
+        self._tally(sequence).service += amount
+        self.order.charge(sequence, amount)
+
+    def _release(self, sequence: Sequence, tally: Tally) -> None:
+        tally.running -= 1
+        tally.in_flight -= sequence.in_flight
+        sequence.in_flight = 0
+
+    def _tally(self, sequence: Sequence) -> Tally:
+        tally = self.tallies.get(sequence.tenant)
+        if tally is None:
+            tally = self.tallies[sequence.tenant] = Tally()
+        tally.weight = sequence.weight
+        self.changed.add(sequence.tenant)
+        return tally

@@ -1,0 +1,114 @@
+"""What a scheduler needs of an admission order, whatever the policy; and the plainest one, first come first served."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import Protocol
+
+from lorafleet_runtime.core.fairness.meter import Meter
+from lorafleet_runtime.core.sequence import Sequence
+
+Key = Callable[[Sequence], str]
+Rank = tuple[int, int]
+
+
+class Order(Protocol):
+    """Waiting sequences, and the counters of those who sent them.
+
+    The head does not change while it waits for room, other than by arrivals, charges and removals: to skip it for
+    somebody's smaller request would void the bound."""
+
+    meter: Meter
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Sequence]: ...
+
+    def add(self, sequence: Sequence) -> None:
+        """An arrival."""
+        ...
+
+    def put_back(self, sequence: Sequence) -> None:
+        """A preempted sequence, in front of its tenant's others: no arrival, so no lift."""
+        ...
+
+    def head(self) -> Sequence | None:
+        """Who goes next."""
+        ...
+
+    def upcoming(self, count: int) -> list[Sequence]:
+        """The next few as it looks now, the head first: those whose adapters are worth fetching."""
+        ...
+
+    def take(self, sequence: Sequence) -> None:
+        """Take a sequence out: admitted, or cancelled."""
+        ...
+
+    def charge(self, sequence: Sequence, amount: int) -> None:
+        """Service to its tenant, in micro-units; negative: a refund."""
+        ...
+
+    def recount(self, keys: Iterable[str]) -> None:
+        """The counters of these have changed from outside."""
+        ...
+
+    def floor(self) -> int:
+        """The counter to which somebody who comes now is lifted."""
+        ...
+
+    def rank(self, sequence: Sequence) -> Rank:
+        """Among running sequences the greatest gives its pages back first."""
+        ...
+
+
+def tenant_of(sequence: Sequence) -> str:
+    return sequence.tenant
+
+
+def user_of(sequence: Sequence) -> str:
+    return sequence.user
+
+
+class Fifo:
+    """First come, first served [VTC 5, FCFS]: charges are booked and decide nothing."""
+
+    def __init__(self, meter: Meter | None = None, key: Key = tenant_of) -> None:
+        self.meter = meter or Meter()
+        self._key = key
+        self._waiting: OrderedDict[int, Sequence] = OrderedDict()  # by arrival, which is unique
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def __iter__(self) -> Iterator[Sequence]:
+        return iter(self._waiting.values())
+
+    def add(self, sequence: Sequence) -> None:
+        self._waiting[sequence.arrival] = sequence
+
+    def put_back(self, sequence: Sequence) -> None:
+        self._waiting[sequence.arrival] = sequence
+        self._waiting.move_to_end(sequence.arrival, last=False)
+
+    def head(self) -> Sequence | None:
+        return next(iter(self._waiting.values()), None)
+
+    def upcoming(self, count: int) -> list[Sequence]:
+        return list(islice(self._waiting.values(), count))
+
+    def take(self, sequence: Sequence) -> None:
+        del self._waiting[sequence.arrival]
+
+    def charge(self, sequence: Sequence, amount: int) -> None:
+        self.meter.charge(self._key(sequence), sequence.weight, amount)
+
+    def recount(self, keys: Iterable[str]) -> None:
+        pass
+
+    def floor(self) -> int:
+        return min((self.meter.counter(self._key(sequence)) for sequence in self), default=0)
+
+    def rank(self, sequence: Sequence) -> Rank:
+        return 0, sequence.arrival
