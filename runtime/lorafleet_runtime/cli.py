@@ -53,6 +53,7 @@ def _options(parsed: argparse.Namespace) -> ServeOptions:
         memory_bytes=parse_size(parsed.memory) if parsed.memory else 0,
         max_lora_rank=parsed.max_lora_rank,
         threads=parsed.threads,
+        fairness=parsed.fairness,
     ).check()
     return ServeOptions(
         engine=config,
@@ -108,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--memory", default="", help="page pool for KV and adapters, as 1Gi (default: a share of the free)")
     add("--max-lora-rank", type=int, default=64, help="adapters of a higher rank are refused")
     add("--threads", type=int, default=0, help="CPU threads of the engine; 0: measured")
+    add("--fairness", default="", metavar="JSON", help="how tenants share: a BaseModel's spec.fairness")
     add("--adapter", action="append", default=[], metavar="ID=FOLDER", help="load at start; may be repeated")
     add("--drain-seconds", type=float, default=20.0, help="how long SIGTERM waits for running requests")
     add("--log-format", choices=("console", "json"), default="console")

@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from lorafleet_runtime.core.fairness.policies import read_spec
 from lorafleet_runtime.errors import ConfigError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -41,6 +42,8 @@ class EngineConfig:
     memory_bytes: int = 0
     max_lora_rank: int = 64
     threads: int = 0
+    fairness: str = ""  # JSON, `spec.fairness` of the base model
+    incarnation: str = ""  # names this replica's column among the counters; "" for one that shares them with nobody
 
     def check(self) -> EngineConfig:
         """The same config, or ConfigError naming the flag, its value and what would do."""
@@ -61,6 +64,10 @@ class EngineConfig:
         for holds, flag, value, problem in rules:
             if not holds:
                 raise ConfigError(f"{flag} {value!r} {problem}")
+        try:
+            read_spec(self.fairness)
+        except ValueError as error:
+            raise ConfigError(f"--fairness {error}") from None
         return self
 
     def to_json(self) -> str:

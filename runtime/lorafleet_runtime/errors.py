@@ -39,7 +39,7 @@ class ApiError(LorafleetError):
     @property
     def kind(self) -> str:
         """OpenAI's `type`, which follows from the status."""
-        return {401: "authentication_error", 404: "not_found_error"}.get(
+        return {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}.get(
             self.status, "invalid_request_error" if self.status < 500 else "server_error"
         )
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import msgspec
 
+from lorafleet_runtime.core.fairness.counters import Table
+
 
 class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     """How tokens are chosen. A seed gives the same tokens in any batch: draws are counted by (seed, position)."""
@@ -34,6 +36,7 @@ class AddRequest(msgspec.Struct, frozen=True, tag=True):
     output_token_ids: list[int] = []  # resume: already generated
     tenant: str = ""
     weight: float = 1.0
+    user: str = ""  # the client's own word for whom it asks
 
 
 class AbortRequest(msgspec.Struct, frozen=True, tag=True):
@@ -53,11 +56,17 @@ class UnloadAdapter(msgspec.Struct, frozen=True, tag=True):
     adapter: str
 
 
+class MergeCounters(msgspec.Struct, frozen=True, tag=True):
+    """What other replicas have charged tenants, and how far they were lifted; from a gateway, checked."""
+
+    table: Table
+
+
 class Shutdown(msgspec.Struct, frozen=True, tag=True):
     pass
 
 
-ToEngine = AddRequest | AbortRequest | LoadAdapter | UnloadAdapter | Shutdown
+ToEngine = AddRequest | AbortRequest | LoadAdapter | UnloadAdapter | MergeCounters | Shutdown
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True):
@@ -75,6 +84,7 @@ class Delta(msgspec.Struct, frozen=True):
     stop_token_id: int | None = None  # the stop id that ended it; it is also the last of token_ids
     logprobs: list[TokenLogprobs] = []  # one per token id, when asked for
     error: str = ""  # with finish_reason "error": "CODE: message"
+    retry_after: int = 0  # seconds, for errors that pass
     cached_tokens: int = 0
 
 
@@ -135,6 +145,38 @@ class Counters(msgspec.Struct, frozen=True, rename="camel"):
     adapter_evictions: int = 0
 
 
+class TenantRow(msgspec.Struct, frozen=True, rename="camel"):
+    """What one tenant has had of this replica. `service` in micro-units, before the weight."""
+
+    name: str
+    weight: float
+    service: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    running: int = 0
+    waiting: int = 0
+
+
+class Sharing(msgspec.Struct, frozen=True, tag=True):
+    """How tenants share this replica: `table` and `tenants` are what changed since the last one.
+
+    In micro-units over the weight: `floor`, to which who comes now is lifted; `spread` of those that wait; `bound`, 2U;
+    `rate` per second."""
+
+    policy: str
+    floor: int = 0
+    spread: int = 0
+    bound: int = 0
+    rate: int = 0
+    jain: float = 1.0
+    backlogged: int = 0
+    lifts: int = 0
+    refunds: int = 0
+    table: Table = msgspec.field(default_factory=Table)
+    tenants: list[TenantRow] = []
+
+
 class EngineState(msgspec.Struct, frozen=True, tag=True, rename="camel"):
     """Sent when something changed, at most every 100 ms, and on every change of phase or of an adapter's state."""
 
@@ -148,7 +190,7 @@ class EngineState(msgspec.Struct, frozen=True, tag=True, rename="camel"):
     adapters: list[AdapterState] = []
 
 
-FromEngine = Deltas | EngineState
+FromEngine = Deltas | Sharing | EngineState
 
 encode = msgspec.msgpack.Encoder().encode
 decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode

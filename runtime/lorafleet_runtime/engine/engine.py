@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Iterator
 
 from lorafleet_runtime.core.batch import Batch
+from lorafleet_runtime.core.fairness.counters import CounterTable
+from lorafleet_runtime.core.fairness.policies import FairnessSpec, make_queue
 from lorafleet_runtime.core.pages import PagePool, pages_for_tokens
 from lorafleet_runtime.core.residency import Adapter, Residency
 from lorafleet_runtime.core.scheduler import Limits, Scheduler
@@ -16,6 +18,7 @@ from lorafleet_runtime.core.sequence import Sequence
 from lorafleet_runtime.engine.adapter_loader import AdapterLoader, Loaded
 from lorafleet_runtime.engine.runner import Runner, page_elements
 from lorafleet_runtime.engine.sampling import Sampled
+from lorafleet_runtime.engine.sharing import SharingReport
 from lorafleet_runtime.engine.throughput import Throughput
 from lorafleet_runtime.model.config import DecoderConfig
 from lorafleet_runtime.model.decoder import Decoder
@@ -29,9 +32,11 @@ from lorafleet_runtime.protocol import (
     EngineState,
     LoadAdapter,
     LoadInfo,
+    MergeCounters,
     ModelInfo,
     PagesInfo,
     Sampling,
+    Sharing,
     TokenLogprobs,
     UnloadAdapter,
 )
@@ -40,14 +45,19 @@ from lorafleet_runtime.protocol import (
 class Engine:
     """One base model, its adapters and its queue. Not thread-safe: one thread calls everything."""
 
-    def __init__(self, model: Decoder, limits: Limits, total_pages: int, max_rank: int, parameters: int) -> None:
+    def __init__(
+        self, model: Decoder, limits: Limits, total_pages: int, max_rank: int, parameters: int,
+        fairness: FairnessSpec, table: CounterTable,
+    ) -> None:  # fmt: skip
         self._model = model
         self._limits = limits
         self._max_rank = max_rank
         self._parameters = parameters
         self._pool = PagePool(total_pages)
         self._residency = Residency(self._pool)
-        self._scheduler = Scheduler(self._pool, self._residency, limits)
+        queue = make_queue(fairness, table)
+        self._scheduler = Scheduler(self._pool, self._residency, limits, queue)
+        self._sharing = SharingReport(queue, table, fairness.policy)
         self._runner = Runner(model, total_pages)
         self._loader = AdapterLoader(model.config, page_elements(model.config.kv_dim), model.dtype, max_rank)
         self._unusable: dict[str, AdapterState] = {}  # loading or failed, by adapter id
@@ -77,7 +87,7 @@ class Engine:
     def close(self) -> None:
         self._loader.close()
 
-    def handle(self, message: AddRequest | AbortRequest | LoadAdapter | UnloadAdapter) -> None:
+    def handle(self, message: AddRequest | AbortRequest | LoadAdapter | UnloadAdapter | MergeCounters) -> None:
         """Take a message. Nothing here waits: loading goes to a thread, rejections come out of the next `step`."""
         match message:
             case AddRequest():
@@ -93,6 +103,8 @@ class Engine:
                 self._loader.cancel(message.adapter)
                 self._forget(self._residency.unregister(message.adapter))
                 self.changed = True
+            case MergeCounters():
+                self._sharing.merge(message.table)
 
     def step(self) -> list[Delta]:
         """Adopt loaded adapters, run one batch, return what each request got."""
@@ -111,6 +123,10 @@ class Engine:
         if any(delta.finish_reason for delta in deltas):
             self._collect()
         return deltas
+
+    def sharing(self) -> Sharing | None:
+        """How tenants share, as far as it changed since the last call; None when it did not."""
+        return self._sharing.news(time.monotonic())
 
     def state(self) -> EngineState:
         """What the front end shows; cheap."""
@@ -165,6 +181,11 @@ class Engine:
         if reason is not None:
             self._reject(message.request_id, f"context_length_exceeded: {reason}")
             return
+        seconds = self._scheduler.queue.refuses(message.tenant, time.monotonic())
+        if seconds is not None:
+            error = "rate_limited: this tenant has sent as many requests in a minute as the policy RPM allows"
+            self._rejected.append(Delta(message.request_id, [], "error", error=error, retry_after=seconds))
+            return
         self._scheduler.add(
             Sequence(
                 request_id=message.request_id,
@@ -174,6 +195,7 @@ class Engine:
                 adapter=adapter,
                 tenant=message.tenant,
                 weight=message.weight,
+                user=message.user,
             )
         )
 

@@ -86,6 +86,8 @@ def _loop(engine: Engine, inbox: zmq.Socket[bytes], outbox: zmq.Socket[bytes], a
             engine.changed = stepped = False
             reported_at = now
             outbox.send(encode(engine.state()))
+            if (sharing := engine.sharing()) is not None:
+                outbox.send(encode(sharing))
 
 
 def _drain(socket: zmq.Socket[bytes]) -> list[bytes]:

@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 
 from lorafleet_runtime.config import EngineConfig
+from lorafleet_runtime.core.fairness.counters import CounterTable
+from lorafleet_runtime.core.fairness.policies import read_spec
 from lorafleet_runtime.core.pages import PAGE_TOKENS, pages_for_tokens
 from lorafleet_runtime.core.scheduler import Limits
 from lorafleet_runtime.engine.engine import Engine
@@ -47,7 +49,8 @@ def start(config: EngineConfig, progress: Callable[[str, float], None]) -> Engin
     total_pages = _total_pages(config, decoder_config, model.dtype, max_model_len)
     limits = Limits(max_model_len, config.max_num_seqs, config.max_batched_tokens)
     give_back()
-    return Engine(model, limits, total_pages, config.max_lora_rank, parameters)
+    table = CounterTable(config.incarnation or "own")
+    return Engine(model, limits, total_pages, config.max_lora_rank, parameters, read_spec(config.fairness), table)
 
 
 def _max_model_len(config: EngineConfig, decoder: DecoderConfig) -> int:

@@ -17,6 +17,7 @@ from lorafleet_runtime.errors import ApiError, ArtifactError, invalid
 from lorafleet_runtime.frontend.admin_schemas import AdapterBody, DescribeBody, LoadBody, UnloadBody
 from lorafleet_runtime.frontend.artifact_files import ArtifactFile, revision_of
 from lorafleet_runtime.frontend.artifacts import read_folder
+from lorafleet_runtime.frontend.fairness_exchange import tenants
 from lorafleet_runtime.frontend.schemas import parse
 from lorafleet_runtime.frontend.service import Service
 from lorafleet_runtime.frontend.web import authorize, new_app, read_body
@@ -79,6 +80,11 @@ def create_admin_app(service: Service, fence: Fence | None = None) -> FastAPI:
         if request.headers.get("if-none-match") == etag:
             return Response(status_code=304, headers={"ETag": etag})
         return _json(200, _state(service, fence.epoch), {"ETag": etag})
+
+    @app.get("/admin/tenants")
+    async def tenants_of(request: Request) -> Response:
+        authorize(request, token)
+        return Response(tenants(service), media_type="application/json")
 
     @app.post("/admin/artifacts/describe")
     async def describe(request: Request) -> Response:

@@ -16,6 +16,7 @@ _STATUS_OF_ERRORS = {
     "context_length_exceeded": 400,
     "no_room": 503,
     "draining": 503,
+    "rate_limited": 429,
 }
 
 
@@ -93,6 +94,6 @@ def _engine_error(delta: Delta) -> ApiError:
         return ApiError(503, "the engine gave this request up; send it again", "aborted", retry_after=1)
     code, _, message = delta.error.partition(": ")
     status = _STATUS_OF_ERRORS.get(code, 500)
-    retry_after = 1 if status == 503 else None
+    retry_after = delta.retry_after or (1 if status == 503 else None)
     code = "model_not_found" if code == "adapter_not_found" else code
     return ApiError(status, message or delta.error, code, retry_after=retry_after)

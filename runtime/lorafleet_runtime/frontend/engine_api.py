@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from lorafleet_runtime.errors import LorafleetError
+from lorafleet_runtime.frontend.tenant_board import TenantBoard
 from lorafleet_runtime.protocol import AddRequest, Delta, EngineState, LoadAdapter, UnloadAdapter
 
 
@@ -55,7 +56,9 @@ class Stream:
 
 
 class Engine(Protocol):
-    """Requests go in by `open`; adapters' outcomes come out in `state`."""
+    """Requests go in by `open`; adapters' outcomes come out in `state`, tenants' accounts on `board`."""
+
+    board: TenantBoard
 
     @property
     def state(self) -> EngineState: ...

@@ -20,12 +20,15 @@ import zmq
 from lorafleet_runtime.config import EngineConfig
 from lorafleet_runtime.errors import EngineDead
 from lorafleet_runtime.frontend.engine_api import Broadcast, Stream
+from lorafleet_runtime.frontend.tenant_board import TenantBoard
 from lorafleet_runtime.protocol import (
     AbortRequest,
     AddRequest,
     Deltas,
     EngineState,
     LoadAdapter,
+    MergeCounters,
+    Sharing,
     Shutdown,
     ToEngine,
     UnloadAdapter,
@@ -50,6 +53,7 @@ class EngineClient:
         self._config = config
         self._log_format = log_format
         self._states = Broadcast(EngineState("Loading", message="starting the engine"))
+        self.board = TenantBoard(config.incarnation, lambda table: self._send(MergeCounters(table)))
         self._streams: dict[str, Stream] = {}
         self._outgoing: deque[bytes] = deque()
         self.folder = Path(tempfile.mkdtemp(prefix="lorafleet-"))
@@ -153,10 +157,13 @@ class EngineClient:
                 message = decode_from_engine(self._pull.recv(zmq.NOBLOCK))
             except zmq.Again:
                 return
-            if isinstance(message, Deltas):
-                self._dispatch(message)
-            else:
-                self._states.replace(message)
+            match message:
+                case Deltas():
+                    self._dispatch(message)
+                case Sharing():
+                    self.board.took(message)
+                case EngineState():
+                    self._states.replace(message)
 
     def _dispatch(self, message: Deltas) -> None:
         for delta in message.items:

@@ -136,7 +136,9 @@ def _job(
         for choice in range(request.n):
             sampling = _sampling(request, max_tokens, (seed + choice) % 2**64, logprobs, service)
             index = len(requests)
-            requests.append(AddRequest(f"{unique}-{index}", prompt, sampling, adapter, resumed or [], tenant, weight))
+            requests.append(
+                AddRequest(f"{unique}-{index}", prompt, sampling, adapter, resumed or [], tenant, weight, request.user)
+            )
     return Job(
         kind=kind,
         id=("chatcmpl-" if kind == "chat" else "cmpl-") + unique,

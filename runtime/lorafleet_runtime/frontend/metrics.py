@@ -10,6 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from lorafleet_runtime.frontend.engine_api import Engine
+from lorafleet_runtime.frontend.fairness_metrics import FairnessCollector
 
 _TTFT_BUCKETS = (0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80)
 _TOKEN_BUCKETS = (0.005, 0.01, 0.015, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5)
@@ -22,6 +23,7 @@ class Metrics:
     def __init__(self, engine: Engine, model_name: str) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(_EngineCollector(engine, model_name))
+        self._registry.register(FairnessCollector(engine.board, model_name))
 
         def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
             metric = Histogram(name, text, ["model_name"], buckets=buckets, registry=self._registry)

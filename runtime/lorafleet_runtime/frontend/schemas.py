@@ -27,10 +27,7 @@ _NO_OPS: dict[str, tuple[Any, ...]] = {
     "tools": ([],), "truncate_prompt_tokens": (), "verbosity": ("medium",), "web_search_options": (),
 }  # fmt: skip
 # Labels and hints whose effect is the server's own business.
-_LABELS = {
-    "metadata", "parallel_tool_calls", "prompt_cache_key", "prompt_cache_retention", "safety_identifier",
-    "user",
-}  # fmt: skip
+_LABELS = {"metadata", "parallel_tool_calls", "prompt_cache_key", "prompt_cache_retention", "safety_identifier"}
 
 
 # Of orders on the admin port: an error message must not repeat them.
@@ -108,6 +105,7 @@ class GenerationRequest(BaseModel):
     skip_special_tokens: bool = True
     return_token_ids: bool = False
     resume: Resume | None = None
+    user: str = Field("", max_length=512)
 
     @property
     def stop_strings(self) -> list[str]:

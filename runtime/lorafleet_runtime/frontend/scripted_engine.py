@@ -9,6 +9,7 @@ import msgspec
 
 from lorafleet_runtime.errors import EngineDead
 from lorafleet_runtime.frontend.engine_api import Broadcast, Stream
+from lorafleet_runtime.frontend.tenant_board import TenantBoard
 from lorafleet_runtime.protocol import (
     AdapterState,
     AddRequest,
@@ -38,6 +39,7 @@ class ScriptedEngine:
         self.requests: list[AddRequest] = []
         self.aborted: list[str] = []
         self.loads: list[LoadAdapter] = []
+        self.board = TenantBoard("scripted")
         self.failures: dict[str, tuple[str, str]] = {}  # adapter id -> reason, message
         self._permits = asyncio.Semaphore(_UNLIMITED)
         self._dead = ""

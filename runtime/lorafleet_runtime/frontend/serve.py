@@ -54,6 +54,7 @@ async def serve(options: ServeOptions) -> int:
         if path is None:
             return 0
         options = replace(options, engine=replace(options.engine, model=str(path)).check())
+    options = replace(options, engine=replace(options.engine, incarnation=incarnation))
     engine = EngineClient(options.engine, options.log_format)
     await engine.start()
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from fastapi import FastAPI
@@ -9,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from lorafleet_runtime.errors import ApiError
+from lorafleet_runtime.frontend.fairness_exchange import exchange
 from lorafleet_runtime.frontend.intake import chat_job, completion_job
 from lorafleet_runtime.frontend.schemas import ChatRequest, CompletionRequest, parse
 from lorafleet_runtime.frontend.service import Service
@@ -32,6 +34,14 @@ def create_app(service: Service) -> FastAPI:
         authorize(request, token)
         parsed = parse(CompletionRequest, await read_body(request))
         return await answer(await completion_job(parsed, service, request.headers), service, request)
+
+    if token:
+
+        @app.post("/fairness")
+        async def fairness(request: Request) -> Response:
+            authorize(request, token)
+            answer = exchange(service, await read_body(request), time.monotonic())
+            return Response(answer, media_type="application/json")
 
     @app.get("/v1/models")
     async def models(request: Request) -> Response:

@@ -16,7 +16,7 @@ everybody has its last value: whoever folds it later, with more lifts, only rais
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 LARGEST = 2**62
@@ -59,17 +59,21 @@ class CounterTable:
         """0 for a tenant that nobody has charged."""
         return self._counters.get(tenant, 0)
 
-    def tenants(self) -> Iterable[str]:
+    def tenants(self) -> Collection[str]:
         """Everybody who has been charged or lifted."""
         return self._counters.keys()
 
-    def columns(self) -> list[str]:
+    def columns(self) -> Collection[str]:
         """The columns that are not folded."""
-        return sorted(self._service.keys() | self._refunds.keys())
+        return self._service.keys() | self._refunds.keys()
 
     def own_service(self, tenant: str) -> int:
         """What this party itself has charged a tenant in its present column."""
         return self._service.get(self.own, {}).get(tenant, 0)
+
+    def given(self, column: str, tenant: str) -> tuple[int, int]:
+        """Service and refunds of a tenant in a column, as far as they are known here."""
+        return self._service.get(column, {}).get(tenant, 0), self._refunds.get(column, {}).get(tenant, 0)
 
     def spend(self, tenant: str, amount: int) -> None:
         """Charge; `amount` ≥ 0."""
