@@ -40,7 +40,7 @@ class Residency:
     """Adapters by name, their pages, and the order in which idle ones are evicted."""
 
     def __init__(self, pool: PagePool) -> None:
-        self._pool = pool
+        self.pool = pool
         self._current: dict[str, Adapter] = {}
         self._draining: list[Adapter] = []
         self._idle: OrderedDict[int, Adapter] = OrderedDict()  # resident, unused, unpinned; oldest first
@@ -108,7 +108,7 @@ class Residency:
         uploaded = False
         if not adapter.resident:
             self.make_room(adapter.pages_needed)
-            adapter.pages = self._pool.allocate_run(adapter.pages_needed)
+            adapter.pages = self.pool.allocate_run(adapter.pages_needed)
             self.loads += 1
             uploaded = True
         self._idle.pop(adapter.handle, None)
@@ -124,16 +124,16 @@ class Residency:
 
     def make_room(self, pages: int) -> None:
         """Evict idle adapters until `pages` are free. Raises OutOfPages, evicting nothing, when that cannot do."""
-        if self._pool.free >= pages:
+        if self.pool.free >= pages:
             return
-        if self._pool.free + self.evictable < pages:
-            raise OutOfPages(pages, self._pool.free + self.evictable)
-        while self._pool.free < pages:
+        if self.pool.free + self.evictable < pages:
+            raise OutOfPages(pages, self.pool.free + self.evictable)
+        while self.pool.free < pages:
             _, adapter = self._idle.popitem(last=False)
             self._drop(adapter)
             self.evictions += 1
 
     def _drop(self, adapter: Adapter) -> None:
         self._idle.pop(adapter.handle, None)
-        self._pool.release(adapter.pages)
+        self.pool.release(adapter.pages)
         adapter.pages = []

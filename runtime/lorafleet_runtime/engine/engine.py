@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator
 from lorafleet_runtime.core.batch import Batch
 from lorafleet_runtime.core.fairness.counters import CounterTable
 from lorafleet_runtime.core.fairness.policies import FairnessSpec, make_queue
-from lorafleet_runtime.core.pages import PagePool, pages_for_tokens
-from lorafleet_runtime.core.residency import Adapter, Residency
+from lorafleet_runtime.core.pages import PagePool
+from lorafleet_runtime.core.residency import Residency
 from lorafleet_runtime.core.scheduler import Limits, Scheduler
 from lorafleet_runtime.core.sequence import Sequence
-from lorafleet_runtime.engine.adapter_loader import AdapterLoader, Loaded
+from lorafleet_runtime.engine.adapter_loader import AdapterLoader
+from lorafleet_runtime.engine.adapters import Adapters
 from lorafleet_runtime.engine.runner import Runner, page_elements
 from lorafleet_runtime.engine.sampling import Sampled
 from lorafleet_runtime.engine.sharing import SharingReport
@@ -25,7 +26,6 @@ from lorafleet_runtime.model.decoder import Decoder
 from lorafleet_runtime.model.linear import Linear
 from lorafleet_runtime.protocol import (
     AbortRequest,
-    AdapterState,
     AddRequest,
     Counters,
     Delta,
@@ -59,12 +59,12 @@ class Engine:
         self._scheduler = Scheduler(self._pool, self._residency, limits, queue)
         self._sharing = SharingReport(queue, table, fairness.policy)
         self._runner = Runner(model, total_pages)
-        self._loader = AdapterLoader(model.config, page_elements(model.config.kv_dim), model.dtype, max_rank)
-        self._unusable: dict[str, AdapterState] = {}  # loading or failed, by adapter id
+        loader = AdapterLoader(model.config, page_elements(model.config.kv_dim), model.dtype, max_rank)
+        self._adapters = Adapters(self._residency, loader, self._runner, limits.max_model_len)
         self._rejected: list[Delta] = []
         self._prompt_tokens = self._generated = self._steps = 0
         self._throughput = Throughput()
-        self.changed = True  # an adapter changed state since the owner last looked
+        self._changed = True
 
     @property
     def has_work(self) -> bool:
@@ -80,12 +80,21 @@ class Engine:
         """The base model's products, for benches that time them alone."""
         return self._model.linears()
 
+    @property
+    def changed(self) -> bool:
+        """Whether the state is news: an adapter's changed, or a request was aborted."""
+        return self._changed or self._adapters.changed
+
+    def told(self) -> None:
+        """The owner has looked at `state`."""
+        self._changed = self._adapters.changed = False
+
     def wake_on_loaded(self, wake: Callable[[], None]) -> None:
         """Have `wake` called, from a loader thread, when an adapter's file has been read."""
-        self._loader.on_done = wake
+        self._adapters.loader.on_done = wake
 
     def close(self) -> None:
-        self._loader.close()
+        self._adapters.loader.close()
 
     def handle(self, message: AddRequest | AbortRequest | LoadAdapter | UnloadAdapter | MergeCounters) -> None:
         """Take a message. Nothing here waits: loading goes to a thread, rejections come out of the next `step`."""
@@ -94,22 +103,18 @@ class Engine:
                 self._add(message)
             case AbortRequest():
                 self._scheduler.abort(message.request_id)
-                self._collect()
-                self.changed = True
+                self._adapters.collect()
+                self._changed = True
             case LoadAdapter():
-                self._load(message)
+                self._adapters.load(message)
             case UnloadAdapter():
-                self._unusable.pop(message.adapter, None)
-                self._loader.cancel(message.adapter)
-                self._forget(self._residency.unregister(message.adapter))
-                self.changed = True
+                self._adapters.unload(message.adapter)
             case MergeCounters():
                 self._sharing.merge(message.table)
 
     def step(self) -> list[Delta]:
         """Adopt loaded adapters, run one batch, return what each request got."""
-        for loaded in self._loader.finished():
-            self._adopt(loaded)
+        self._adapters.adopt()
         deltas, self._rejected = self._rejected, []
         batch = self._scheduler.schedule()
         if batch is None:
@@ -121,7 +126,7 @@ class Engine:
         deltas += [self._delta(sequence, sample) for (sequence, _), sample in zip(results, samples, strict=True)]
         self._count(batch, first, len(samples), time.perf_counter() - start)
         if any(delta.finish_reason for delta in deltas):
-            self._collect()
+            self._adapters.collect()
         return deltas
 
     def sharing(self) -> Sharing | None:
@@ -166,7 +171,7 @@ class Engine:
                 adapter_loads=residency.loads,
                 adapter_evictions=residency.evictions,
             ),
-            adapters=[_adapter_state(a) for a in residency.all()] + list(self._unusable.values()),
+            adapters=self._adapters.states(),
         )
 
     def _add(self, message: AddRequest) -> None:
@@ -202,44 +207,6 @@ class Engine:
     def _reject(self, request_id: str, error: str) -> None:
         self._rejected.append(Delta(request_id, [], finish_reason="error", error=error))
 
-    def _load(self, message: LoadAdapter) -> None:
-        current = self._residency.get(message.adapter)
-        if current is not None and current.revision == message.revision:
-            self._residency.pin(current, message.pinned)
-            self._unusable.pop(message.adapter, None)
-            self._loader.cancel(message.adapter)
-        else:
-            self._unusable[message.adapter] = AdapterState(
-                message.adapter, message.revision, "Loading", pinned=message.pinned
-            )
-            self._loader.submit(message)
-        self.changed = True
-
-    def _adopt(self, loaded: Loaded) -> None:
-        """Give a revision its name, or keep the reason why it cannot have it."""
-        message = loaded.message
-        self.changed = True
-        reason, text = loaded.reason, loaded.error
-        if loaded.packed is not None and (text := self._why_no_room(message.adapter, loaded.packed.layout.pages)):
-            reason = "NoRoom"
-        if loaded.packed is None or reason:
-            self._unusable[message.adapter] = AdapterState(
-                message.adapter, message.revision, "Failed", reason=reason, message=text
-            )
-            return
-        self._unusable.pop(message.adapter, None)
-        adapter, gone = self._residency.register(
-            message.adapter,
-            message.revision,
-            loaded.rank,
-            loaded.packed.layout.pages,
-            loaded.packed.blob.nbytes,
-            loaded.targets,
-            message.pinned,
-        )
-        adapter.layout = self._runner.register(adapter, loaded.packed)
-        self._forget(gone)
-
     def _delta(self, sequence: Sequence, sample: Sampled) -> Delta:
         if sample.token_id < 0:
             self._scheduler.abort(sequence.request_id)
@@ -255,25 +222,6 @@ class Engine:
             logprobs=_logprobs(sequence.sampling, sample),
         )
 
-    def _why_no_room(self, adapter: str, pages: int) -> str:
-        """Why an adapter could never run beside a full context and the pinned adapters, or nothing."""
-        needed = pages + pages_for_tokens(self._limits.max_model_len) + self._residency.pinned_pages
-        if needed <= self._pool.total:
-            return ""
-        return (
-            f"adapter {adapter} needs {pages} pages; with a full context and the pinned adapters that makes {needed}, "
-            f"and the pool has {self._pool.total}: raise engine.memory"
-        )
-
-    def _collect(self) -> None:
-        gone = self._residency.collect()
-        self._forget(gone)
-        self.changed = self.changed or bool(gone)
-
-    def _forget(self, adapters: list[Adapter]) -> None:
-        for adapter in adapters:
-            self._runner.forget(adapter)
-
     def _count(self, batch: Batch, first: set[str], sampled: int, seconds: float) -> None:
         self._steps += 1
         self._prompt_tokens += sum(row.count for row in batch.rows if row.sequence.request_id in first)
@@ -285,19 +233,3 @@ def _logprobs(sampling: Sampling, sample: Sampled) -> list[TokenLogprobs]:
     if sampling.logprobs < 0 or sample.logprob is None:
         return []
     return [TokenLogprobs(sample.token_id, sample.logprob, sample.top)]
-
-
-def _adapter_state(adapter: Adapter) -> AdapterState:
-    return AdapterState(
-        id=adapter.id,
-        revision=adapter.revision,
-        state="Draining" if adapter.draining else "Ready",
-        rank=adapter.rank,
-        pages=adapter.pages_needed,
-        bytes=adapter.bytes,
-        targets=list(adapter.targets),
-        resident=adapter.resident,
-        pinned=adapter.pinned,
-        running=adapter.users,
-        waiting=adapter.waiting,
-    )

@@ -83,7 +83,8 @@ def _loop(engine: Engine, inbox: zmq.Socket[bytes], outbox: zmq.Socket[bytes], a
         now = time.monotonic()
         due = now - reported_at >= (STATE_SECONDS if stepped else IDLE_STATE_SECONDS)
         if engine.changed or due:
-            engine.changed = stepped = False
+            engine.told()
+            stepped = False
             reported_at = now
             outbox.send(encode(engine.state()))
             if (sharing := engine.sharing()) is not None:

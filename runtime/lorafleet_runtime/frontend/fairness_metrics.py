@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from operator import attrgetter
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -14,6 +15,8 @@ from lorafleet_runtime.protocol import TenantRow
 MOST_TENANTS = 1000
 OTHER = "other"
 """What tenants past the `MOST_TENANTS` with the most service are counted as."""
+
+_Sample = tuple[tuple[str, ...], float]
 
 
 class FairnessCollector(Collector):
@@ -50,7 +53,7 @@ class FairnessCollector(Collector):
             "lorafleet_fairness_tokens", "Tokens computed", labels=["model_name", "tenant", "kind"]
         )
         for kind in ("prompt", "output", "cached"):
-            for (tenant,), value in _summed(shown, rest, lambda row, kind=kind: getattr(row, f"{kind}_tokens")):
+            for (tenant,), value in _summed(shown, rest, attrgetter(f"{kind}_tokens")):
                 tokens.add_metric([self._model_name, tenant, kind], value)
         yield tokens
         rejected = [((name,), float(self._board.rejected(name))) for name in self._board.names()[:MOST_TENANTS]]
@@ -69,7 +72,6 @@ class FairnessCollector(Collector):
         return family
 
 
-_Sample = tuple[tuple[str, ...], float]
 _SUMS: tuple[tuple[str, str, Callable[[TenantRow], float]], ...] = (
     ("waiting", "Requests that wait", lambda row: row.waiting),
     ("running", "Requests that run", lambda row: row.running),

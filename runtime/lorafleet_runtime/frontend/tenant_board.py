@@ -124,9 +124,9 @@ class TenantBoard:
                 for value in (usage.requests, usage.finished, usage.tokens, usage.rejected):
                     _in_range(f"usage of tenant {tenant!r}", value)
         for which, kind in enumerate((table.service, table.refunds)):
-            for column in kind.keys() & self._table.columns():
-                if column.split(".")[0] == self.incarnation:  # nobody knows more of them than this replica itself
-                    self._check_own(column, kind[column], which)
+            for name in kind.keys() & self._table.columns():
+                if name.split(".")[0] == self.incarnation:  # nobody knows more of them than this replica itself
+                    self._check_own(name, kind[name], which)
 
     def _check_own(self, column: str, entries: dict[str, int], which: int) -> None:
         for tenant, value in entries.items():

@@ -1,0 +1,112 @@
+"""The engine's adapters by name: being read, usable, failed, draining. Reading takes place in the loader's threads."""
+
+from __future__ import annotations
+
+from lorafleet_runtime.core.pages import pages_for_tokens
+from lorafleet_runtime.core.residency import Adapter, Residency
+from lorafleet_runtime.engine.adapter_loader import AdapterLoader, Loaded
+from lorafleet_runtime.engine.runner import Runner
+from lorafleet_runtime.protocol import AdapterState, LoadAdapter
+
+
+class Adapters:
+    """`changed`: an adapter's state did, since the owner last set it to False."""
+
+    def __init__(self, residency: Residency, loader: AdapterLoader, runner: Runner, max_model_len: int) -> None:
+        self.loader = loader
+        self.changed = True
+        self._residency = residency
+        self._runner = runner
+        self._max_model_len = max_model_len
+        self._unusable: dict[str, AdapterState] = {}  # loading or failed, by adapter id
+
+    def states(self) -> list[AdapterState]:
+        """Every revision that is known here."""
+        return [_adapter_state(adapter) for adapter in self._residency.all()] + list(self._unusable.values())
+
+    def adopt(self) -> None:
+        """Give names to what the loader has finished."""
+        for loaded in self.loader.finished():
+            self._adopt(loaded)
+
+    def unload(self, adapter: str) -> None:
+        """Take a name away; what runs on it finishes."""
+        self._unusable.pop(adapter, None)
+        self.loader.cancel(adapter)
+        self._forget(self._residency.unregister(adapter))
+        self.changed = True
+
+    def load(self, message: LoadAdapter) -> None:
+        """Have a revision read, in a thread, unless it is here."""
+        current = self._residency.get(message.adapter)
+        if current is not None and current.revision == message.revision:
+            self._residency.pin(current, message.pinned)
+            self._unusable.pop(message.adapter, None)
+            self.loader.cancel(message.adapter)
+        else:
+            self._unusable[message.adapter] = AdapterState(
+                message.adapter, message.revision, "Loading", pinned=message.pinned
+            )
+            self.loader.submit(message)
+        self.changed = True
+
+    def _adopt(self, loaded: Loaded) -> None:
+        """Give a revision its name, or keep the reason why it cannot have it."""
+        message = loaded.message
+        self.changed = True
+        reason, text = loaded.reason, loaded.error
+        if loaded.packed is not None and (text := self._why_no_room(message.adapter, loaded.packed.layout.pages)):
+            reason = "NoRoom"
+        if loaded.packed is None or reason:
+            self._unusable[message.adapter] = AdapterState(
+                message.adapter, message.revision, "Failed", reason=reason, message=text
+            )
+            return
+        self._unusable.pop(message.adapter, None)
+        adapter, gone = self._residency.register(
+            message.adapter,
+            message.revision,
+            loaded.rank,
+            loaded.packed.layout.pages,
+            loaded.packed.blob.nbytes,
+            loaded.targets,
+            message.pinned,
+        )
+        adapter.layout = self._runner.register(adapter, loaded.packed)
+        self._forget(gone)
+
+    def _why_no_room(self, adapter: str, pages: int) -> str:
+        """Why an adapter could never run beside a full context and the pinned adapters, or nothing."""
+        needed = pages + pages_for_tokens(self._max_model_len) + self._residency.pinned_pages
+        if needed <= self._residency.pool.total:
+            return ""
+        return (
+            f"adapter {adapter} needs {pages} pages; with a full context and the pinned adapters that makes {needed}, "
+            f"and the pool has {self._residency.pool.total}: raise engine.memory"
+        )
+
+    def collect(self) -> None:
+        """Forget the revisions that nothing holds any more."""
+        gone = self._residency.collect()
+        self._forget(gone)
+        self.changed = self.changed or bool(gone)
+
+    def _forget(self, adapters: list[Adapter]) -> None:
+        for adapter in adapters:
+            self._runner.forget(adapter)
+
+
+def _adapter_state(adapter: Adapter) -> AdapterState:
+    return AdapterState(
+        id=adapter.id,
+        revision=adapter.revision,
+        state="Draining" if adapter.draining else "Ready",
+        rank=adapter.rank,
+        pages=adapter.pages_needed,
+        bytes=adapter.bytes,
+        targets=list(adapter.targets),
+        resident=adapter.resident,
+        pinned=adapter.pinned,
+        running=adapter.users,
+        waiting=adapter.waiting,
+    )
