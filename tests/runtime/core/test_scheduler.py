@@ -36,9 +36,10 @@ class Bench:
         adapter: Adapter | None = None,
         stop: tuple[int, ...] = (),
         min_tokens: int = 0,
+        tenant: str = "",
     ) -> Sequence:
         sampling = Sampling(max_tokens=max_tokens, stop_token_ids=stop, min_tokens=min_tokens)
-        sequence = Sequence(name, list(range(prompt)), prompt, sampling, adapter)
+        sequence = Sequence(name, list(range(prompt)), prompt, sampling, adapter, tenant)
         self.scheduler.add(sequence)
         return sequence
 
@@ -111,6 +112,56 @@ def test_the_newest_sequence_is_preempted_and_computed_again() -> None:
     bench.run()
     assert new.tokens[: len(tokens)] == tokens, "what was generated before the preemption is kept"
     assert bench.pool.free == 4
+
+
+def test_the_most_served_tenants_newest_sequence_is_preempted_wherever_it_stands_in_the_batch() -> None:
+    bench = Bench(pages=8, max_model_len=128)
+    served = bench.add("served", prompt=60, max_tokens=60, tenant="served")
+    bench.step()
+    spared = bench.add("spared", prompt=30, max_tokens=60, tenant="spared")
+    while not bench.scheduler.preemptions:
+        batch = bench.step()
+
+    assert batch is not None
+    assert batch.preempted == (served,)
+    assert spared in {row.sequence for row in batch.rows}
+    bench.run()
+    assert bench.finished.keys() == {"served", "spared"}
+    assert served.output_len == 60
+
+
+def test_adapters_of_the_next_in_line_are_fetched_while_pages_are_free() -> None:
+    bench = Bench(seqs=1)
+    adapters = [bench.adapter(f"a{index}", pages=20) for index in range(3)]
+    for index, adapter in enumerate(adapters):
+        bench.add(f"r{index}", prompt=4, adapter=adapter, tenant=f"t{index}")
+
+    batch = bench.step()
+
+    assert batch is not None
+    assert batch.uploads == (adapters[0], adapters[1], adapters[2])
+    assert all(adapter.resident for adapter in adapters)
+
+
+def test_no_adapter_is_evicted_and_no_running_sequence_loses_its_next_page_for_a_guess() -> None:
+    bench = Bench(pages=40, seqs=1, max_model_len=128)
+    idle, running, guessed = (bench.adapter(name, pages=12) for name in ("idle", "running", "guessed"))
+    bench.add("first", prompt=4, adapter=idle)
+    bench.run()
+    bench.add("runs", prompt=4, adapter=running, tenant="a")
+    bench.add("waits", prompt=4, adapter=guessed, tenant="b")
+    bench.step()
+
+    assert idle.resident
+    assert guessed.resident
+
+    small = Bench(pages=20, seqs=1, max_model_len=128)
+    running, guessed = small.adapter("running", pages=4), small.adapter("guessed", pages=15)
+    small.add("runs", prompt=4, adapter=running, tenant="a")
+    small.add("waits", prompt=4, adapter=guessed, tenant="b")
+    small.step()
+
+    assert not guessed.resident
 
 
 def test_idle_adapters_leave_before_anything_is_preempted() -> None:
