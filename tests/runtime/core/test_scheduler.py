@@ -37,9 +37,10 @@ class Bench:
         stop: tuple[int, ...] = (),
         min_tokens: int = 0,
         tenant: str = "",
+        weight: float = 1.0,
     ) -> Sequence:
         sampling = Sampling(max_tokens=max_tokens, stop_token_ids=stop, min_tokens=min_tokens)
-        sequence = Sequence(name, list(range(prompt)), prompt, sampling, adapter, tenant)
+        sequence = Sequence(name, list(range(prompt)), prompt, sampling, adapter, tenant, weight)
         self.scheduler.add(sequence)
         return sequence
 
@@ -118,7 +119,7 @@ def test_the_most_served_tenants_newest_sequence_is_preempted_wherever_it_stands
     bench = Bench(pages=8, max_model_len=128)
     served = bench.add("served", prompt=60, max_tokens=60, tenant="served")
     bench.step()
-    spared = bench.add("spared", prompt=30, max_tokens=60, tenant="spared")
+    spared = bench.add("spared", prompt=30, max_tokens=60, tenant="spared", weight=10)
     while not bench.scheduler.preemptions:
         batch = bench.step()
 
