@@ -64,6 +64,11 @@ class Residency:
     def evictable(self) -> int:
         return sum(len(a.pages) for a in self._idle.values())
 
+    def evictable_for(self, adapter: Adapter | None) -> int:
+        """Pages of idle adapters other than this one, which is not evicted for its own sequence."""
+        own = len(adapter.pages) if adapter is not None and adapter.handle in self._idle else 0
+        return self.evictable - own
+
     @property
     def pinned_pages(self) -> int:
         return sum(a.pages_needed for a in self._current.values() if a.pinned)

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from lorafleet_runtime.core.batch import Batch, Row, order_rows
 from lorafleet_runtime.core.fairness.fair_queue import FairQueue
-from lorafleet_runtime.core.pages import OutOfPages, PagePool, pages_for_tokens
+from lorafleet_runtime.core.pages import OutOfPages, PagePool
 from lorafleet_runtime.core.residency import Adapter, Residency
+from lorafleet_runtime.core.room import Room
 from lorafleet_runtime.core.sequence import Sequence, finish_reason_after
 
 PREFETCHED = 4
@@ -32,8 +33,7 @@ class Scheduler:
     def __init__(
         self, pool: PagePool, residency: Residency, limits: Limits, queue: FairQueue | None = None
     ) -> None:
-        self._pool = pool
-        self._residency = residency
+        self._room = Room(pool, residency, limits.max_model_len)
         self._limits = limits
         self._waiting = FairQueue() if queue is None else queue
         self._running: list[Sequence] = []
@@ -80,19 +80,7 @@ class Scheduler:
 
     def reason_it_never_fits(self, prompt_tokens: int, adapter: Adapter | None) -> str | None:
         """Why a prompt could not run even on an empty replica, as a sentence; None when it can."""
-        if prompt_tokens >= self._limits.max_model_len:
-            return (
-                f"the prompt has {prompt_tokens} tokens; with at least one token of output that is more than the "
-                f"context of {self._limits.max_model_len}"
-            )
-        pinned = self._residency.pinned_pages - (adapter.pages_needed if adapter and adapter.pinned else 0)
-        needed = pages_for_tokens(self._limits.max_model_len) + (adapter.pages_needed if adapter else 0) + pinned
-        if needed > self._pool.total:
-            return (
-                f"a full context, the adapter and the pinned adapters need {needed} pages, the pool has "
-                f"{self._pool.total}: raise engine.memory or lower maxModelLen"
-            )
-        return None
+        return self._room.reason_it_never_fits(prompt_tokens, adapter)
 
     def abort(self, request_id: str) -> Sequence | None:
         """Forget a request, wherever it is. Returns it, or None when it is not known (it may just have finished)."""
@@ -102,7 +90,7 @@ class Scheduler:
         sequence.finish_reason = "abort"
         if sequence in self._running:
             self._running.remove(sequence)
-            self._free(sequence)
+            self._room.free(sequence)
             self._waiting.leave(sequence)
         else:
             self._waiting.cancel(sequence)
@@ -110,22 +98,28 @@ class Scheduler:
         return sequence
 
     def schedule(self) -> Batch | None:
-        """The next step's work, or None when there is none. Pages and adapters are taken here; `commit` follows."""
-        budget = self._limits.max_batched_tokens
-        rows: dict[str, Row] = {}
-        preempted: list[Sequence] = []
+        """The next step's work, or None when there is none. Pages and adapters are taken here; `commit` follows.
+
+        First the sequences that decode, then tenants of whom nothing runs yet, then prompts under way, the least served
+        first, then whoever waits: so a flood of long prompts does not keep the first token from others."""
+        step = _Step(self._limits.max_batched_tokens)
+        prompts = []
         for sequence in list(self._running):
-            count = min(sequence.pending, budget)
-            if count and sequence not in preempted and self._grow(sequence, count, preempted):
-                rows[sequence.request_id] = Row(sequence, sequence.computed, count)
-                budget -= count
-        # The pages of a sequence that had its row already went to another's.
-        for sequence in preempted:
-            rows.pop(sequence.request_id, None)
-        uploads = [] if preempted else self._admit(rows, budget)
-        if not rows:
+            if sequence.pending > 1:
+                prompts.append(sequence)
+            else:
+                self._go_on(sequence, step)
+        if not step.preempted:
+            self._admit(step, only_newcomers=True)
+        for sequence in sorted(prompts, key=self._waiting.rank):
+            self._go_on(sequence, step)
+        if not step.preempted:
+            self._admit(step)
+        if not step.rows:
             return None
-        return Batch(order_rows(rows.values()), tuple(uploads), tuple(preempted))
+        if len(self._waiting):
+            step.uploads += self._room.prefetch(self._waiting.order.upcoming(PREFETCHED), len(self._running))
+        return Batch(order_rows(step.rows.values()), tuple(step.uploads), tuple(step.preempted))
 
     def commit(self, batch: Batch, sampled: Iterable[int]) -> list[tuple[Sequence, int]]:
         """Book a step that ran. `sampled` has one token per row with `samples`, in row order. Returns (sequence, token)
@@ -146,87 +140,64 @@ class Scheduler:
             if sequence.finish_reason is not None:
                 self._running.remove(sequence)
                 del self._by_id[sequence.request_id]
-                self._free(sequence)
+                self._room.free(sequence)
                 self._waiting.leave(sequence)
             results.append((sequence, token))
         return results
 
-    def _grow(self, sequence: Sequence, count: int, preempted: list[Sequence]) -> bool:
-        """Pages for `count` more tokens of a running sequence, at the expense of idle adapters, then of the most served
-        tenant's newest sequence. False when the sequence itself had to go."""
-        missing = pages_for_tokens(sequence.computed + count) - len(sequence.pages)
-        if missing <= 0:
-            return True
-        while True:
+    def _go_on(self, sequence: Sequence, step: _Step) -> None:
+        """A running sequence's row, at the expense of idle adapters, then of the most served tenant's newest sequence,
+        which may be itself."""
+        count = min(sequence.pending, step.budget)
+        while count and sequence not in step.preempted:
             try:
-                self._residency.make_room(missing)
-                sequence.pages += self._pool.allocate(missing)
-                return True
+                self._room.extend(sequence, count)
             except OutOfPages:
-                victim = max(self._running, key=self._waiting.rank)
-                self._running.remove(victim)
-                self._free(victim)
-                self._enqueue(victim, front=True)
-                preempted.append(victim)
-                self.preemptions += 1
-                if victim is sequence:
-                    return False
+                self._preempt(max(self._running, key=self._waiting.rank), step)
+            else:
+                step.add(Row(sequence, sequence.computed, count))
+                return
 
-    def _admit(self, rows: dict[str, Row], budget: int) -> list[Adapter]:
-        """Move waiting sequences into the running set while tokens, seats and pages last; then fetch adapters of those
-        that come next. Returns what to upload."""
-        uploads: list[Adapter] = []
-        while budget > 0 and len(self._running) < self._limits.max_num_seqs:
+    def _admit(self, step: _Step, *, only_newcomers: bool = False) -> None:
+        """Move waiting sequences into the running set while tokens, seats and pages last."""
+        while step.budget > 0:
             sequence = self._waiting.head()
-            if sequence is None:
-                break
-            count = min(sequence.pending, budget)
-            try:
-                uploads += self._take(sequence, count)
-            except OutOfPages:
-                break
+            if sequence is None or (only_newcomers and not self._waiting.is_newcomer(sequence)):
+                return
+            count = min(sequence.pending, step.budget)
+            if not self._make_way(sequence, count, step):
+                return
+            step.uploads += self._room.admit(sequence, count)
             self._waiting.admit(sequence)
             self._leave_queue(sequence)
             self._running.append(sequence)
-            rows[sequence.request_id] = Row(sequence, sequence.computed, count)
-            budget -= count
-        return uploads + self._prefetch() if len(self._waiting) and rows else uploads
+            step.add(Row(sequence, sequence.computed, count))
 
-    def _prefetch(self) -> list[Adapter]:
-        """Pages for adapters of the next in the queue's order, as long as pages are free beyond one for each running
-        sequence: nobody is evicted for a guess. Their weights travel with a step that runs anyway."""
-        fetched: list[Adapter] = []
-        for sequence in self._waiting.order.upcoming(PREFETCHED):
-            adapter = sequence.adapter
-            if adapter is None or adapter.resident:
-                continue
-            if self._pool.free < adapter.pages_needed + len(self._running):
-                break
-            self._residency.acquire(adapter)
-            self._residency.release(adapter)
-            fetched.append(adapter)
-        return fetched
+    def _make_way(self, sequence: Sequence, count: int, step: _Step) -> bool:
+        """Whether the head has a seat and pages. A tenant of whom nothing runs gets them from more served ones that
+        have several sequences running, newest first, each keeping one; others wait until somebody ends."""
+        seats = len(self._running) + 1 - self._limits.max_num_seqs
+        pages = self._room.missing(sequence, count)
+        if seats <= 0 and pages <= 0:
+            return True
+        if not self._waiting.is_newcomer(sequence):
+            return False
+        victims: list[Sequence] = []
+        for candidate in self._waiting.who_makes_way(sequence, self._running):
+            victims.append(candidate)
+            seats, pages = seats - 1, pages - len(candidate.pages)
+            if seats <= 0 and pages <= 0:
+                for victim in victims:
+                    self._preempt(victim, step)
+                return True
+        return False
 
-    def _take(self, sequence: Sequence, count: int) -> list[Adapter]:
-        """Adapter and pages for a sequence's first `count` tokens, both or neither: an adapter that came without its
-        sequence's pages would only push others out. Returns the adapter if it must be uploaded. Raises OutOfPages."""
-        adapter = sequence.adapter
-        wanted = pages_for_tokens(count)
-        if adapter is None:
-            self._residency.make_room(wanted)
-            sequence.pages = self._pool.allocate(wanted)
-            return []
-        if not adapter.resident:
-            self._residency.make_room(wanted + adapter.pages_needed)
-        # Acquired before room is made for the pages: an idle adapter must not be evicted for its own sequence.
-        uploaded = self._residency.acquire(adapter)
-        try:
-            self._residency.make_room(wanted)
-        except OutOfPages:
-            self._residency.release(adapter)
-            raise
-        sequence.pages = self._pool.allocate(wanted)
-        return [adapter] if uploaded else []
+    def _preempt(self, victim: Sequence, step: _Step) -> None:
+        self._running.remove(victim)
+        self._room.free(victim)
+        self._enqueue(victim, front=True)
+        step.drop(victim)
+        self.preemptions += 1
 
     def _enqueue(self, sequence: Sequence, *, front: bool) -> None:
         if front:
@@ -240,10 +211,22 @@ class Scheduler:
         if sequence.adapter is not None:
             sequence.adapter.waiting -= 1
 
-    def _free(self, sequence: Sequence) -> None:
-        """Give back pages and adapter; what was computed is to be computed again."""
-        self._pool.release(sequence.pages)
-        sequence.pages = []
-        sequence.computed = 0
-        if sequence.adapter is not None:
-            self._residency.release(sequence.adapter)
+
+class _Step:
+    """A batch in the making."""
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self.rows: dict[str, Row] = {}
+        self.uploads: list[Adapter] = []
+        self.preempted: list[Sequence] = []
+
+    def add(self, row: Row) -> None:
+        self.rows[row.sequence.request_id] = row
+        self.budget -= row.count
+
+    def drop(self, sequence: Sequence) -> None:
+        """Its pages, and the tokens of its row if it had one, are others'."""
+        self.preempted.append(sequence)
+        row = self.rows.pop(sequence.request_id, None)
+        self.budget += row.count if row else 0

@@ -131,6 +131,58 @@ def test_the_most_served_tenants_newest_sequence_is_preempted_wherever_it_stands
     assert served.output_len == 60
 
 
+def test_a_tenant_of_whom_nothing_runs_gets_a_seat_from_who_has_several_at_once() -> None:
+    bench = Bench(seqs=4)
+    for index in range(6):
+        bench.add(f"flood{index}", prompt=8, max_tokens=100, tenant="flood")
+    bench.step()
+    light = bench.add("light", prompt=8, max_tokens=2, tenant="light")
+    batch = bench.step()
+
+    assert batch is not None
+    assert light in {row.sequence for row in batch.rows}
+    assert [sequence.request_id for sequence in batch.preempted] == ["flood3"]
+    assert bench.scheduler.running == 4
+
+
+def test_a_tenants_last_seat_is_its_own_however_many_newcomers_there_are() -> None:
+    bench = Bench(seqs=4)
+    for index in range(12):
+        bench.add(f"r{index}", prompt=8, max_tokens=20, tenant=f"t{index}")
+    bench.run()
+
+    assert bench.scheduler.preemptions == 0
+
+
+def test_a_newcomer_gets_pages_as_well_and_nobody_is_preempted_in_vain() -> None:
+    bench = Bench(pages=16, max_model_len=128, budget=128)
+    bench.add("old", prompt=60, max_tokens=60, tenant="flood")
+    bench.add("new", prompt=60, max_tokens=60, tenant="flood")
+    for _ in range(30):
+        bench.step()
+    large = bench.adapter("large", pages=15)
+    bench.add("cannot", prompt=20, tenant="light", adapter=large)
+    bench.step()
+    assert bench.scheduler.preemptions == 0
+    bench.scheduler.abort("cannot")
+
+    bench.add("can", prompt=100, tenant="light")
+    batch = bench.step()
+
+    assert batch is not None
+    assert [sequence.request_id for sequence in batch.preempted] == ["new"]
+
+
+def test_a_flood_of_long_prompts_does_not_take_the_whole_budget_from_a_newcomer() -> None:
+    bench = Bench(pages=200, max_model_len=512, seqs=8, budget=64)
+    for index in range(4):
+        bench.add(f"long{index}", prompt=400, max_tokens=4, tenant="flood")
+    bench.step()
+    bench.add("light", prompt=30, max_tokens=4, tenant="light")
+
+    assert counts(bench.step()) == {"long0": 34, "light": 30}
+
+
 def test_adapters_of_the_next_in_line_are_fetched_while_pages_are_free() -> None:
     bench = Bench(seqs=1)
     adapters = [bench.adapter(f"a{index}", pages=20) for index in range(3)]

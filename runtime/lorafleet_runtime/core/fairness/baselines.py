@@ -103,6 +103,9 @@ class DeficitRoundRobin:
     def rank(self, sequence: Sequence) -> Rank:
         return -self._deficits.get(sequence.tenant, 0), sequence.arrival
 
+    def outranks(self, waiting: Sequence, running: Sequence) -> bool:
+        return False  # a turn is a turn
+
     def _queue(self, tenant: str) -> Fifo:
         self._size += 1
         queue = self._queues.setdefault(tenant, Fifo())

@@ -82,5 +82,8 @@ class DeficitLongestPrefix:
     def rank(self, sequence: Sequence) -> Rank:
         return -self._deficits.get(sequence.tenant, 0), sequence.arrival
 
+    def outranks(self, waiting: Sequence, running: Sequence) -> bool:
+        return False  # a turn is a turn
+
     def _standing(self, sequence: Sequence) -> tuple[int, int]:
         return -self._match(sequence), sequence.arrival

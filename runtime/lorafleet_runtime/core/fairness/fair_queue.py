@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from lorafleet_runtime.core.fairness.baselines import RequestsPerMinute
@@ -126,6 +126,20 @@ class FairQueue:
         if self._predictor and sequence.finish_reason != "abort":
             self._predictor.learn(sequence)
         self._settle(sequence)
+
+    def is_newcomer(self, sequence: Sequence) -> bool:
+        """Whether nothing runs of a waiting sequence's tenant."""
+        return not self._tally(sequence).running
+
+    def who_makes_way(self, newcomer: Sequence, running: Iterable[Sequence]) -> Iterator[Sequence]:
+        """The running sequences that give their place to a newcomer, the most served tenant's newest first. Only
+        tenants that have been served more do, and each keeps one: so nobody is driven out, and a crowd of newcomers
+        that all have one place does not push each other about."""
+        kept = {tenant: tally.running for tenant, tally in self.tallies.items() if tally.running > 1}
+        for sequence in sorted(running, key=self.order.rank, reverse=True):
+            if kept.get(sequence.tenant, 1) > 1 and self.order.outranks(newcomer, sequence):
+                kept[sequence.tenant] -= 1
+                yield sequence
 
     def rank(self, sequence: Sequence) -> Rank:
         """Of running sequences the greatest is preempted first."""

@@ -62,6 +62,10 @@ class Order(Protocol):
         """Among running sequences the greatest gives its pages back first."""
         ...
 
+    def outranks(self, waiting: Sequence, running: Sequence) -> bool:
+        """Whether the running one's tenant has been served more, by a policy that evens this out."""
+        ...
+
 
 def tenant_of(sequence: Sequence) -> str:
     return sequence.tenant
@@ -112,3 +116,6 @@ class Fifo:
 
     def rank(self, sequence: Sequence) -> Rank:
         return 0, sequence.arrival
+
+    def outranks(self, waiting: Sequence, running: Sequence) -> bool:
+        return False

@@ -5,7 +5,7 @@
             if nobody has:   c[u] = max(c[u], c[last_left])
             else:            c[u] = max(c[u], min{c[i] : i has something waiting})
     while the batch has room:
-        k = argmin{c[i] : i has something waiting}          # ties: the earlier head, then the name
+        k = argmin{c[i] : i has something waiting}          # ties: who was charged longest ago, then the earlier head
         if head(k) does not fit: stop                       # skipping it would void the bound
         take it, c[k] += its prompt's cost / weight         # here and now: charging a filled batch lets one take all
         if k has nothing more waiting: last_left = k
@@ -27,7 +27,7 @@ from lorafleet_runtime.core.fairness.meter import Meter
 from lorafleet_runtime.core.fairness.order import Fifo, Key, Order, Rank, tenant_of
 from lorafleet_runtime.core.sequence import Sequence
 
-_Entry = tuple[int, int, str, int]  # counter, arrival of the head, key, version
+_Entry = tuple[int, int, int, str, int]  # counter, last charge, arrival of the head; key, version
 
 
 def _weight_of(sequence: Sequence) -> float:
@@ -58,6 +58,8 @@ class Vtc:
         self._waiting: dict[str, int] = {}  # keys with something waiting -> the version of their entry in the heap
         self._heap: list[_Entry] = []
         self._version = 0
+        self._charges = 0
+        self._charged: dict[str, int] = {}  # when a key was last charged, in charges
         self._size = 0
         self._last_left: str | None = None
 
@@ -116,6 +118,8 @@ class Vtc:
 
     def charge(self, sequence: Sequence, amount: int) -> None:
         key = self._key(sequence)
+        self._charges += 1
+        self._charged[key] = self._charges
         self.meter.charge(key, self._weight(sequence), amount)
         self._order(key).charge(sequence, amount)
         if amount < 0:
@@ -136,6 +140,9 @@ class Vtc:
         """The most served tenant's newest request goes first."""
         return self.meter.counter(self._key(sequence)), sequence.arrival
 
+    def outranks(self, waiting: Sequence, running: Sequence) -> bool:
+        return self._served(self._key(waiting)) < self._served(self._key(running))
+
     def _order(self, key: str) -> Order:
         order = self._orders.get(key)
         if order is None:
@@ -145,12 +152,12 @@ class Vtc:
     def _least(self) -> str | None:
         heap = self._heap
         while heap:
-            counter, arrival, key, version = heap[0]
+            counter, charged, arrival, key, version = heap[0]
             if self._waiting.get(key) != version:
                 heapq.heappop(heap)
                 continue
             now = self._standing(key)
-            if now != (counter, arrival):
+            if now != (counter, charged, arrival):
                 heapq.heapreplace(heap, (*now, key, version))
                 continue
             return key
@@ -165,7 +172,10 @@ class Vtc:
         else:
             heapq.heappush(self._heap, (*self._standing(key), key, self._version))
 
-    def _standing(self, key: str) -> tuple[int, int]:
+    def _standing(self, key: str) -> tuple[int, int, int]:
         head = self._orders[key].head()
         assert head is not None, key
-        return self.meter.counter(key), head.arrival
+        return *self._served(key), head.arrival
+
+    def _served(self, key: str) -> tuple[int, int]:
+        return self.meter.counter(key), self._charged.get(key, 0)
