@@ -1,8 +1,8 @@
 """The proof on the real engine: SmolLM2 behind `lorafleet up`, one tenant flooding, the others light.
 
-For two and eight tenants over one and two replicas: the light tenants' time to the first token beside the flood, against
-the same requests alone on the machine; then two tenants that both flood two replicas: the greatest difference of their
-service while both wait everywhere, against the bound that the gateway exports."""
+For two and eight tenants over one and two replicas: the light tenants' time to the first token beside the flood,
+against the same requests alone on the machine; then two tenants that both flood two replicas: the greatest difference of
+their service while both wait everywhere, against the bound that the gateway exports."""
 
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ class Fleet:
 def objects(tenants: int, replicas: int) -> list[dict[str, object]]:
     """The fleet as YAML documents: one base model that every tenant may call."""
     base = {
-        "apiVersion": "lorafleet.dev/v1alpha1", "kind": "BaseModel", "metadata": {"name": "smol", "namespace": "models"},
+        "apiVersion": "lorafleet.dev/v1alpha1", "kind": "BaseModel",
+        "metadata": {"name": "smol", "namespace": "models"},
         "spec": {
             "source": {"uri": MODEL}, "replicas": replicas,
             "engine": {"dtype": "float32", "maxModelLen": 512, "maxNumSeqs": SEATS, "maxBatchedTokens": 64,
