@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
-from lorafleet_runtime.config import EngineConfig
 from lorafleet_runtime.engine.engine import Engine
-from lorafleet_runtime.engine.start import start
 from lorafleet_runtime.errors import ConfigError
 from lorafleet_runtime.model.config import DecoderConfig
-from lorafleet_runtime.model.tiny import random_adapter, save_adapter, save_tiny_model, tiny_config
+from lorafleet_runtime.model.tiny import random_adapter, save_adapter, tiny_config
 from lorafleet_runtime.protocol import (
     AbortRequest,
     AddRequest,
@@ -25,36 +22,6 @@ from lorafleet_runtime.protocol import (
 )
 
 CONFIG: DecoderConfig = tiny_config("llama")
-PAGE_BYTES = CONFIG.num_layers * 16 * 2 * CONFIG.kv_dim * 4
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("model"), CONFIG, seed=4)
-
-
-@pytest.fixture
-def make(model: Path) -> Iterator[Callable[..., Engine]]:
-    torch.set_num_threads(1)
-    started: list[Engine] = []
-
-    def make_engine(pages: int = 200, *, max_model_len: int = 128, seqs: int = 16) -> Engine:
-        config = EngineConfig(
-            str(model),
-            "tiny",
-            dtype="float32",
-            max_model_len=max_model_len,
-            max_num_seqs=seqs,
-            max_batched_tokens=64,
-            memory_bytes=pages * PAGE_BYTES,
-            threads=1,
-        )
-        started.append(start(config, lambda message, fraction: None))
-        return started[-1]
-
-    yield make_engine
-    for engine in started:
-        engine.close()
 
 
 def adapter_at(folder: Path, seed: int, *, alpha: float = 16.0, strength: float = 1.0) -> Path:
