@@ -56,7 +56,7 @@ class Fleet:
 
 def objects(tenants: int, replicas: int) -> list[dict[str, object]]:
     """The fleet as YAML documents: one base model that every tenant may call."""
-    base = {
+    base: dict[str, object] = {
         "apiVersion": "lorafleet.dev/v1alpha1", "kind": "BaseModel",
         "metadata": {"name": "smol", "namespace": "models"},
         "spec": {
@@ -220,8 +220,7 @@ async def two_floods(seconds: float) -> list[Result]:
             while time.monotonic() < end:
                 replicas = await asyncio.gather(*(samples(http, url) for url in fleet.replica_urls()))
                 gateway = await samples(http, fleet.url)
-                waiting = [found[("lorafleet_fairness_waiting", tenant)] for found in replicas for tenant in ("t0", "t1")]
-                if not all(waiting):
+                if not all(f[("lorafleet_fairness_waiting", t)] for f in replicas for t in ("t0", "t1")):
                     break  # the bound is for tenants that wait everywhere
                 service = [sum(f[("lorafleet_fairness_service_total", t)] for f in replicas) for t in ("t0", "t1")]
                 gaps.append(service[0] - service[1])
