@@ -69,7 +69,8 @@ class CounterTable:
 
     def own_service(self, tenant: str) -> int:
         """What this party itself has charged a tenant in its present column."""
-        return self._service.get(self.own, {}).get(tenant, 0)
+        own = self._service.get(self.own)
+        return own.get(tenant, 0) if own else 0
 
     def given(self, column: str, tenant: str) -> tuple[int, int]:
         """Service and refunds of a tenant in a column, as far as they are known here."""
@@ -77,9 +78,14 @@ class CounterTable:
 
     def spend(self, tenant: str, amount: int) -> None:
         """Charge; `amount` ≥ 0."""
-        self._grow("service", self._service, self.own, tenant, self.own_service(tenant) + amount)
-        if self._service[self.own][tenant] >= LARGEST:
+        total = self.own_service(tenant) + amount
+        if total > LARGEST:
             self.begin_column()
+            total = amount
+        if amount:
+            self._service.setdefault(self.own, {})[tenant] = total
+            self._counters[tenant] = self._counters.get(tenant, 0) + amount
+            self._touch(("service", self.own, tenant))
 
     def refund(self, tenant: str, amount: int) -> None:
         """Give back a charge for what was not executed; `amount` ≥ 0."""
@@ -133,7 +139,7 @@ class CounterTable:
             self._name_column()
 
     def begin_column(self) -> None:
-        """Close the own column, which is about to outgrow the wire, and open the next."""
+        """Close the own column, which would outgrow the wire, and open the next."""
         self._name_column()
 
     def since(self, version: int) -> Table:

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -47,6 +48,7 @@ class FairQueue:
         self.tallies: dict[str, Tally] = {}
         self.changed: set[str] = set()  # tenants whose tally has changed since the owner last emptied it
         self.refunds = 0
+        self._crowds = 0  # tenants of whom several sequences run
         self.worst_in_flight = 0
         self._cost = cost or Linear()
         self._predictor = predictor
@@ -96,6 +98,7 @@ class FairQueue:
         tally = self._tally(sequence)
         tally.waiting -= 1
         tally.running += 1
+        self._crowds += tally.running == 2
         most = self._cost.of(sequence.prompt_len, sequence.sampling.max_tokens, sequence.cached)
         sequence.in_flight = most * MICRO // round(sequence.weight * MICRO)
         tally.in_flight += sequence.in_flight
@@ -106,10 +109,10 @@ class FairQueue:
     def ran(self, sequence: Sequence, start: int, count: int, made: int) -> None:
         """A step computed `count` tokens of a running sequence from `start`, and `made` new ones were accepted."""
         tally = self._tally(sequence)
-        until = min(start + count, sequence.prompt_len)
-        if until > sequence.prefilled:
-            tally.prompt_tokens += until - sequence.prefilled
-            sequence.prefilled = until
+        if sequence.prefilled < sequence.prompt_len:
+            until = min(start + count, sequence.prompt_len)
+            tally.prompt_tokens += max(0, until - sequence.prefilled)
+            sequence.prefilled = max(until, sequence.prefilled)
         if made:
             tally.output_tokens += made
             self._charge_up_to(sequence, sequence.output_len)
@@ -129,15 +132,18 @@ class FairQueue:
 
     def is_newcomer(self, sequence: Sequence) -> bool:
         """Whether nothing runs of a waiting sequence's tenant."""
-        return not self._tally(sequence).running
+        return not self.tallies[sequence.tenant].running
 
     def who_makes_way(self, newcomer: Sequence, running: Iterable[Sequence]) -> Iterator[Sequence]:
         """The running sequences that give their place to a newcomer, the most served tenant's newest first. Only
         tenants that have been served more do, and each keeps one: so nobody is driven out, and a crowd of newcomers
         that all have one place does not push each other about."""
-        kept = {tenant: tally.running for tenant, tally in self.tallies.items() if tally.running > 1}
-        for sequence in sorted(running, key=self.order.rank, reverse=True):
-            if kept.get(sequence.tenant, 1) > 1 and self.order.outranks(newcomer, sequence):
+        if not self._crowds:
+            return
+        placed = sorted(running, key=self.order.rank, reverse=True)
+        kept = Counter(sequence.tenant for sequence in placed)
+        for sequence in placed:
+            if kept[sequence.tenant] > 1 and self.order.outranks(newcomer, sequence):
                 kept[sequence.tenant] -= 1
                 yield sequence
 
@@ -166,6 +172,7 @@ class FairQueue:
 
     def _release(self, sequence: Sequence, tally: Tally) -> None:
         tally.running -= 1
+        self._crowds -= tally.running == 1
         tally.in_flight -= sequence.in_flight
         sequence.in_flight = 0
 

@@ -76,11 +76,12 @@ def user_of(sequence: Sequence) -> str:
 
 
 class Fifo:
-    """First come, first served [VTC 5, FCFS]: charges are booked and decide nothing."""
+    """First come, first served [VTC 5, FCFS]: charges decide nothing. They are booked where a meter is given; inside
+    another order there is none."""
 
-    def __init__(self, meter: Meter | None = None, key: Key = tenant_of) -> None:
+    def __init__(self, meter: Meter | None = None) -> None:
         self.meter = meter or Meter()
-        self._key = key
+        self._books = meter is not None
         self._waiting: OrderedDict[int, Sequence] = OrderedDict()  # by arrival, which is unique
 
     def __len__(self) -> int:
@@ -106,13 +107,14 @@ class Fifo:
         del self._waiting[sequence.arrival]
 
     def charge(self, sequence: Sequence, amount: int) -> None:
-        self.meter.charge(self._key(sequence), sequence.weight, amount)
+        if self._books:
+            self.meter.charge(sequence.tenant, sequence.weight, amount)
 
     def recount(self, keys: Iterable[str]) -> None:
         pass
 
     def floor(self) -> int:
-        return min((self.meter.counter(self._key(sequence)) for sequence in self), default=0)
+        return 0  # nobody is lifted
 
     def rank(self, sequence: Sequence) -> Rank:
         return 0, sequence.arrival
