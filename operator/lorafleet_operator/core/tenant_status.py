@@ -7,8 +7,8 @@ from typing import Any
 
 from lorafleet_operator.core.conditions import Condition
 from lorafleet_operator.core.objects import Desired, Tenant
+from lorafleet_operator.core.tenant_keys import key_material
 from lorafleet_operator.core.usage import ModelUsage, TenantUsage, Usage
-from lorafleet_operator.core.validation import key_material
 
 Status = dict[str, Any]
 
