@@ -70,6 +70,7 @@ MINIMAL: dict[str, dict[str, Any]] = {
 }
 
 TABLE = [{"tokens": 0, "cost": 0}, {"tokens": 100, "cost": 50}]
+FREE = [{"tokens": 9, "cost": 0}]
 PIECEWISE = {"kind": "Piecewise", "inputTable": TABLE, "outputTable": TABLE}
 
 # (kind, path below spec, value): accepted in place of the full document's value
@@ -94,6 +95,8 @@ GOOD: list[tuple[str, str, Any]] = [
     ("BaseModel", "fairness.cost", {"kind": "KVTime", "output": 3, "memory": 0}),
     ("BaseModel", "fairness.cost", {"kind": "Quadratic", "input": 0, "output": 0, "product": 1}),
     ("BaseModel", "fairness.cost", {"output": 0}),
+    ("BaseModel", "fairness.cost", {"input": 0.000001, "output": 0}),
+    ("BaseModel", "fairness.cost", PIECEWISE | {"inputTable": FREE}),
     ("BaseModel", "fairness.cost", {"kind": "Profiled"}),
     ("BaseModel", "fairness.cost", PIECEWISE),
     ("BaseModel", "fairness.cost", PIECEWISE | {"inputTable": TABLE[::-1]}),
@@ -162,7 +165,10 @@ BAD: list[tuple[str, str, Any, str]] = [
     ("BaseModel", "fairness.cost", {"kind": "KVTime", "input": 0, "output": 0.0, "memory": 0}, "nothing would be"),
     ("BaseModel", "fairness.cost", {"kind": "Quadratic", "input": 0, "output": 0, "product": 0}, "nothing would be"),
     ("BaseModel", "fairness.cost", {"kind": "Piecewise", "inputTable": TABLE[:1], "outputTable": TABLE[:1]},
-     "nothing would be"),
+     "a point beyond 0 tokens"),
+    ("BaseModel", "fairness.cost", PIECEWISE | {"outputTable": [{"tokens": 0, "cost": 5}]}, "a point beyond 0 tokens"),
+    ("BaseModel", "fairness.cost", PIECEWISE | {"inputTable": FREE, "outputTable": FREE}, "nothing would be counted"),
+    ("BaseModel", "fairness.cost", {"input": 1e-7, "output": 0}, "no weight reaches 0.000001"),
     ("BaseModel", "fairness.users", "Everyone", "must be one of Tenant, Fair"),
     ("BaseModel", "fairness.prediction", "Oracle", "must be one of None, MovingAverage"),
     ("BaseModel", "fairness", {"policy": "FCFS", "users": "Fair"}, "belong to the policy VTC"),

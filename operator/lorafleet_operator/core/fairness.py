@@ -24,6 +24,8 @@ QUADRATIC_ONLY = ("product", "outputSquared", "constant")
 TABLES = ("inputTable", "outputTable")
 QUANTUM = 4096
 MOST = 1_000_000_000
+SMALLEST = 0.000001
+"""Runtimes count in whole millionths of a unit of service."""
 
 Settings = dict[str, Any]
 
@@ -104,7 +106,7 @@ def _read_cost(fields: Fields) -> Settings:
     fields.close()
     written = {name: value for name, value in {**weights, **tables}.items() if value not in (None, [])}
     if _counts_nothing({**OF_KIND.get(kind, {}), **written}):
-        fields.wrong("", "every weight is 0, so that nothing would be counted: write one above 0")
+        fields.wrong("", "no weight reaches 0.000001, so that nothing would be counted: write a larger one")
     return {"kind": kind, **written}
 
 
@@ -112,7 +114,7 @@ def _counts_nothing(cost: Mapping[str, Any]) -> bool:
     """An empty cost is that of a kind which gets its weights elsewhere."""
     costs = [point["cost"] for name in TABLES for point in cost.get(name, ())]
     weights = [value for name, value in cost.items() if name not in TABLES]
-    return bool(costs or weights) and not any((*costs, *weights))
+    return bool(costs or weights) and max((*costs, *weights)) < SMALLEST
 
 
 def _read_table(fields: Fields, name: str) -> list[dict[str, float]]:
@@ -126,6 +128,8 @@ def _read_table(fields: Fields, name: str) -> list[dict[str, float]]:
         points.append({"tokens": float(tokens or 0), "cost": float(cost or 0)})
     if fields.has(name) and not points:
         fields.wrong(name, "must hold at least one point")
+    if points and not any(point["tokens"] for point in points):
+        fields.wrong(name, "must have a point beyond 0 tokens: its slope goes on from there")
     points.sort(key=lambda point: point["tokens"])
     if any(a["tokens"] == b["tokens"] or a["cost"] > b["cost"] for a, b in pairwise(points)):
         fields.wrong(name, "each point must have tokens of its own, and cost must not fall as tokens rise")
