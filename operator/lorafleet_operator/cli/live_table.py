@@ -1,4 +1,4 @@
-"""What both `top` commands share: their options, and a table of replicas' own metrics that is drawn again and again."""
+"""What both `top` commands share: replicas' metrics as they come, and a table of them that is drawn again and again."""
 
 from __future__ import annotations
 
@@ -18,6 +18,10 @@ FIRST_SECONDS = 1.0
 """Between the two looks of `--once`: a rate needs two."""
 
 
+Sample = tuple[str, Mapping[str, str], float]
+"""Name, labels, value."""
+
+
 @dataclass(frozen=True, slots=True)
 class Exposition:
     """What the /metrics of one replica answered; empty when it did not."""
@@ -27,9 +31,8 @@ class Exposition:
     replica: str
     text: str
 
-
-    def samples(self) -> list[tuple[str, Mapping[str, str], float]]:
-        """Names, labels and values; nothing when another program answered, with something else."""
+    def samples(self) -> list[Sample]:
+        """All of them; nothing when another program answered, with something else."""
         try:
             families = list(text_string_to_metric_families(self.text))
         except ValueError:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from lorafleet_operator.cli.live_table import Exposition
+from lorafleet_operator.cli.live_table import Exposition, Sample
 from lorafleet_operator.core.usage import fleet_floor
 
 PREFIX = "lorafleet_fairness_"
@@ -73,7 +73,7 @@ def rate(line: Line, before: Line | None, known: Iterable[str], seconds: float) 
 
 
 def _board(namespace: str, base: str, found: list[Exposition]) -> Board:
-    told = [_told(each) for each in found if each.text]
+    told = [_told(each.replica, samples) for each in found if (samples := each.samples())]
     floor = fleet_floor(
         (each.whole.get("floor", 0.0), any(t.get("waiting", 0.0) > 0 for t in each.tenants.values())) for each in told
     )
@@ -111,10 +111,10 @@ def _with_share(line: Line, total: float) -> Line:
     return replace(line, share=line.service / total if total else 0.0)
 
 
-def _told(found: Exposition) -> _Told:
+def _told(replica: str, samples: Iterable[Sample]) -> _Told:
     whole: dict[str, float] = {}
     tenants: dict[str, dict[str, float]] = defaultdict(dict)
-    for sample, labels, value in found.samples():
+    for sample, labels, value in samples:
         if not sample.startswith(PREFIX):
             continue
         name = sample.removeprefix(PREFIX) + (f".{labels['kind']}" if "kind" in labels else "")
@@ -122,4 +122,4 @@ def _told(found: Exposition) -> _Told:
             tenants[labels["tenant"]][name] = value
         else:
             whole[name] = value
-    return _Told(found.replica, whole, tenants)
+    return _Told(replica, whole, tenants)

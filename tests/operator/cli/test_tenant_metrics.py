@@ -39,7 +39,7 @@ def test_what_each_replica_knows_of_the_whole_fleet_counts_once() -> None:
 
 
 def test_a_base_model_is_there_while_nobody_answers_or_another_program_does() -> None:
-    assert only(of("", "not { metrics")) == Board("models", "tiny", 2, 1)
+    assert only(of("", "not { metrics")) == Board("models", "tiny", 2, 0)
     assert only(of("")) == Board("models", "tiny", 1, 0)
 
 
