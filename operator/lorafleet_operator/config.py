@@ -28,6 +28,7 @@ class Settings:
     gateway_command: tuple[str, ...] = field(default_factory=lambda: commands.program({}, "", "lorafleet_gateway"))
     scan_seconds: float = 0.25  # between two looks at the YAML files
     poll_seconds: float = 0.25  # between two looks at a runtime's state
+    usage_seconds: float = 5.0  # between two looks at what tenants have received
     resync_seconds: float = 2.0  # a pass happens at least this often, and sources are looked at again
     drain_seconds: float = 5.0  # how long running requests may take to finish when the fleet ends
 

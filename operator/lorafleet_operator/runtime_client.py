@@ -16,6 +16,8 @@ import aiohttp
 
 from lorafleet_operator import errors
 from lorafleet_operator.core.objects import Artifact, ArtifactFile
+from lorafleet_operator.core.usage import Report
+from lorafleet_operator.tenant_report import parse_tenants
 
 CONNECTIONS = 16
 KEEP_ALIVE_SECONDS = 60.0
@@ -98,6 +100,10 @@ class RuntimeClient:
         self._last = parse_state(_json(response))
         self._etag = response.headers.get("ETag", "")
         return self._last
+
+    async def tenants(self) -> Report:
+        """What the runtime's tenants have received."""
+        return parse_tenants(_json(await self._call("GET", "/admin/tenants")))
 
     async def put_adapter(self, adapter_id: str, artifact: Artifact, *, pinned: bool = False) -> str:
         """Ask for a load and return the state it is in now, Loading or Ready. Idempotent by revision."""

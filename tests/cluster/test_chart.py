@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,20 @@ def test_nothing_has_to_be_waited_for_when_the_release_goes(helm: Path) -> None:
     assert not [o for o in objects if o["metadata"].get("finalizers")]
 
 
+def test_dashboards_come_as_they_are_where_grafana_looks_for_them_and_only_when_asked_for(helm: Path) -> None:
+    def labelled(*options: str) -> list[dict[str, Any]]:
+        return [o for o in render(helm, *options) if "grafana_dashboard" in o["metadata"].get("labels", {})]
+
+    (found,) = labelled("--set", "monitoring.dashboards.enabled=true")
+    files = {f"lorafleet-{path.name}": path.read_text() for path in (CHART / "files" / "dashboards").glob("*.json")}
+
+    assert labelled() == []
+    assert (found["kind"], found["metadata"]["labels"]["grafana_dashboard"]) == ("ConfigMap", "1")
+    assert {name: json.loads(text) for name, text in found["data"].items()} == {
+        name: json.loads(text) for name, text in files.items()
+    }
+
+
 @pytest.mark.parametrize(
     ("option", "says"),
     [
@@ -189,6 +204,8 @@ def test_nothing_has_to_be_waited_for_when_the_release_goes(helm: Path) -> None:
         ("gateway.service.type=Ingress", "type"),
         ("metrics.podMonitor.enabled=true", "monitoring.coreos.com/v1"),
         ("webhook.failurePolicy=Maybe", "failurePolicy"),
+        ("monitoring.dashboards.enabled=yes", "enabled"),
+        ("monitoring.dashboard.enabled=true", "dashboard"),
         ("webhook.enabled=true,webhook.certManager.enabled=true", "cert-manager.io/v1"),
     ],
 )

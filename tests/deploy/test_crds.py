@@ -81,8 +81,9 @@ def test_every_field_of_the_crd_is_read_by_core_api_and_the_other_way_round(
             sinks.append(self)
 
     monkeypatch.setattr(api, "Sink", Recording)
-    for cost in (documents.FULL["BaseModel"]["spec"]["fairness"]["cost"], documents.PIECEWISE):
-        path, value = ("fairness.cost", cost) if kind == "BaseModel" else ("ignored", documents.ABSENT)
+    full = documents.FULL["BaseModel"]["spec"]["fairness"]
+    for fairness in (full, {"policy": "DRR", "quantum": 1, "cost": documents.PIECEWISE}):
+        path, value = ("fairness", fairness) if kind == "BaseModel" else ("ignored", documents.ABSENT)
         assert not isinstance(api.read(documents.changed(kind, path, value)), Problems)
 
     known = {path for sink in sinks for path in sink.known if path.startswith(".spec.")}

@@ -2,7 +2,8 @@
 
 It is told by files in $FAKE_RUNTIME_DIR, named for the served name: `NAME.crash` (exit at once, status 3),
 `NAME.hang` (answer nothing), `NAME.slow` (seconds of Loading), `NAME.broken` (phase Failed). An adapter whose config
-says `"fake": "REASON"` fails with it. Without an admin port it passes for a gateway. Every start leaves a line
+says `"fake": "REASON"` fails with it. What it says of tenants and in its metrics is in `NAME.tenants` (a JSON list)
+and `NAME.metrics`. Without an admin port it passes for a gateway. Every start leaves a line
 `PID INCARNATION ARGV` in `NAME.starts`.
 """
 
@@ -107,6 +108,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if not self._admitted():
+            return
+        if self.path == "/admin/tenants":
+            tenants = json.loads(self.fake.told("tenants") or "[]")
+            self._answer(200, {"version": 1, "incarnation": self.fake.incarnation, "floor": 0, "tenants": tenants})
             return
         with self.fake.lock:
             state = self.fake.state()

@@ -67,6 +67,7 @@ class Yard:
             (self.root,), self.root / "state", port=self.port,
             runtime_command=kit.FAKE_RUNTIME, gateway_command=kit.FAKE_RUNTIME,
             scan_seconds=0.1, poll_seconds=0.05, resync_seconds=0.5, drain_seconds=0.5,
+            usage_seconds=0.1,
         )  # fmt: skip
         folder = Folder(settings.paths)
         folder.scan()
@@ -101,9 +102,13 @@ class Yard:
         return dict(json.loads(path.read_text())) if path.exists() else {}
 
     def status(self, kind: str, name: str) -> dict[str, Any]:
+        """Its conditions by type."""
+        return {condition["type"]: condition for condition in self.whole_status(kind, name)["conditions"]}
+
+    def whole_status(self, kind: str, name: str) -> dict[str, Any]:
         objects = json.loads((self.root / "state" / "status.json").read_text())["objects"]
         found = next(o for o in objects if (o["kind"], o["metadata"]["name"]) == (kind, name))
-        return {condition["type"]: condition for condition in found["status"]["conditions"]}
+        return dict(found["status"])
 
     async def down(self) -> None:
         self.stop.set()

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from prometheus_client.parser import text_string_to_metric_families
-from rich.live import Live
-from rich.table import Table
-
+from lorafleet_operator.cli.live_table import Exposition, show
 from lorafleet_operator.cli.operator import configuration
-from lorafleet_operator.cli.terminal import console
+from lorafleet_operator.cli.top import view_of
 from lorafleet_operator.core.manifests import BASE_MODEL_LABEL
 from lorafleet_operator.core.runtime_arguments import SERVING_PORT
 from lorafleet_operator.errors import KubeError
@@ -23,80 +18,33 @@ from lorafleet_operator.kube.client import KubeClient
 AT_ONCE = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One replica; `values` by metric name, empty when it does not answer."""
-
-    namespace: str
-    base: str
-    pod: str
-    values: Mapping[str, float]
-
-
 def run(options: argparse.Namespace) -> int:
     """Show until Ctrl-C, or once. Raises LorafleetError."""
     client = KubeClient(configuration(options.kubeconfig))
+
+    async def read() -> list[Exposition]:
+        return await expositions(client, options.namespace or "", options.base_model)
+
     try:
-        return asyncio.run(_show(client, options))
+        return asyncio.run(show(read, view_of(options.what), options, rates=options.what == "tenants"))
     finally:
         client.close()
 
 
-async def _show(client: KubeClient, options: argparse.Namespace) -> int:
-    out = console()
-    rows = await _rows(client, options.namespace)
-    if options.once:
-        out.print(table(rows))
-        return 0
-    with Live(table(rows), console=out, auto_refresh=False) as live:
-        while True:
-            begun = time.monotonic()
-            live.update(table(await _rows(client, options.namespace)), refresh=True)
-            await asyncio.sleep(max(0.1, options.every - (time.monotonic() - begun)))
-
-
-async def _rows(client: KubeClient, namespace: str | None) -> list[Row]:
-    pods = await client.list_in("Pod", namespace or "", BASE_MODEL_LABEL)
+async def expositions(client: KubeClient, namespace: str, base_model: str | None) -> list[Exposition]:
+    """Of the pods of all base models, or of one."""
+    selector = f"{BASE_MODEL_LABEL}={base_model}" if base_model else BASE_MODEL_LABEL
+    pods = await client.list_in("Pod", namespace, selector)
     room = asyncio.Semaphore(AT_ONCE)
 
-    async def row(pod: Mapping[str, Any]) -> Row:
+    async def ask(pod: Mapping[str, Any]) -> Exposition:
         metadata = pod["metadata"]
         async with room:
             try:
                 text = await client.pod_text(metadata["namespace"], metadata["name"], SERVING_PORT, "metrics")
             except KubeError:
                 text = ""
-        return Row(metadata["namespace"], metadata["labels"][BASE_MODEL_LABEL], metadata["name"], parsed(text))
+        return Exposition(metadata["namespace"], metadata["labels"][BASE_MODEL_LABEL], metadata["name"], text)
 
-    return sorted(await asyncio.gather(*map(row, pods)), key=lambda r: (r.namespace, r.base, r.pod))
-
-
-def parsed(text: str) -> dict[str, float]:
-    """The gauges of an exposition; of several series of one name the sum, `lorafleet_adapters` by its state."""
-    found: dict[str, float] = {}
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            name = f"{sample.name}.{sample.labels['state']}" if "state" in sample.labels else sample.name
-            found[name] = found.get(name, 0.0) + sample.value
-    return found
-
-
-def table(rows: list[Row]) -> Table:
-    """What people see."""
-    shown = Table(box=None, pad_edge=False)
-    for name in ("NAMESPACE", "BASE MODEL", "REPLICA"):
-        shown.add_column(name)
-    for name in ("RUNNING", "WAITING", "TOKENS/S", "STEP MS", "KV", "ADAPTERS", "IN PAGES"):
-        shown.add_column(name, justify="right")
-    for row in rows:
-        v = row.values
-        if not v:
-            shown.add_row(row.namespace, row.base, row.pod, *("-",) * 7)
-            continue
-        shown.add_row(
-            row.namespace, row.base, row.pod, f"{v.get('vllm:num_requests_running', 0):.0f}",
-            f"{v.get('vllm:num_requests_waiting', 0):.0f}", f"{v.get('lorafleet_output_tokens_per_second', 0):.1f}",
-            f"{1000 * v.get('lorafleet_step_seconds', 0):.0f}", f"{100 * v.get('vllm:kv_cache_usage_perc', 0):.0f} %",
-            f"{v.get('lorafleet_adapters.Ready', 0):.0f}", f"{v.get('lorafleet_adapters_resident', 0):.0f}",
-        )  # fmt: skip
-    return shown
+    found = await asyncio.gather(*map(ask, pods))
+    return sorted(found, key=lambda each: (each.namespace, each.base, each.replica))

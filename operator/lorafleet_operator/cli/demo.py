@@ -16,7 +16,7 @@ from lorafleet_operator.cli.terminal import console
 from lorafleet_operator.cli.up import from_options, until_settled
 from lorafleet_operator.config import Settings
 from lorafleet_operator.core.objects import Desired
-from lorafleet_operator.core.validation import key_material
+from lorafleet_operator.core.tenant_keys import key_material
 from lorafleet_operator.errors import FleetFailed
 from lorafleet_operator.folder import Folder
 from lorafleet_operator.local.progress import Item

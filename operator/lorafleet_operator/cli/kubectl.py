@@ -7,11 +7,13 @@ from collections.abc import Sequence
 
 from lorafleet_operator import __version__
 from lorafleet_operator.cli.dispatch import dispatch
+from lorafleet_operator.cli.top_options import add_top_options
 
 EXAMPLES = """\
 examples:
   kubectl lorafleet status                   every object, and why what is not Ready is not
   kubectl lorafleet top                      replicas as they work: requests, pages, adapters, tokens per second
+  kubectl lorafleet top tenants              tenants: service, share, who waits, tokens per second
   kubectl lorafleet chat pirate -t acme      talk to an adapter as one of acme's clients
 """
 
@@ -26,10 +28,7 @@ def parser() -> argparse.ArgumentParser:
     commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
     status = _command(commands, "status", "print every object, and why what is not Ready is not")
     status.add_argument("-n", "--namespace", help="of one namespace only (default: all of them)")
-    top = _command(commands, "top", "show replicas as they work, until Ctrl-C")
-    top.add_argument("-n", "--namespace", help="of one namespace only (default: all of them)")
-    top.add_argument("--once", action="store_true", help="print once and exit")
-    top.add_argument("--every", type=float, default=2.0, metavar="SECONDS", help="default: %(default)s")
+    add_top_options(_command(commands, "top", "show replicas as they work, or their tenants, until Ctrl-C"))
     chat = _command(commands, "chat", "talk to a model")
     chat.add_argument("model", metavar="MODEL", help="a base model's or an adapter's served name")
     chat.add_argument("-m", "--message", help="say this, print the answer and exit (default: a conversation)")

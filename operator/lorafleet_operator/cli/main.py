@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from lorafleet_operator import __version__
 from lorafleet_operator.cli.dispatch import dispatch
+from lorafleet_operator.cli.top_options import add_top_options
 from lorafleet_operator.config import DEFAULT_HOST, DEFAULT_PORT
 
 EXAMPLES = """\
@@ -14,6 +15,7 @@ examples:
   lorafleet up -f examples/quickstart      bring up the fleet that these files declare, serve until Ctrl-C
   lorafleet get loraadapters -n acme       what the running fleet holds, as kubectl would print it
   lorafleet get lorafleet -w               every object, and every change of them
+  lorafleet top tenants                    who receives what, and who waits, as it happens
   lorafleet plan -f examples/quickstart    what `up` would do, and what is wrong with the files; does nothing
   lorafleet demo -f examples/quickstart    ask the base model and every adapter the same questions, side by side
 
@@ -35,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
     commands = root.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _up(_command(commands, "up", "bring the fleet up on this machine, and keep it as declared"))
     _get(_command(commands, "get", "print the objects of the running fleet"))
+    add_top_options(_command(commands, "top", "show replicas as they work, or their tenants, until Ctrl-C"))
     _plan(_command(commands, "plan", "print what `up` would do, without doing it"))
     _demo(_command(commands, "demo", "bring the fleet up, ask it a few questions, print the answers"))
     _operator(_command(commands, "operator", "run the operator of a Kubernetes cluster"))

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any, Literal, cast
 
+from lorafleet_operator.core.fairness import read_fairness
 from lorafleet_operator.core.fields import Fields
 from lorafleet_operator.core.names import DNS_LABEL, DNS_LABEL_SAYS, read_served_name, read_source
 from lorafleet_operator.core.objects import AllowedNamespaces, BaseModel, Engine, Lora, Ref
 
-POLICIES = ("VTC", "FCFS", "LCF", "RPM", "DRR", "DLPM")
-COSTS = ("Linear", "Quadratic", "Piecewise", "Profiled")
-QUADRATIC_ONLY = ("product", "outputSquared", "constant")
-TABLES = ("inputTable", "outputTable")
 RESOURCE = r"[0-9]{1,15}(\.[0-9]{1,9})?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?"
 
 
@@ -25,7 +21,7 @@ def read_base_model(spec: Fields, ref: Ref, *, generation: int, created: str, ba
         replicas=spec.integer("replicas", 0, 256, 1) or 0,
         engine=_engine(spec.section("engine")),
         lora=_lora(spec.section("lora")),
-        fairness=_fairness(spec.section("fairness")),
+        fairness=read_fairness(spec.section("fairness")),
         migration=_migration(spec.section("migration")),
         runtime=_runtime(spec.section("runtime")),
         allowed_namespaces=_allowed_namespaces(spec.section("allowedNamespaces")),
@@ -61,51 +57,6 @@ def _lora(fields: Fields) -> Lora:
     lora = Lora(rank or 0, cast(Literal["Auto", "Never"], fields.choice("merge", ("Auto", "Never"), "Auto")))
     fields.close()
     return lora
-
-
-def _fairness(fields: Fields) -> dict[str, Any]:
-    policy = fields.choice("policy", POLICIES, "VTC")
-    fairness: dict[str, Any] = {"policy": policy, "cost": _cost(fields.section("cost"))}
-    abort = fields.section("earlyAbort")
-    seconds = abort.number("ttftSeconds", 0.01, 3600)
-    if fields.has("earlyAbort") and not abort.has("ttftSeconds"):
-        abort.wrong("ttftSeconds", "is required")
-    abort.close()
-    fields.close()
-    return fairness if seconds is None else {**fairness, "earlyAbort": {"ttftSeconds": seconds}}
-
-
-def _cost(fields: Fields) -> dict[str, Any]:
-    kind = fields.choice("kind", COSTS, "Linear")
-    weights = {name: fields.number(name, 0, 1e6) for name in ("input", "output", *QUADRATIC_ONLY)}
-    tables = {name: _table(fields, name) for name in TABLES}
-    if kind not in ("Linear", "Quadratic") and (fields.has("input") or fields.has("output")):
-        fields.wrong("", "input and output belong to the kinds Linear and Quadratic")
-    if kind != "Quadratic" and any(fields.has(name) for name in QUADRATIC_ONLY):
-        fields.wrong("", "product, outputSquared and constant belong to the kind Quadratic")
-    if any(fields.has(name) != (kind == "Piecewise") for name in TABLES):
-        fields.wrong("", "inputTable and outputTable belong to the kind Piecewise, which needs both")
-    fields.close()
-    written = {name: value for name, value in {**weights, **tables}.items() if value not in (None, [])}
-    linear = {"input": 1, "output": 2} if kind in ("Linear", "Quadratic") else {}
-    return {"kind": kind, **linear, **written}
-
-
-def _table(fields: Fields, name: str) -> list[dict[str, float]]:
-    points = []
-    for item in fields.sections(name, 32):
-        tokens, cost = item.integer("tokens", 0, 1048576), item.number("cost", 0, 1e9)
-        for key in ("tokens", "cost"):
-            if not item.has(key):
-                item.wrong(key, "is required")
-        item.close()
-        points.append({"tokens": float(tokens or 0), "cost": float(cost or 0)})
-    if fields.has(name) and not points:
-        fields.wrong(name, "must hold at least one point")
-    points.sort(key=lambda point: point["tokens"])
-    if any(a["tokens"] == b["tokens"] or a["cost"] > b["cost"] for a, b in pairwise(points)):
-        fields.wrong(name, "each point must have tokens of its own, and cost must not fall as tokens rise")
-    return points
 
 
 def _migration(fields: Fields) -> dict[str, Any]:

@@ -47,6 +47,8 @@ _COLUMNS = {
         Column("Weight", ".spec.weight", "integer"),
         Column("Keys", ".status.keys"),
         Column("Adapters", ".status.adapters", "integer"),
+        Column("Waiting", ".status.usage.waiting", "integer"),
+        Column("Service", ".status.usage.service", "integer"),
         Column("Status", f"{_ACCEPTED}.reason"),
         _AGE,
         Column("Message", f"{_ACCEPTED}.message", priority=1),

@@ -27,7 +27,7 @@ from lorafleet_operator.core.objects import (
 )
 from lorafleet_operator.core.placement import PERMANENT, Here, Holder, whereabouts
 from lorafleet_operator.core.remembered import Remembered
-from lorafleet_operator.core.validation import key_material
+from lorafleet_operator.core.tenant_keys import key_material
 
 VERSION = 1
 Entry = dict[str, Any]

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from lorafleet_operator.core.objects import Adapter, BaseModel, Unresolved
 
 NOT_SUPPORTED = "NotSupported"
-COST = {"kind": "Linear", "input": 1, "output": 2}
 
 
 def base_model_limits(base: BaseModel) -> Unresolved | None:
@@ -36,11 +35,13 @@ def _base_sentences(base: BaseModel) -> Iterator[str]:
         yield ".spec.engine.memoryFraction: a replica's page pool has a size: write memory, such as 1Gi"
     if not engine.prefix_caching:
         yield ".spec.engine.prefixCaching: this runtime always keeps prefixes while pages are free: leave it out"
-    policy = base.fairness.get("policy", "VTC")
-    if policy != "VTC":
-        yield f".spec.fairness.policy: {policy} is not built into this runtime: write VTC, or leave it out"
-    if COST | dict(base.fairness.get("cost") or {}) != COST:
-        yield ".spec.fairness.cost: this runtime counts Linear, input 1, output 2: write that, or leave it out"
+    if base.fairness.get("policy") == "DLPM":
+        yield (
+            ".spec.fairness.policy: DLPM orders by cached prefixes, and this runtime keeps none yet: write another "
+            "policy, or leave it out"
+        )
+    if (base.fairness.get("cost") or {}).get("kind") == "Profiled":
+        yield ".spec.fairness.cost.kind: this runtime does not profile itself: write Quadratic with the coefficients"
     if base.fairness.get("earlyAbort"):
         yield ".spec.fairness.earlyAbort: this runtime does not abort early: leave it out"
     if base.migration.get("enabled"):

@@ -159,8 +159,9 @@ class Namespace:
 class Desired:
     """All that the user declared and that could be read; `problems` says what could not.
 
-    `set_aside` names the objects behind the problems. `complete` is False when part of the input could not be
-    read at all (a file that is not YAML): then a missing object proves nothing, and nothing is taken away for it.
+    `set_aside` names the objects behind the problems; keys that lie at `shared_keys` recognise nobody. `complete` is
+    False when part of the input could not be read at all (a file that is not YAML): then a missing object proves
+    nothing, and nothing is taken away for it.
     """
 
     base_models: Mapping[Ref, BaseModel] = field(default_factory=dict)
@@ -170,4 +171,5 @@ class Desired:
     problems: tuple[Problem, ...] = ()
     set_aside: Mapping[ObjectKey, SetAside] = field(default_factory=dict)
     namespace_labels: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    shared_keys: frozenset[SecretKeyRef] = frozenset()
     complete: bool = True

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from lorafleet_operator.core.identity import Ref
+from lorafleet_operator.core.usage import Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,3 +105,4 @@ class Observed:
     base_artifacts: Mapping[Ref, Artifact | Unresolved] = field(default_factory=dict)  # by base model
     load_retry_at: Mapping[tuple[Ref, str], float] = field(default_factory=dict)  # by (adapter, replica)
     pools: Pools = "off"
+    usage: Usage = field(default_factory=Usage)

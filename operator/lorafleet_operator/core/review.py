@@ -32,6 +32,8 @@ Document = Mapping[str, Any]
 YOUNGEST = "~"
 """Sorts after every time: whoever is reviewed claims last, so that nobody takes away what another one holds."""
 LATER = ("BaseModelNotFound", "BaseModelUnreadable", "KeyMissing")
+HARMS_OTHERS = ("KeyConflict",)
+"""Not reason enough to do without a stored object, but not to be stored: the other tenant would lose its key too."""
 OTHERS = 5
 NOT_READ_YET = (
     "lorafleet's operator has not read the cluster yet, so rules between objects were not checked: "
@@ -87,10 +89,9 @@ def review(desired: Desired, document: Document, old: Document | None = None) ->
     wrong = [p for p in now.refused.get(key, ()) if p not in then.refused.get(key, ())]
     noted = [p for p in now.noted if p not in then.noted and p.where == str(key)]
     warned = [p for p in wrong if p.reason in LATER] + noted
-    return Review(
-        refusals=tuple(str(p) for p in wrong if p.reason not in LATER),
-        warnings=(*map(str, warned), *_others(key, now, then)),
-    )
+    refusals = [p for p in wrong if p.reason not in LATER] + [p for p in noted if p.reason in HARMS_OTHERS]
+    warned = [p for p in warned if p not in refusals]
+    return Review(tuple(map(str, refusals)), (*map(str, warned), *_others(key, now, then)))
 
 
 def _read(document: Document) -> Declared | Problems | None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 
 from lorafleet_operator.core.actions import StartReplica, StopReplica
+from lorafleet_operator.core.fairness import fairness_arguments
 from lorafleet_operator.core.objects import Artifact, BaseModel, Replica
 
 DRAIN_SECONDS = 30.0
@@ -48,9 +49,13 @@ class Steps:
 
 
 def spec_hash(base: BaseModel, artifact: Artifact) -> str:
-    """The settings that a running process cannot change. Adapters, replicas and fairness are not among them."""
+    """The settings that a running process cannot change. Adapters and replicas are not among them.
+
+    Fairness counts when it is not the default: a hash of before it could be chosen still holds.
+    """
     runtime = {k: v for k, v in base.runtime.items() if k not in ("updateStrategy", "drainSeconds")}
     settings = [base.served_name, artifact.revision, asdict(base.engine), asdict(base.lora), runtime]
+    settings += fairness_arguments(base.fairness)
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lorafleet_operator.core.fairness import fairness_arguments
 from lorafleet_operator.core.objects import BaseModel
 
 SERVING_PORT, ADMIN_PORT = 8000, 8001
@@ -18,6 +19,7 @@ def arguments(base: BaseModel, drain: int) -> list[str]:
     argv += ["--max-num-seqs", str(engine.max_num_seqs), "--max-batched-tokens", str(engine.max_batched_tokens)]
     if engine.memory_bytes is not None:
         argv += ["--memory", str(engine.memory_bytes)]
+    argv += fairness_arguments(base.fairness)
     argv += ["--max-lora-rank", str(base.lora.max_rank), "--drain-seconds", str(drain), "--log-format", "json"]
     return argv
 

@@ -1,6 +1,7 @@
 """What users are told: (desired, observed, plan) -> the status of every object. Pure; equal inputs give equal status.
 
 Only facts that change rarely are in it: a status that counted requests or free pages would be written all the time.
+What tenants have received is asked for rarely, and written in its own time.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from lorafleet_operator.core.placement import Here, whereabouts
 from lorafleet_operator.core.quota import over_byte_quota
 from lorafleet_operator.core.remembered import Remembered
 from lorafleet_operator.core.rollout import Fleet, fleet_of
-from lorafleet_operator.core.validation import key_material
+from lorafleet_operator.core.tenant_status import quota_enforced, tenant_fields, usage_field
 
 Status = dict[str, Any]
 Facts = tuple[Adapter, Artifact | Unresolved | None, bool, int, Here, tuple[str, ...]]
@@ -77,9 +78,11 @@ def statuses(
     count = Counter(ref.namespace for ref in desired.adapters)
     for name, tenant in desired.tenants.items():
         key = ObjectKey("Tenant", "", name)
-        fields = _tenant_fields(tenant, desired, count)
-        enforced = (_accepted(key, desired, notes), _quota_enforced(tenant))
-        found[key] = _status(tenant, fields, enforced, previous.get(key), now_iso)
+        before = previous.get(key)
+        received = usage_field(observed.usage, name, before)
+        fields = {**tenant_fields(tenant, desired, count), **received}
+        conditions = (_accepted(key, desired, notes), quota_enforced(tenant))
+        found[key] = _status(tenant, fields, conditions, before, now_iso)
     return {**_aside(desired, previous, now_iso), **found}
 
 
@@ -218,17 +221,3 @@ def _start_error(replica: Replica) -> str:
     if replica.state == "Failed":
         return f"{replica.name}: {replica.message}"
     return f"{replica.name}: {replica.last_error}" if replica.state == "Starting" and replica.last_error else ""
-
-
-def _tenant_fields(tenant: Tenant, desired: Desired, count: Counter[str]) -> Status:
-    """`count` is the number of adapters in each namespace."""
-    seen = sum(key_material(desired, ref) is not None for ref in tenant.api_keys)
-    mine = sum(count[namespace] for namespace in set(tenant.namespaces))
-    return {"adapters": mine, "keys": f"{seen}/{len(tenant.api_keys)}"}
-
-
-def _quota_enforced(tenant: Tenant) -> Condition:
-    limits = (tenant.quota.requests_per_minute, tenant.quota.tokens_per_minute, tenant.quota.max_concurrent_requests)
-    if all(limit is None for limit in limits):
-        return Condition("QuotaEnforced", True, "NoLimits", "the tenant has no limits for its gateways to keep")
-    return Condition("QuotaEnforced", False, "NotSupported", "limits on requests and tokens are not enforced yet")

@@ -1,12 +1,13 @@
 """Rules between objects: what one object alone cannot know. Objects that break one are set aside, the rest goes on.
 
-Among objects that conflict the oldest wins, then the first by name: a newcomer never takes away what serves.
+Among objects that conflict the oldest wins, then the first by name: a newcomer never takes away what serves. Not
+so with keys (see `tenant_keys`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from lorafleet_operator.core.admission import adapter_findings
 from lorafleet_operator.core.findings import Finding, by_age
@@ -16,18 +17,10 @@ from lorafleet_operator.core.objects import (
     ObjectKey,
     Problem,
     Ref,
-    SecretKeyRef,
     SetAside,
     Tenant,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class _Owner:
-    """Who claimed something first."""
-
-    tenant: str
-    path: str
+from lorafleet_operator.core.tenant_keys import claims, key_findings, shared_keys
 
 
 def check(desired: Desired) -> Mapping[ObjectKey, tuple[Problem, ...]]:
@@ -51,6 +44,7 @@ def admit(desired: Desired) -> Desired:
         _without(desired, refused),
         problems=(*desired.problems, *(f.problem for f in findings if f.problem not in known)),
         set_aside={**desired.set_aside, **refused},
+        shared_keys=shared_keys(desired),
     )
 
 
@@ -99,63 +93,23 @@ def _base_findings(desired: Desired) -> Iterator[Finding]:
 
 
 def _tenant_findings(desired: Desired) -> Iterator[Finding]:
-    namespaces: dict[str, _Owner] = {}
-    keys: dict[bytes, _Owner] = {}
+    namespaces: dict[str, str] = {}
+    claimed = claims(desired)
     for tenant in by_age(desired.tenants.values()):
-        refusals = [*_namespace_conflicts(tenant, namespaces), *_key_conflicts(tenant, keys, desired)]
-        missing = list(_missing_keys(tenant, desired))
-        yield from refusals
-        yield from missing
+        found = [*_namespace_conflicts(tenant, namespaces), *key_findings(tenant, desired, claimed)]
+        yield from found
         yield from _missing_models(tenant, desired)
-        if refusals or any(finding.refuses for finding in missing):
-            continue  # what a refused tenant claims stays free for the next
-        for index, namespace in enumerate(tenant.namespaces):
-            namespaces[namespace] = _Owner(tenant.name, f".spec.namespaces[{index}]")
-        for index, ref in enumerate(tenant.api_keys):
-            if material := key_material(desired, ref):
-                keys[material] = _Owner(tenant.name, f".spec.apiKeys[{index}]")
+        if not any(finding.refuses for finding in found):  # what a refused tenant claims stays free for the next
+            namespaces.update((namespace, tenant.name) for namespace in tenant.namespaces)
 
 
-def _namespace_conflicts(tenant: Tenant, taken: Mapping[str, _Owner]) -> Iterator[Finding]:
+def _namespace_conflicts(tenant: Tenant, taken: Mapping[str, str]) -> Iterator[Finding]:
     for index, namespace in enumerate(tenant.namespaces):
         if owner := taken.get(namespace):
             yield Finding(
                 ObjectKey("Tenant", "", tenant.name), f".spec.namespaces[{index}]", "NamespaceConflict",
-                f"namespace {namespace} already belongs to Tenant {owner.tenant}: an adapter has one tenant",
+                f"namespace {namespace} already belongs to Tenant {owner}: an adapter has one tenant",
             )  # fmt: skip
-
-
-def _key_conflicts(tenant: Tenant, taken: Mapping[bytes, _Owner], desired: Desired) -> Iterator[Finding]:
-    for index, ref in enumerate(tenant.api_keys):
-        material = key_material(desired, ref)
-        owner = taken.get(material) if material else None
-        if owner is not None:
-            yield Finding(
-                ObjectKey("Tenant", "", tenant.name), f".spec.apiKeys[{index}]", "KeyConflict",
-                f"the key in Secret {ref.namespace}/{ref.name} is also Tenant {owner.tenant}'s ({owner.path}): "
-                "a key names one tenant, make a new one",
-            )  # fmt: skip
-
-
-def _missing_keys(tenant: Tenant, desired: Desired) -> Iterator[Finding]:
-    """One unreadable key of several takes nothing from the others; a tenant with none left cannot be recognised."""
-    missing = [i for i, ref in enumerate(tenant.api_keys) if key_material(desired, ref) is None]
-    for index in missing:
-        ref = tenant.api_keys[index]
-        yield Finding(
-            ObjectKey("Tenant", "", tenant.name), f".spec.apiKeys[{index}].secretRef", "KeyMissing",
-            _why_missing(desired, ref), refuses=len(missing) == len(tenant.api_keys),
-        )  # fmt: skip
-
-
-def _why_missing(desired: Desired, ref: SecretKeyRef) -> str:
-    secret = desired.secrets.get(Ref(ref.namespace, ref.name))
-    if secret is None:
-        return f"there is no Secret {ref.namespace}/{ref.name}: create it with the key {ref.key!r}"
-    if ref.key not in secret.data:
-        has = ", ".join(sorted(secret.data)) or "no keys"
-        return f"Secret {ref.namespace}/{ref.name} has no key {ref.key!r} (it has {has})"
-    return f"the key {ref.key!r} of Secret {ref.namespace}/{ref.name} is empty"
 
 
 def _missing_models(tenant: Tenant, desired: Desired) -> Iterator[Finding]:
@@ -174,9 +128,3 @@ def _missing_models(tenant: Tenant, desired: Desired) -> Iterator[Finding]:
                 f"BaseModel {ref} has the served name {base.served_name!r} of BaseModel {first}, which wins",
                 refuses=False,
             )  # fmt: skip
-
-
-def key_material(desired: Desired, ref: SecretKeyRef) -> bytes | None:
-    """The key's bytes without the line end that files bring along; None when there are none."""
-    secret = desired.secrets.get(Ref(ref.namespace, ref.name))
-    return (secret.data.get(ref.key, b"").strip() or None) if secret else None

@@ -55,6 +55,7 @@ class ClusterSettings:
     source_seconds: float = 15.0
     secret_seconds: float = 15.0
     gather_seconds: float = 0.05
+    usage_seconds: float = 60.0
 
 
 def cluster_settings(

@@ -41,6 +41,7 @@ from lorafleet_operator.passes import Passes
 from lorafleet_operator.reconcile import reconcile
 from lorafleet_operator.resolver import Resolver
 from lorafleet_operator.timestamps import timestamp
+from lorafleet_operator.usage_reports import UsageReports
 
 log = structlog.get_logger("fleet")
 
@@ -72,6 +73,10 @@ class KubeWorld:
         )
         self.resolver = Resolver(self.wake, adapter=self.sources.adapter, base=BaseSources(self.sources).base)
         self.models = ModelCalls(self.wake, self._link_model)
+        self.usage = UsageReports(
+            lambda: ((pod.facts.base, pod) for pod in self.pods.values()), lambda: self.desired().tenants.keys(),
+            self.wake, settings.usage_seconds,
+        )  # fmt: skip
         self.writer = StatusWriter(client, settings.resync_seconds)
         self.documents = Documents(client, settings.namespace, settings.owner)
         self.leadership = Leadership(client, settings.namespace, settings.identity, self.wake, settings.owner)
@@ -102,6 +107,7 @@ class KubeWorld:
             base_artifacts=bases,
             load_retry_at=self.calls.retry_at(wanted),
             pools=self.pools.state,
+            usage=self.usage.known,
         )
         return desired, observed
 
@@ -147,7 +153,8 @@ class KubeWorld:
         await self.documents.read()
         resolving = self.resolver.follow(self.desired, self._settings.source_seconds)
         parts = (self.leadership, self._passes, self.writer, self.events)
-        loops = (*(part.run() for part in parts), self.secrets.follow(), self.pools.follow(), resolving)
+        followers = (self.secrets, self.pools, self.usage)
+        loops = (*(part.run() for part in parts), *(each.follow() for each in followers), resolving)
         tasks = [asyncio.create_task(loop) for loop in loops]
         try:
             await asyncio.gather(*tasks)

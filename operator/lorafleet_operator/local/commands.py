@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from lorafleet_operator.core.fairness import fairness_arguments
 from lorafleet_operator.core.objects import Artifact, BaseModel
 
 RUNTIME_VARIABLE = "LORAFLEET_RUNTIME_COMMAND"
@@ -31,6 +32,7 @@ def runtime_command(
     argv += ["--max-num-seqs", str(engine.max_num_seqs), "--max-batched-tokens", str(engine.max_batched_tokens)]
     if engine.memory_bytes is not None:
         argv += ["--memory", str(engine.memory_bytes)]
+    argv += fairness_arguments(base.fairness)
     argv += ["--max-lora-rank", str(base.lora.max_rank), "--log-format", log_format, "--exit-with-parent"]
     return argv
 

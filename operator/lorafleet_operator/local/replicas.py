@@ -16,7 +16,7 @@ import structlog
 
 from lorafleet_operator.backoff import RESTARTS, Backoff
 from lorafleet_operator.core.actions import StartReplica
-from lorafleet_operator.core.objects import Replica, ReplicaState, Resident
+from lorafleet_operator.core.objects import Ref, Replica, ReplicaState, Resident
 from lorafleet_operator.errors import RuntimeCallError, Unauthorized
 from lorafleet_operator.local import processes
 from lorafleet_operator.local.commands import model_path, runtime_command
@@ -81,6 +81,12 @@ class LocalReplica:
     @property
     def running(self) -> bool:
         return self._life is not None and not self._life.done()
+
+    @property
+    def base(self) -> Ref:
+        """The base model it serves."""
+        assert self._action is not None, "a replica has no base model before its first start"
+        return self._action.base.ref
 
     @property
     def incarnation(self) -> str:

@@ -32,6 +32,7 @@ from lorafleet_operator.local.state_folder import StateFolder
 from lorafleet_operator.passes import Passes
 from lorafleet_operator.reconcile import reconcile
 from lorafleet_operator.resolver import Resolver
+from lorafleet_operator.usage_reports import UsageReports
 
 log = structlog.get_logger("fleet")
 
@@ -48,6 +49,10 @@ class LocalWorld:
         self._sources = LocalSources(lambda: folder.desired)
         self.calls = AdapterCalls(self.wake, link=self._sources.link)
         self.resolver = Resolver(self.wake, adapter=self._sources.adapter, base=self._sources.base)
+        self.usage = UsageReports(
+            lambda: ((r.base, r) for r in self.replicas.values()), lambda: folder.desired.tenants.keys(),
+            self.wake, settings.usage_seconds,
+        )  # fmt: skip
         self.publisher = Publisher(state, folder, settings.gateway_url)
         self.last = (folder.desired, Observed())  # what the last pass saw, for people who watch
         self._state = state
@@ -77,6 +82,7 @@ class LocalWorld:
             artifacts=artifacts,
             base_artifacts=dict(self.resolver.base_models),
             load_retry_at=self.calls.retry_at(wanted),
+            usage=self.usage.known,
         )
         return self.folder.desired, observed
 
@@ -109,7 +115,7 @@ class LocalWorld:
         await self._pass()  # the gateway starts with this fleet's documents, not with an old one's
         desired = lambda: self.folder.desired  # noqa: E731  # read anew on every round
         resolving = self.resolver.follow(desired, self.settings.resync_seconds)
-        loops = (self._scan(), self._passes.run(), self.gateway.run(), resolving, stop.wait())
+        loops = (self._scan(), self._passes.run(), self.gateway.run(), resolving, self.usage.follow(), stop.wait())
         tasks: list[asyncio.Task[object]] = [asyncio.create_task(loop) for loop in loops]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

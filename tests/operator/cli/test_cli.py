@@ -255,7 +255,7 @@ def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().out.strip() == f"lorafleet {__version__}"
 
 
-@pytest.mark.parametrize("command", [[], ["up"], ["get"], ["plan"], ["demo"]])
+@pytest.mark.parametrize("command", [[], ["up"], ["get"], ["plan"], ["demo"], ["top"]])
 def test_every_command_has_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main([*command, "--help"])

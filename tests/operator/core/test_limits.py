@@ -22,8 +22,8 @@ def engine(**settings: Any) -> BaseModel:
     (engine(tensor_parallel=2), ".spec.engine.tensorParallel"),
     (engine(memory_fraction=0.9), ".spec.engine.memoryFraction"),
     (engine(prefix_caching=False), ".spec.engine.prefixCaching"),
-    (replace(BASE, fairness={"policy": "FCFS"}), ".spec.fairness.policy"),
-    (replace(BASE, fairness={"cost": {"kind": "Linear", "output": 3}}), ".spec.fairness.cost"),
+    (replace(BASE, fairness={"policy": "DLPM", "quantum": 64}), ".spec.fairness.policy"),
+    (replace(BASE, fairness={"cost": {"kind": "Profiled"}}), ".spec.fairness.cost.kind"),
     (replace(BASE, fairness={"earlyAbort": {"ttftSeconds": 2}}), ".spec.fairness.earlyAbort"),
     (replace(BASE, migration={"enabled": True}), ".spec.migration.enabled"),
 ])  # fmt: skip
@@ -38,6 +38,9 @@ def test_a_setting_that_cannot_be_honoured_is_refused_by_its_path(base: BaseMode
 @pytest.mark.parametrize("base", [
     BASE,
     replace(BASE, fairness={"policy": "VTC", "cost": {"kind": "Linear", "input": 1, "output": 2}}),
+    *(replace(BASE, fairness={"policy": policy}) for policy in ("VTC", "FCFS", "LCF", "RPM", "DRR")),
+    *(replace(BASE, fairness={"cost": {"kind": kind}}) for kind in ("Linear", "Quadratic", "Piecewise", "KVTime")),
+    replace(BASE, fairness={"cost": {"kind": "Linear", "output": 3}, "users": "Fair", "prediction": "MovingAverage"}),
     replace(BASE, fairness={"cost": {"kind": "Linear"}}, migration={"enabled": False, "hi": 2}),
 ])  # fmt: skip
 def test_what_can_be_honoured_is_not_refused(base: BaseModel) -> None:

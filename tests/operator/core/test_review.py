@@ -58,6 +58,16 @@ def test_what_breaks_a_rule_now_is_refused_in_the_words_of_conditions(fleet: Des
     assert found.refusals[0].startswith(f"{new['kind']} ")
 
 
+def test_a_tenant_with_a_key_of_its_own_may_not_bring_another_tenants_along() -> None:
+    both = owner("bolt", "bolt")
+    both["spec"]["apiKeys"] += owner("bolt", "bolt", secret="acme")["spec"]["apiKeys"]
+    found = review(FLEET, both)
+
+    assert len(found.refusals) == 1
+    assert "is also Tenant acme's" in found.refusals[0]
+    assert [found.refusals[0] in warning for warning in found.warnings] == [False] * len(found.warnings)
+
+
 @pytest.mark.parametrize(("fleet", "new", "says"), [
     (desired(), lora(), "there is no BaseModel models/smollm2"),
     (replace(FLEET, base_models={}, set_aside={ObjectKey("BaseModel", "models", "smollm2"): SetAside((), False)}),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import hashlib
+import json
+from dataclasses import asdict, replace
 
 import pytest
 
@@ -182,7 +184,9 @@ def test_a_rollout_without_room_gets_another_replica_instead_of_waiting_for_ever
     ({"runtime": {"image": "runtime:2"}}, True),
     ({"source": replace(ONE.source, uri="file:other.gguf")}, True),
     ({"replicas": 7}, False),
-    ({"fairness": {"policy": "FCFS"}}, False),
+    ({"fairness": {"policy": "FCFS"}}, True),
+    ({"fairness": {"users": "Fair"}}, True),
+    ({"fairness": {"policy": "VTC", "users": "Tenant", "cost": {"input": 1.0}}}, False),
     ({"migration": {"enabled": True}}, False),
     ({"generation": 9}, False),
     ({"runtime": {"drainSeconds": 5, "updateStrategy": "Replace"}}, False),
@@ -191,6 +195,12 @@ def test_only_settings_that_a_process_cannot_change_restart_it(change: dict[str,
     changed = replace(ONE, **change)  # type: ignore[arg-type]  # the table holds valid fields
 
     assert (spec_hash(changed, found(changed)) != spec_hash(ONE, found(ONE))) == restarts
+
+
+def test_the_hash_of_default_fairness_is_that_of_replicas_which_never_heard_of_it() -> None:
+    settings = [ONE.served_name, found(ONE).revision, asdict(ONE.engine), asdict(ONE.lora), {}]
+
+    assert spec_hash(ONE, found(ONE)) == hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def test_a_drain_that_nobody_ends_is_ended() -> None:

@@ -193,8 +193,9 @@ def test_a_tenant_counts_its_adapters_and_keys_and_tells_which_is_missing() -> N
     status = told(wanted, observed(wanted))[TENANT_KEY]
 
     assert (status["keys"], status["adapters"]) == ("1/2", 0)
-    assert answers(status) == {"Accepted": "True Accepted", "QuotaEnforced": "False NotSupported"}
+    assert answers(status) == {"Accepted": "True Accepted", "QuotaEnforced": "True Enforced"}
     assert "there is no Secret acme/next" in status["conditions"][0]["message"]
+    assert status["conditions"][1]["message"] == "gateways answer 429 beyond requestsPerMinute 5"
 
 
 def test_nothing_changes_while_nothing_changes() -> None:

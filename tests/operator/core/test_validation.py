@@ -59,7 +59,8 @@ def test_a_sound_fleet_is_admitted_as_it_is() -> None:
     ((tenant(api_keys=()),), {}),
     ((tenant(), secret(), tenant("bolt", ("acme",)), secret("bolt", b"sk-bolt")),
      {"Tenant bolt": ["NamespaceConflict"]}),
-    ((tenant(), secret(), tenant("bolt", ("bolt",)), secret("bolt", b"sk-acme\n")), {"Tenant bolt": ["KeyConflict"]}),
+    ((tenant(), secret(), tenant("bolt", ("bolt",)), secret("bolt", b"sk-acme\n")),
+     {"Tenant acme": ["KeyConflict"], "Tenant bolt": ["KeyConflict"]}),
 ])  # fmt: skip
 def test_whoever_breaks_a_rule_is_set_aside(objects: tuple[object, ...], expected: dict[str, list[str]]) -> None:
     assert aside(desired(*objects)) == expected  # type: ignore[arg-type]  # the table holds objects

@@ -119,3 +119,36 @@ async def test_an_older_definition_gets_what_it_has_room_for_once(
     assert lacks.count(".status.rank") == 1
     assert ".spec.copies" in lacks
     assert ".spec.copies.min" not in lacks
+
+
+TENANTS = [ObjectKey("Tenant", "", f"t{i}") for i in range(6)]
+
+
+async def test_news_of_usage_alone_are_written_one_after_the_other_and_hold_nobody_up(
+    writing: tuple[Api, StatusWriter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api, writer = writing
+    monkeypatch.setattr(status_writer, "USAGE_SECONDS", 0.3)
+    seen: dict[ObjectKey, Mapping[str, Any]] = {ONE: {}, **{key: {"keys": "1/1"} for key in TENANTS}}
+    writer.offer({key: {"keys": "1/1", "usage": {"service": 1}} for key in TENANTS}, seen)
+    writer.offer({ONE: {"ready": "1/1"}}, seen)
+    await settled()
+
+    assert {"ready": "1/1"} in api.writes
+    assert 1 <= sum("usage" in status for status in api.writes) <= 3
+    assert writer.known(seen)[TENANTS[-1]] == {"keys": "1/1", "usage": {"service": 1}}
+
+
+async def test_other_news_of_a_tenant_take_its_usage_along(
+    writing: tuple[Api, StatusWriter], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api, writer = writing
+    monkeypatch.setattr(status_writer, "USAGE_SECONDS", 60.0)
+    seen: dict[ObjectKey, Mapping[str, Any]] = {key: {"keys": "1/1"} for key in TENANTS}
+    writer.offer({key: {"keys": "1/1", "usage": {"service": 1}} for key in TENANTS}, seen)
+    await asyncio.sleep(0)  # the first passes, the others wait
+    writer.offer({TENANTS[3]: {"keys": "0/1", "usage": {"service": 2}}}, seen)
+    await settled()
+
+    assert {"keys": "0/1", "usage": {"service": 2}} in api.writes
+    assert len(api.writes) == 2

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import socket
 import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -223,3 +225,23 @@ async def test_a_hung_runtime_does_not_hold_up_its_neighbour(yard: Yard) -> None
     (yard.root / "other.hang").unlink()
 
     assert yard.world.last[0].adapters.keys() == {Ref("acme", "pirate")}
+
+
+async def test_a_tenant_says_what_it_has_received_and_nothing_is_written_while_it_rests(yard: Yard) -> None:
+    def usage() -> dict[str, Any]:
+        return dict(yard.whole_status("Tenant", "acme").get("usage", {}))
+
+    yard.write(replicas=2)
+    yard.up()
+    await kit.until(lambda: len(yard.replicas_up()) == 2 and yard.world.usage.known.as_of)
+    assert usage() == {}
+    share = {"name": "acme", "weight": 1, "service": 3_000_000, "promptTokens": 7, "counter": 6_000_000, "waiting": 1}
+    (yard.root / "tiny.tenants").write_text(json.dumps([share]))
+    await kit.until(lambda: usage().get("waiting") == 2)
+    writes = yard.world.publisher.writes
+    await asyncio.sleep(0.5)
+
+    assert (usage()["service"], usage()["promptTokens"], usage()["models"][0]["counter"]) == (6, 14, 6)
+    assert yard.world.publisher.writes == writes
+    os.kill(kit.starts(yard.root)[0], signal.SIGKILL)
+    await kit.until(lambda: usage()["service"] == 9)
