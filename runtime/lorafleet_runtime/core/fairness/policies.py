@@ -18,6 +18,7 @@ from lorafleet_runtime.core.fairness.order import Fifo, Order, user_of
 from lorafleet_runtime.core.fairness.prediction import MovingAverage
 from lorafleet_runtime.core.fairness.vtc import Vtc
 
+_PLENTY = 2**30  # tokens: a table may well be free at first
 POLICIES = ("VTC", "FCFS", "LCF", "RPM", "DRR")
 
 
@@ -94,7 +95,7 @@ def read_cost(spec: CostSpec) -> Cost:
         cost = Piecewise(_points(spec.input_table, "inputTable"), _points(spec.output_table, "outputTable"))
     else:
         raise ValueError(f"cost.kind {spec.kind!r} is none of Linear, Quadratic, Piecewise, KVTime")
-    if cost.of(1000, 1000) == 0:
+    if cost.of(_PLENTY, _PLENTY) == 0:
         raise ValueError("cost: all weights are zero, so that nothing would be counted")
     return cost
 
