@@ -186,7 +186,7 @@ def test_dashboards_come_as_they_are_where_grafana_looks_for_them_and_only_when_
     def labelled(*options: str) -> list[dict[str, Any]]:
         return [o for o in render(helm, *options) if "grafana_dashboard" in o["metadata"].get("labels", {})]
 
-    (found,) = labelled("--set", "monitoring.dashboards.enabled=true")
+    (found,) = labelled("--set", "metrics.dashboards.enabled=true")
     files = {f"lorafleet-{path.name}": path.read_text() for path in (CHART / "files" / "dashboards").glob("*.json")}
 
     assert labelled() == []
@@ -204,8 +204,8 @@ def test_dashboards_come_as_they_are_where_grafana_looks_for_them_and_only_when_
         ("gateway.service.type=Ingress", "type"),
         ("metrics.podMonitor.enabled=true", "monitoring.coreos.com/v1"),
         ("webhook.failurePolicy=Maybe", "failurePolicy"),
-        ("monitoring.dashboards.enabled=yes", "enabled"),
-        ("monitoring.dashboard.enabled=true", "dashboard"),
+        ("metrics.dashboards.enabled=yes", "enabled"),
+        ("metrics.dashboard.enabled=true", "dashboard"),
         ("webhook.enabled=true,webhook.certManager.enabled=true", "cert-manager.io/v1"),
     ],
 )

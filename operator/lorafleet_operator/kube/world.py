@@ -14,14 +14,14 @@ from lorafleet_operator.artifact_sources.volume_source import VolumeSource
 from lorafleet_operator.artifact_sources.web_client import WebClient
 from lorafleet_operator.core.actions import Action, LoadAdapter, Plan, StartReplica, StopReplica, UnloadAdapter
 from lorafleet_operator.core.manifests import ADAPTERS_GATE
-from lorafleet_operator.core.objects import Adapter, Artifact, BaseModel, Desired, Observed, Ref
+from lorafleet_operator.core.objects import Artifact, Desired, Observed, Ref
 from lorafleet_operator.core.pods import pod_facts, replica_names
 from lorafleet_operator.core.remembered import Remembered
 from lorafleet_operator.core.rollout import spec_hash
 from lorafleet_operator.core.scaling import being_loaded, holds_its_adapters
 from lorafleet_operator.core.status import Status, statuses
 from lorafleet_operator.core.validation import admit
-from lorafleet_operator.errors import KubeError, SourceError
+from lorafleet_operator.errors import KubeError
 from lorafleet_operator.kube.base_sources import BaseSources
 from lorafleet_operator.kube.client import KubeClient
 from lorafleet_operator.kube.documents import Documents
@@ -29,6 +29,7 @@ from lorafleet_operator.kube.events import Events
 from lorafleet_operator.kube.inference_pools import InferencePools
 from lorafleet_operator.kube.last_revisions import with_last_revisions
 from lorafleet_operator.kube.leadership import Leadership
+from lorafleet_operator.kube.links import Links
 from lorafleet_operator.kube.named_secrets import NamedSecrets
 from lorafleet_operator.kube.pod_replica import IDLE_SECONDS, PodReplica
 from lorafleet_operator.kube.settings import ClusterSettings
@@ -63,7 +64,6 @@ class KubeWorld:
             self._pass, resync_seconds=settings.resync_seconds, gather_seconds=settings.gather_seconds
         )
         self.wake = self._passes.wake
-        self.calls = AdapterCalls(self.wake, link=self._link)
         self.secrets = NamedSecrets(client, store, settings.secret_seconds, self._secrets_changed)
         self.volumes = VolumeReports(self._ready_pods)
         self._web = WebClient()
@@ -72,7 +72,9 @@ class KubeWorld:
             {**remote_sources(self._web), "pvc": on_volumes, "file": on_volumes}, self.secrets.look
         )
         self.resolver = Resolver(self.wake, adapter=self.sources.adapter, base=BaseSources(self.sources).base)
-        self.models = ModelCalls(self.wake, self._link_model)
+        links = Links(self.sources, self.desired)
+        self.calls = AdapterCalls(self.wake, link=links.adapter)
+        self.models = ModelCalls(self.wake, links.model)
         self.usage = UsageReports(
             lambda: ((pod.facts.base, pod) for pod in self.pods.values()), lambda: self.desired().tenants.keys(),
             self.wake, settings.usage_seconds,
@@ -167,17 +169,6 @@ class KubeWorld:
             await asyncio.gather(*(pod.close() for pod in self.pods.values()))
             await self.leadership.release()
             self._web.close()
-
-    async def _link(self, ref: Ref, artifact: Artifact) -> Artifact:
-        return await self._linked("LoRAAdapter", ref, self.desired().adapters.get(ref), artifact)
-
-    async def _link_model(self, ref: Ref, artifact: Artifact) -> Artifact:
-        return await self._linked("BaseModel", ref, self.desired().base_models.get(ref), artifact)
-
-    async def _linked(self, kind: str, ref: Ref, owner: Adapter | BaseModel | None, artifact: Artifact) -> Artifact:
-        if owner is None:
-            raise SourceError("Gone", f"{kind} {ref} is not there any more")
-        return await asyncio.to_thread(self.sources.link, owner.source, artifact)
 
     def _tell_models(self, desired: Desired, observed: Observed) -> None:
         """Say to the pods of the current settings where their model is; older ones are about to be replaced."""
