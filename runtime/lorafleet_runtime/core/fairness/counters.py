@@ -73,9 +73,9 @@ class CounterTable:
 
     def spend(self, tenant: str, amount: int) -> None:
         """Charge; `amount` ≥ 0."""
-        self._grow("service", self._service, self.own, tenant, self.own_service(tenant) + amount)
-        if self._service[self.own][tenant] >= LARGEST:
+        if self.own_service(tenant) + amount > LARGEST:
             self.begin_column()
+        self._grow("service", self._service, self.own, tenant, self.own_service(tenant) + amount)
 
     def refund(self, tenant: str, amount: int) -> None:
         """Give back a charge for what was not executed; `amount` ≥ 0."""
@@ -129,7 +129,7 @@ class CounterTable:
             self._name_column()
 
     def begin_column(self) -> None:
-        """Close the own column, which is about to outgrow the wire, and open the next."""
+        """Close the own column, which would outgrow the wire, and open the next."""
         self._name_column()
 
     def since(self, version: int) -> Table:
