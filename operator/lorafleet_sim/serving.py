@@ -96,7 +96,7 @@ class Engine:
     @property
     def backlogged(self) -> set[str]:
         """Clients with something waiting."""
-        return {sequence.tenant for sequence in self.queue}
+        return {client for client, tally in self.queue.tallies.items() if tally.waiting}
 
     def fits(self, sequence: Sequence) -> bool:
         """Whether the pool has room for all that it may grow to."""
