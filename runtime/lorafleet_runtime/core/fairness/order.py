@@ -31,7 +31,7 @@ class Order(Protocol):
         ...
 
     def put_back(self, sequence: Sequence) -> None:
-        """A preempted sequence, in front of its tenant's others: no arrival, so no lift."""
+        """A preempted sequence, in front of its tenant's others."""
         ...
 
     def head(self) -> Sequence | None:

@@ -75,8 +75,7 @@ class Vtc:
 
     def add(self, sequence: Sequence) -> None:
         key = self._key(sequence)
-        if key not in self._waiting and self._lifts and self.meter.table.lift(key, self.floor()):
-            self.lifted += 1
+        self._lift(key)
         self._order(key).add(sequence)
         self._size += 1
         if key not in self._waiting:
@@ -84,6 +83,7 @@ class Vtc:
 
     def put_back(self, sequence: Sequence) -> None:
         key = self._key(sequence)
+        self._lift(key)
         self._order(key).put_back(sequence)
         self._size += 1
         self._push(key)
@@ -135,6 +135,12 @@ class Vtc:
     def rank(self, sequence: Sequence) -> Rank:
         """The most served tenant's newest request goes first."""
         return self.meter.counter(self._key(sequence)), sequence.arrival
+
+    def _lift(self, key: str) -> None:
+        """Also for one whose only request was preempted: while that ran nothing of it waited, and what others got in
+        the meantime is no credit for what it sends next. As the earlier arrival it goes first at equal counters."""
+        if key not in self._waiting and self._lifts and self.meter.table.lift(key, self.floor()):
+            self.lifted += 1
 
     def _order(self, key: str) -> Order:
         order = self._orders.get(key)
