@@ -83,12 +83,12 @@ def test_exchanges_may_be_lost_repeated_and_reordered(seed: int) -> None:
     for giver in range(3):
         for taker in range(3):
             tables[taker].merge(tables[giver].since(heard.get((giver, taker), 0)))
-    for table in tables:
-        tables[0].merge(table.since(0))
+    for other in tables:
+        tables[0].merge(other.since(0))
 
     everything = CounterTable()
-    for table in tables:
-        everything.merge(table.since(0))
+    for other in tables:
+        everything.merge(other.since(0))
     assert counters(tables[0]) == counters(everything)
 
 
