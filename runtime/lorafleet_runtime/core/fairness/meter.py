@@ -12,6 +12,7 @@ from lorafleet_runtime.core.fairness.counters import CounterTable
 class _Share:
     """What has been charged at one weight: whole sums are divided, so that no rounding adds up."""
 
+    given: float  # the weight as it came
     weight: int  # in millionths
     charged: int = 0
     charged_virtual: int = 0
@@ -49,8 +50,8 @@ class Meter:
 
     def _share(self, key: str, weight: float) -> _Share:
         share = self._shares.get(key)
-        if share is None or share.weight != round(weight * MICRO):
+        if share is None or share.given != weight:
             if not 0 < weight < float("inf") or round(weight * MICRO) < 1:
                 raise ValueError(f"the weight of {key!r} is {weight}: it must be positive")
-            share = self._shares[key] = _Share(round(weight * MICRO))
+            share = self._shares[key] = _Share(weight, round(weight * MICRO))
         return share

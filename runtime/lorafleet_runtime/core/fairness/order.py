@@ -71,12 +71,10 @@ def user_of(sequence: Sequence) -> str:
     return sequence.user
 
 
-class Fifo:
-    """First come, first served [VTC 5, FCFS]: charges are booked and decide nothing."""
+class Line:
+    """First come, first served, and no accounts: what waits of one key inside an order that keeps them."""
 
-    def __init__(self, meter: Meter | None = None, key: Key = tenant_of) -> None:
-        self.meter = meter or Meter()
-        self._key = key
+    def __init__(self) -> None:
         self._waiting: OrderedDict[int, Sequence] = OrderedDict()  # by arrival, which is unique
 
     def __len__(self) -> int:
@@ -100,6 +98,18 @@ class Fifo:
 
     def take(self, sequence: Sequence) -> None:
         del self._waiting[sequence.arrival]
+
+    def charge(self, sequence: Sequence, amount: int) -> None:
+        pass
+
+
+class Fifo(Line):
+    """First come, first served [VTC 5, FCFS]: charges are booked and decide nothing."""
+
+    def __init__(self, meter: Meter | None = None, key: Key = tenant_of) -> None:
+        super().__init__()
+        self.meter = meter or Meter()
+        self._key = key
 
     def charge(self, sequence: Sequence, amount: int) -> None:
         self.meter.charge(self._key(sequence), sequence.weight, amount)

@@ -24,7 +24,7 @@ import heapq
 from collections.abc import Callable, Iterable, Iterator
 
 from lorafleet_runtime.core.fairness.meter import Meter
-from lorafleet_runtime.core.fairness.order import Fifo, Key, Order, Rank, tenant_of
+from lorafleet_runtime.core.fairness.order import Key, Line, Order, Rank, tenant_of
 from lorafleet_runtime.core.sequence import Sequence
 
 _Entry = tuple[int, int, str, int]  # counter, arrival of the head, key, version
@@ -35,7 +35,7 @@ def _weight_of(sequence: Sequence) -> float:
 
 
 class Vtc:
-    """One order a key inside (a FIFO, or another Vtc: then it is hierarchical), the least served key first.
+    """One order a key inside (a line, or another Vtc: then it is hierarchical), the least served key first.
 
     `lifts=False` is Least Counter First, the baseline that lets a newcomer starve everybody [VTC 5]."""
 
@@ -45,7 +45,7 @@ class Vtc:
         *,
         key: Key = tenant_of,
         weight: Callable[[Sequence], float] = _weight_of,
-        inner: Callable[[], Order] = Fifo,
+        inner: Callable[[], Line | Order] = Line,
         lifts: bool = True,
     ) -> None:
         self.meter = meter or Meter()
@@ -54,7 +54,7 @@ class Vtc:
         self._weight = weight
         self._inner = inner
         self._lifts = lifts
-        self._orders: dict[str, Order] = {}
+        self._orders: dict[str, Line | Order] = {}
         self._waiting: dict[str, int] = {}  # keys with something waiting -> the version of their entry in the heap
         self._heap: list[_Entry] = []
         self._version = 0
@@ -142,7 +142,7 @@ class Vtc:
         if key not in self._waiting and self._lifts and self.meter.table.lift(key, self.floor()):
             self.lifted += 1
 
-    def _order(self, key: str) -> Order:
+    def _order(self, key: str) -> Line | Order:
         order = self._orders.get(key)
         if order is None:
             order = self._orders[key] = self._inner()
