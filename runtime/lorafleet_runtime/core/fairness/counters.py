@@ -73,9 +73,18 @@ class CounterTable:
 
     def spend(self, tenant: str, amount: int) -> None:
         """Charge; `amount` ≥ 0."""
-        if self.own_service(tenant) + amount > LARGEST:
+        if amount <= 0:
+            return
+        entries = self._service.setdefault(self.own, {})
+        value = entries.get(tenant, 0) + amount
+        if value > LARGEST:
             self.begin_column()
-        self._grow("service", self._service, self.own, tenant, self.own_service(tenant) + amount)
+            self.spend(tenant, amount)
+            return
+        # `_grow`, without asking again what is known: this runs for every token.
+        entries[tenant] = value
+        self._counters[tenant] = self._counters.get(tenant, 0) + amount
+        self._touch(("service", self.own, tenant))
 
     def refund(self, tenant: str, amount: int) -> None:
         """Give back a charge for what was not executed; `amount` ≥ 0."""
