@@ -106,10 +106,11 @@ class FairQueue:
     def ran(self, sequence: Sequence, start: int, count: int, made: int) -> None:
         """A step computed `count` tokens of a running sequence from `start`, and `made` new ones were accepted."""
         tally = self._tally(sequence)
-        until = min(start + count, sequence.prompt_len)
-        if until > sequence.prefilled:
-            tally.prompt_tokens += until - sequence.prefilled
-            sequence.prefilled = until
+        if sequence.prefilled < sequence.prompt_len:
+            until = min(start + count, sequence.prompt_len)
+            if until > sequence.prefilled:
+                tally.prompt_tokens += until - sequence.prefilled
+                sequence.prefilled = until
         if made:
             tally.output_tokens += made
             self._charge_up_to(sequence, sequence.output_len, tally)

@@ -36,7 +36,9 @@ class Meter:
 
     def charge(self, key: str, weight: float, amount: int) -> None:
         """Charge micro-units of service, or give them back when `amount` is negative."""
-        share = self._share(key, weight)
+        share = self._shares.get(key)
+        if share is None or share.given != weight:
+            share = self._begin_share(key, weight)
         if amount >= 0:
             share.charged += amount
             virtual = share.charged * MICRO // share.weight
@@ -48,10 +50,8 @@ class Meter:
             self.table.refund(key, virtual - share.refunded_virtual)
             share.refunded_virtual = virtual
 
-    def _share(self, key: str, weight: float) -> _Share:
-        share = self._shares.get(key)
-        if share is None or share.given != weight:
-            if not 0 < weight < float("inf") or round(weight * MICRO) < 1:
-                raise ValueError(f"the weight of {key!r} is {weight}: it must be positive")
-            share = self._shares[key] = _Share(weight, round(weight * MICRO))
+    def _begin_share(self, key: str, weight: float) -> _Share:
+        if not 0 < weight < float("inf") or round(weight * MICRO) < 1:
+            raise ValueError(f"the weight of {key!r} is {weight}: it must be positive")
+        share = self._shares[key] = _Share(weight, round(weight * MICRO))
         return share

@@ -117,7 +117,8 @@ class Vtc:
     def charge(self, sequence: Sequence, amount: int) -> None:
         key = self._key(sequence)
         self.meter.charge(key, self._weight(sequence), amount)
-        self._order(key).charge(sequence, amount)
+        if self._inner is not Line:
+            self._order(key).charge(sequence, amount)
         if amount < 0:
             self.recount((key,))
 
