@@ -191,7 +191,7 @@ class Small:
     clients: int
 
 
-def small(seed: int, *, steps: int = 28, load: float = 2.0, weights: bool = False) -> Small:
+def small(seed: int, *, steps: int = 24, load: float = 2.0, weights: bool = False) -> Small:
     """2-5 clients, Poisson or ON/OFF, in a pool of 64-512 tokens; `load`: demand over what an engine with this pool
     gives, roughly. Lengths are a few tokens or up to half the pool."""
     rng = random.Random(seed)
