@@ -22,7 +22,8 @@ def act(rng: random.Random, table: CounterTable) -> None:
         case 0 | 1:
             table.spend(tenant, rng.randint(0, 100))
         case 2:
-            table.refund(tenant, rng.randint(0, table.own_service(tenant) // 2))
+            given_back = table.since(0).refunds.get(table.own, {}).get(tenant, 0)
+            table.refund(tenant, rng.randint(0, table.own_service(tenant) - given_back))
         case _:
             table.lift(tenant, rng.randint(0, 300))
 
