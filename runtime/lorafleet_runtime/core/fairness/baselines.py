@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 
 from lorafleet_runtime.core.fairness.meter import Meter
-from lorafleet_runtime.core.fairness.order import Fifo, Rank
+from lorafleet_runtime.core.fairness.order import Line, Rank
 from lorafleet_runtime.core.sequence import Sequence
 
 MINUTE = 60.0
@@ -40,7 +40,7 @@ class DeficitRoundRobin:
     def __init__(self, quantum: int, meter: Meter | None = None) -> None:
         self.meter = meter or Meter()
         self._quantum = quantum  # micro-units
-        self._queues: dict[str, Fifo] = {}
+        self._queues: dict[str, Line] = {}
         self._turns: deque[str] = deque()  # tenants with something waiting; the first has the turn
         self._deficits: dict[str, int] = {}  # over the weight, in micro-units
         self._size = 0
@@ -106,9 +106,9 @@ class DeficitRoundRobin:
     def outranks(self, waiting: Sequence, running: Sequence) -> bool:
         return False  # a turn is a turn
 
-    def _queue(self, tenant: str) -> Fifo:
+    def _queue(self, tenant: str) -> Line:
         self._size += 1
-        queue = self._queues.setdefault(tenant, Fifo())
+        queue = self._queues.setdefault(tenant, Line())
         if not queue:
             self._turns.append(tenant)
             self._deficits.setdefault(tenant, 0)

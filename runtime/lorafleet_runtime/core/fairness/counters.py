@@ -78,14 +78,18 @@ class CounterTable:
 
     def spend(self, tenant: str, amount: int) -> None:
         """Charge; `amount` ≥ 0."""
-        total = self.own_service(tenant) + amount
-        if total > LARGEST:
+        if amount <= 0:
+            return
+        entries = self._service.setdefault(self.own, {})
+        value = entries.get(tenant, 0) + amount
+        if value > LARGEST:
             self.begin_column()
-            total = amount
-        if amount:
-            self._service.setdefault(self.own, {})[tenant] = total
-            self._counters[tenant] = self._counters.get(tenant, 0) + amount
-            self._touch(("service", self.own, tenant))
+            self.spend(tenant, amount)
+            return
+        # `_grow`, without asking again what is known: this runs for every token.
+        entries[tenant] = value
+        self._counters[tenant] = self._counters.get(tenant, 0) + amount
+        self._touch(("service", self.own, tenant))
 
     def refund(self, tenant: str, amount: int) -> None:
         """Give back a charge for what was not executed; `amount` ≥ 0."""
@@ -117,8 +121,10 @@ class CounterTable:
                         folded[tenant] = folded.get(tenant, 0) + sign * value
                     else:
                         self._grow(name, mine, column, tenant, value)
-        for tenant, offset in other.offsets.items():
-            self._offset(tenant, offset + max(0, folded.get(tenant, 0)))
+        # Who knows more of a folded column than was folded here is heard even if it does not say its offset: what it
+        # says is at least that much.
+        for tenant in other.offsets.keys() | folded.keys():
+            self._offset(tenant, other.offsets.get(tenant, 0) + max(0, folded.get(tenant, 0)))
         return {tenant for _, _, tenant in self._entries(before)} - {""}
 
     def retire(self, column: str) -> None:
@@ -143,7 +149,8 @@ class CounterTable:
         self._name_column()
 
     def since(self, version: int) -> Table:
-        """What changed after `version`; everything for 0."""
+        """What changed after `version`; everything for 0. A column's service to a tenant and what it was refunded go
+        together: whoever has folded the column needs the difference."""
         table = Table()
         for name, column, tenant in self._entries(version):
             if name == "retired":
@@ -151,10 +158,9 @@ class CounterTable:
             elif name == "offset":
                 table.offsets[tenant] = self._offsets[tenant]
             else:
-                mine, theirs = (
-                    (self._service, table.service) if name == "service" else (self._refunds, table.refunds)
-                )
-                theirs.setdefault(column, {})[tenant] = mine[column][tenant]
+                for mine, theirs in ((self._service, table.service), (self._refunds, table.refunds)):
+                    if tenant in mine.get(column, {}):
+                        theirs.setdefault(column, {})[tenant] = mine[column][tenant]
         return table
 
     def shift(self, amount: int) -> None:

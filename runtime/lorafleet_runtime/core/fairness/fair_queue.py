@@ -104,31 +104,34 @@ class FairQueue:
         tally.in_flight += sequence.in_flight
         self.worst_in_flight = max(self.worst_in_flight, tally.in_flight)
         expected = self._predictor.expected(sequence) if self._predictor else 0
-        self._charge_up_to(sequence, max(expected, sequence.output_len))
+        self._charge_up_to(sequence, max(expected, sequence.output_len), tally)
 
     def ran(self, sequence: Sequence, start: int, count: int, made: int) -> None:
         """A step computed `count` tokens of a running sequence from `start`, and `made` new ones were accepted."""
         tally = self._tally(sequence)
         if sequence.prefilled < sequence.prompt_len:
             until = min(start + count, sequence.prompt_len)
-            tally.prompt_tokens += max(0, until - sequence.prefilled)
-            sequence.prefilled = max(until, sequence.prefilled)
+            if until > sequence.prefilled:
+                tally.prompt_tokens += until - sequence.prefilled
+                sequence.prefilled = until
         if made:
             tally.output_tokens += made
-            self._charge_up_to(sequence, sequence.output_len)
+            self._charge_up_to(sequence, sequence.output_len, tally)
 
     def cancel(self, sequence: Sequence) -> None:
         """A waiting sequence leaves: what it was not given costs nothing."""
         self.order.take(sequence)
-        self._tally(sequence).waiting -= 1
-        self._settle(sequence)
+        tally = self._tally(sequence)
+        tally.waiting -= 1
+        self._settle(sequence, tally)
 
     def leave(self, sequence: Sequence) -> None:
         """A running sequence has ended, by itself or not."""
-        self._release(sequence, self._tally(sequence))
+        tally = self._tally(sequence)
+        self._release(sequence, tally)
         if self._predictor and sequence.finish_reason != "abort":
             self._predictor.learn(sequence)
-        self._settle(sequence)
+        self._settle(sequence, tally)
 
     def is_newcomer(self, sequence: Sequence) -> bool:
         """Whether nothing runs of a waiting sequence's tenant."""
@@ -151,23 +154,23 @@ class FairQueue:
         """Of running sequences the greatest is preempted first."""
         return self.order.rank(sequence)
 
-    def _charge_up_to(self, sequence: Sequence, output: int) -> None:
+    def _charge_up_to(self, sequence: Sequence, output: int, tally: Tally) -> None:
         cost = self._cost.of(sequence.prompt_len, output, sequence.cached)
         if cost > sequence.charged:
-            self._charge(sequence, cost - sequence.charged)
+            self._charge(sequence, cost - sequence.charged, tally)
 
-    def _settle(self, sequence: Sequence) -> None:
+    def _settle(self, sequence: Sequence, tally: Tally) -> None:
         executed = 0
         if sequence.prefilled or sequence.output_len:
             executed = self._cost.of(sequence.prefilled, sequence.output_len, min(sequence.cached, sequence.prefilled))
         over = sequence.charged - max(executed, sequence.given)
         if over > 0:
             self.refunds += 1
-            self._charge(sequence, -over)
+            self._charge(sequence, -over, tally)
 
-    def _charge(self, sequence: Sequence, amount: int) -> None:
+    def _charge(self, sequence: Sequence, amount: int, tally: Tally) -> None:
         sequence.charged += amount
-        self._tally(sequence).service += amount
+        tally.service += amount
         self.order.charge(sequence, amount)
 
     def _release(self, sequence: Sequence, tally: Tally) -> None:

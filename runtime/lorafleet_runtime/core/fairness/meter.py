@@ -12,7 +12,7 @@ from lorafleet_runtime.core.fairness.counters import CounterTable
 class _Share:
     """What has been charged at one weight: whole sums are divided, so that no rounding adds up."""
 
-    given: float
+    given: float  # the weight as it came
     weight: int  # in millionths
     charged: int = 0
     charged_virtual: int = 0
@@ -35,11 +35,10 @@ class Meter:
         return self.table.counter(key)
 
     def charge(self, key: str, weight: float, amount: int) -> None:
-        """Charge micro-units of service, or give them back when `amount` is negative. Raises ValueError for a weight
-        that is not positive."""
+        """Charge micro-units of service, or give them back when `amount` is negative."""
         share = self._shares.get(key)
         if share is None or share.given != weight:
-            share = self._shares[key] = _share(key, weight)
+            share = self._begin_share(key, weight)
         if amount >= 0:
             share.charged += amount
             virtual = share.charged * MICRO // share.weight
@@ -51,8 +50,8 @@ class Meter:
             self.table.refund(key, virtual - share.refunded_virtual)
             share.refunded_virtual = virtual
 
-
-def _share(key: str, weight: float) -> _Share:
-    if not 0 < weight < float("inf") or round(weight * MICRO) < 1:
-        raise ValueError(f"the weight of {key!r} is {weight}: it must be positive")
-    return _Share(weight, round(weight * MICRO))
+    def _begin_share(self, key: str, weight: float) -> _Share:
+        if not 0 < weight < float("inf") or round(weight * MICRO) < 1:
+            raise ValueError(f"the weight of {key!r} is {weight}: it must be positive")
+        share = self._shares[key] = _Share(weight, round(weight * MICRO))
+        return share

@@ -6,12 +6,15 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Protocol
+from zlib import crc32
 
 from lorafleet_runtime.core.fairness.meter import Meter
 from lorafleet_runtime.core.sequence import Sequence
 
 Key = Callable[[Sequence], str]
 Rank = tuple[int, int]
+USERS = 4096
+"""Shares among which a tenant's users are spread, where they share fairly too."""
 
 
 class Order(Protocol):
@@ -31,7 +34,7 @@ class Order(Protocol):
         ...
 
     def put_back(self, sequence: Sequence) -> None:
-        """A preempted sequence, in front of its tenant's others: no arrival, so no lift."""
+        """A preempted sequence, in front of its tenant's others."""
         ...
 
     def head(self) -> Sequence | None:
@@ -72,16 +75,14 @@ def tenant_of(sequence: Sequence) -> str:
 
 
 def user_of(sequence: Sequence) -> str:
-    return sequence.user
+    """One of `USERS` shares: clients choose the names, so they must not fill memory; who collides shares a share."""
+    return str(crc32(sequence.user.encode()) % USERS) if sequence.user else ""
 
 
-class Fifo:
-    """First come, first served [VTC 5, FCFS]: charges decide nothing. They are booked where a meter is given; inside
-    another order there is none."""
+class Line:
+    """First come, first served, and no accounts: what waits of one key inside an order that keeps them."""
 
-    def __init__(self, meter: Meter | None = None) -> None:
-        self.meter = meter or Meter()
-        self._books = meter is not None
+    def __init__(self) -> None:
         self._waiting: OrderedDict[int, Sequence] = OrderedDict()  # by arrival, which is unique
 
     def __len__(self) -> int:
@@ -107,8 +108,18 @@ class Fifo:
         del self._waiting[sequence.arrival]
 
     def charge(self, sequence: Sequence, amount: int) -> None:
-        if self._books:
-            self.meter.charge(sequence.tenant, sequence.weight, amount)
+        pass
+
+
+class Fifo(Line):
+    """First come, first served [VTC 5, FCFS]: charges are booked and decide nothing."""
+
+    def __init__(self, meter: Meter | None = None) -> None:
+        super().__init__()
+        self.meter = meter or Meter()
+
+    def charge(self, sequence: Sequence, amount: int) -> None:
+        self.meter.charge(sequence.tenant, sequence.weight, amount)
 
     def recount(self, keys: Iterable[str]) -> None:
         pass

@@ -68,7 +68,8 @@ def read_spec(text: str) -> FairnessSpec:
          f"policy {spec.policy} knows no users and no prediction: leave them out"),
         ((spec.policy == "RPM") == (spec.requests_per_minute is not None),
          "requestsPerMinute belongs to policy RPM, which needs it"),
-        ((spec.requests_per_minute or 1) >= 1, f"requestsPerMinute {spec.requests_per_minute} must be at least 1"),
+        (spec.requests_per_minute is None or spec.requests_per_minute >= 1,
+         f"requestsPerMinute {spec.requests_per_minute} must be at least 1"),
         (spec.quantum >= 1, f"quantum {spec.quantum} must be at least 1"),
     ]  # fmt: skip
     for holds, problem in rules:

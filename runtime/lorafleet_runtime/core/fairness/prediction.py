@@ -23,13 +23,14 @@ class Predictor(Protocol):
 
 
 class MovingAverage:
-    """n̂ ← (4·n̂ + n) / 5 per tenant, as the paper's "VTC (predict)"; nothing is expected of a first request."""
+    """n̂ ← (4·n̂ + n) / 5 per tenant, as the paper's "VTC (predict)", and never more than a request may be answered with;
+    nothing is expected of a first request."""
 
     def __init__(self) -> None:
         self._mean: dict[str, float] = {}
 
     def expected(self, sequence: Sequence) -> int:
-        return round(self._mean.get(sequence.tenant, 0.0))
+        return min(round(self._mean.get(sequence.tenant, 0.0)), sequence.sampling.max_tokens)
 
     def learn(self, sequence: Sequence) -> None:
         before = self._mean.get(sequence.tenant)

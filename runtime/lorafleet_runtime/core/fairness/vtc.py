@@ -24,7 +24,7 @@ import heapq
 from collections.abc import Callable, Iterable, Iterator
 
 from lorafleet_runtime.core.fairness.meter import Meter
-from lorafleet_runtime.core.fairness.order import Fifo, Key, Order, Rank, tenant_of
+from lorafleet_runtime.core.fairness.order import Key, Line, Order, Rank, tenant_of
 from lorafleet_runtime.core.sequence import Sequence
 
 _Entry = tuple[int, int, int, str, int]  # counter, last charge, arrival of the head; key, version
@@ -35,7 +35,7 @@ def _weight_of(sequence: Sequence) -> float:
 
 
 class Vtc:
-    """One order a key inside (a FIFO, or another Vtc: then it is hierarchical), the least served key first.
+    """One order a key inside (a line, or another Vtc: then it is hierarchical), the least served key first.
 
     `lifts=False` is Least Counter First, the baseline that lets a newcomer starve everybody [VTC 5]."""
 
@@ -45,7 +45,7 @@ class Vtc:
         *,
         key: Key = tenant_of,
         weight: Callable[[Sequence], float] = _weight_of,
-        inner: Callable[[], Order] = Fifo,
+        inner: Callable[[], Line | Order] = Line,
         lifts: bool = True,
     ) -> None:
         self.meter = meter or Meter()
@@ -54,7 +54,7 @@ class Vtc:
         self._weight = weight
         self._inner = inner
         self._lifts = lifts
-        self._orders: dict[str, Order] = {}
+        self._orders: dict[str, Line | Order] = {}
         self._waiting: dict[str, int] = {}  # keys with something waiting -> the version of their entry in the heap
         self._heap: list[_Entry] = []
         self._version = 0
@@ -77,8 +77,7 @@ class Vtc:
 
     def add(self, sequence: Sequence) -> None:
         key = self._key(sequence)
-        if key not in self._waiting and self._lifts and self.meter.table.lift(key, self.floor()):
-            self.lifted += 1
+        self._lift(key)
         self._order(key).add(sequence)
         self._size += 1
         if key not in self._waiting:
@@ -86,6 +85,7 @@ class Vtc:
 
     def put_back(self, sequence: Sequence) -> None:
         key = self._key(sequence)
+        self._lift(key)
         self._order(key).put_back(sequence)
         self._size += 1
         self._push(key)
@@ -121,7 +121,8 @@ class Vtc:
         self._charges += 1
         self._charged[key] = self._charges
         self.meter.charge(key, self._weight(sequence), amount)
-        self._order(key).charge(sequence, amount)
+        if self._inner is not Line:
+            self._order(key).charge(sequence, amount)
         if amount < 0:
             self.recount((key,))
 
@@ -143,7 +144,13 @@ class Vtc:
     def outranks(self, waiting: Sequence, running: Sequence) -> bool:
         return self._served(self._key(waiting)) < self._served(self._key(running))
 
-    def _order(self, key: str) -> Order:
+    def _lift(self, key: str) -> None:
+        """Also for one whose only request was preempted: while that ran nothing of it waited, and what others got in
+        the meantime is no credit for what it sends next. As the earlier arrival it goes first at equal counters."""
+        if key not in self._waiting and self._lifts and self.meter.table.lift(key, self.floor()):
+            self.lifted += 1
+
+    def _order(self, key: str) -> Line | Order:
         order = self._orders.get(key)
         if order is None:
             order = self._orders[key] = self._inner()
