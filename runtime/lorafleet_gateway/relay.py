@@ -10,7 +10,9 @@ texts, logprobs and tool calls together again here."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import msgspec
@@ -29,7 +31,8 @@ from lorafleet_gateway.fleet import FleetFolder
 from lorafleet_gateway.loads import Loads
 from lorafleet_gateway.metrics import Metrics
 from lorafleet_gateway.placing import Placing
-from lorafleet_gateway.resume import StreamTracker
+from lorafleet_gateway.quotas import Quotas, Ticket
+from lorafleet_gateway.resume import StreamTracker, usage_in
 from lorafleet_gateway.upstream import HttpAttempt, Upstream
 
 _STREAM_HEADERS = [
@@ -50,6 +53,7 @@ class Services:
     loads: Loads
     limits: Limits
     metrics: Metrics
+    quotas: Quotas
 
 
 class Relay(Response):
@@ -62,12 +66,16 @@ class Relay(Response):
         request: ClientRequest,
         target: Target,
         tenant: Tenant,
+        ticket: Ticket,
         record: RequestRecord,
         trace: dict[str, str],
     ) -> None:
         self._services = services
         self._request = request
         self._target = target
+        self._ticket = ticket
+        self._reached = False  # a replica has, or has had, this request; one that refused it has not
+        self._usage: tuple[int | None, int | None] = (None, None)
         self._record = record
         self._outbound = {
             **trace,
@@ -105,7 +113,10 @@ class Relay(Response):
         finally:
             for task in (work, gone):
                 task.cancel()
-            await asyncio.gather(work, gone, return_exceptions=True)
+            try:
+                await asyncio.gather(work, gone, return_exceptions=True)
+            finally:
+                self._settle()
 
     async def _whole(self, send: Send) -> None:
         body = self._request.upstream_body(self._target.wire_name)
@@ -114,11 +125,12 @@ class Relay(Response):
             attempt = self._attempt(choice, body)
             try:
                 with self._services.loads.hold(self._target.base, choice.replica, attempt):
-                    async with attempt:
+                    async with self._entered(attempt):
                         answer = self._rename(await attempt.read_all())
             except AttemptFailed as failure:
                 self._failed(choice, failure)
                 continue
+            self._settle()
             headers = [(b"content-type", b"application/json"), (b"content-length", str(len(answer)).encode())]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             await send({"type": "http.response.body", "body": answer})
@@ -148,9 +160,11 @@ class Relay(Response):
                         raise replica_failed(request.model, why) from None
                 finally:
                     self._record.tokens = len(tracker.output_token_ids)
+                    self._usage = tracker.used
         except ApiError as error:
             if not self._started:
                 raise
+            self._settle()
             await self._fail(send, error.renamed(self._target.wire_name, request.model))
 
     async def _stream_from(self, choice: Choice, tracker: StreamTracker, send: Send) -> None:
@@ -159,9 +173,12 @@ class Relay(Response):
         tracker.begin()
         credited = False
         with self._services.loads.hold(self._target.base, choice.replica, attempt):
-            async with attempt:
+            async with self._entered(attempt):
                 while not tracker.done:
                     events = await _next_events(attempt, tracker)
+                    if tracker.done:  # before the client has its last byte, or its next request finds this one running
+                        self._usage = tracker.used
+                        self._settle()
                     if events:
                         await self._send(send, events, choice, more=not tracker.done)
                     if tracker.advanced and not credited:
@@ -177,6 +194,26 @@ class Relay(Response):
             self._placing.begun(choice)
             await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
         await send({"type": "http.response.body", "body": events, "more_body": more})
+
+    @contextlib.asynccontextmanager
+    async def _entered(self, attempt: HttpAttempt) -> AsyncIterator[None]:
+        """The attempt under way. Whoever gives up while it is being sent has reached the replica, as far as anybody
+        knows; only its answer can say that it did not take the request."""
+        before, self._reached = self._reached, True
+        try:
+            async with attempt:
+                before = True
+                yield
+        except (AttemptFailed, ApiError) as failure:
+            self._reached = before or (isinstance(failure, Lost) and failure.accepted)
+            raise
+
+    def _settle(self) -> None:
+        """What was used counts against the quota, once."""
+        if self._reached:
+            self._ticket.settle(*self._usage)
+        else:
+            self._ticket.give_back()
 
     async def _fail(self, send: Send, error: ApiError) -> None:
         self._record.code = error.status
@@ -200,10 +237,12 @@ class Relay(Response):
 
     def _rename(self, answer: bytes) -> bytes:
         try:
-            fields: dict[str, object] = {**_decode_answer(answer), "model": self._request.model}
+            fields = _decode_answer(answer)
         except msgspec.DecodeError as error:
             raise Lost(f"replica {self._record.replica} sent no JSON object: {error}", accepted=True) from None
-        return msgspec.json.encode(fields)
+        usage = usage_in(fields)
+        self._usage = (usage.prompt_tokens, usage.completion_tokens) if usage else (None, None)
+        return msgspec.json.encode({**fields, "model": self._request.model})
 
 
 def trace_headers(headers: list[tuple[bytes, bytes]]) -> dict[str, str]:

@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 from aiohttp import web
 
+from tests.gateway.fake_fairness import FakeFairness
+
 FIRST_ID = 100
 
 
@@ -50,10 +52,15 @@ class FakeRuntime:
     running: int = 0
     cancelled: int = 0
     written: int = 0
-    waiting_metric: int = 0
+    others_waiting: int = 0
     incarnation: str = "one"
     state: str = "Ready"
+    fairness_status: int = 200
+    fairness: FakeFairness = field(init=False)
     _runner: web.AppRunner | None = None
+
+    def __post_init__(self) -> None:
+        self.fairness = FakeFairness(self.incarnation)
 
     @property
     def url(self) -> str:
@@ -71,7 +78,7 @@ class FakeRuntime:
         app = web.Application(client_max_size=64 * 2**20)
         app.router.add_post("/v1/chat/completions", self._complete)
         app.router.add_post("/v1/completions", self._complete)
-        app.router.add_get("/metrics", self._metrics)
+        app.router.add_post("/fairness", self._fairness)
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.05)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self.port)
@@ -84,9 +91,14 @@ class FakeRuntime:
             await self._runner.cleanup()
             self._runner = None
 
-    async def _metrics(self, request: web.Request) -> web.Response:
-        text = f'vllm:num_requests_running{{model_name="m"}} {self.running}.0\n'
-        return web.Response(text=f'{text}vllm:num_requests_waiting{{model_name="m"}} {self.waiting_metric}.0\n')
+    async def _fairness(self, request: web.Request) -> web.Response:
+        if self.fairness_status != 200:
+            return web.Response(status=self.fairness_status)
+        if self.fairness.incarnation != self.incarnation:  # a new process remembers nothing
+            self.fairness = FakeFairness(self.incarnation)
+        load = {"running": self.running, "waiting": self.others_waiting}
+        answer = self.fairness.exchange(await request.json(), load)
+        return web.Response(text=answer) if isinstance(answer, str) else web.json_response(answer)
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()

@@ -144,7 +144,7 @@ async def test_the_request_goes_where_there_is_less_to_do(kit: Kit) -> None:
 
 async def test_what_other_gateways_sent_to_a_replica_counts_as_load(kit: Kit) -> None:
     first, second = await kit.up(2)
-    first.waiting_metric = 5
+    first.others_waiting = 5
     await asyncio.sleep(0.2)
     for _ in range(6):
         await kit.text_of()
@@ -159,7 +159,7 @@ async def test_what_other_gateways_sent_to_a_replica_counts_as_load(kit: Kit) ->
 )
 async def test_a_failure_before_the_first_byte_goes_to_another_replica(kit: Kit, fault: Fault, stream: bool) -> None:
     first, second = await kit.up(2)
-    first.faults, second.waiting_metric = [fault] * 20, 5
+    first.faults, second.others_waiting = [fault] * 20, 5
     await asyncio.sleep(0.2)  # the report of that load leads the first request to the first replica
     for _ in range(4):
         async with kit.http.post("/v1/chat/completions", json=chat(stream=stream)) as response:
