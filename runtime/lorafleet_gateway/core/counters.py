@@ -37,7 +37,7 @@ class Table:
     service: Mapping[str, Column] = field(default_factory=dict)
     refunds: Mapping[str, Column] = field(default_factory=dict)
     offsets: Column = field(default_factory=dict)
-    retired: Collection[str] = ()
+    retired: tuple[str, ...] = ()
 
     def cells(self) -> Iterator[tuple[_Cell, int]]:
         """Every cell with its value; a retired name is a cell of 1."""
@@ -122,7 +122,7 @@ class Counters:
                 offsets[tenant] = value
             elif column != without:
                 (service if kind == "service" else refunds).setdefault(column, {})[tenant] = value
-        retired = [name for name, changed in self._retired.items() if changed > version]
+        retired = tuple(name for name, changed in self._retired.items() if changed > version)
         return Table(service, refunds, offsets, retired)
 
     def _raise(self, cell: _Cell, value: int) -> None:

@@ -26,7 +26,7 @@ class _Table(msgspec.Struct, frozen=True):
     service: dict[_Incarnation, _Row] = {}
     refunds: dict[_Incarnation, _Row] = {}
     offsets: _Row = {}
-    retired: list[_Incarnation] = []
+    retired: tuple[_Incarnation, ...] = ()
 
 
 class _TenantUse(msgspec.Struct, frozen=True):
