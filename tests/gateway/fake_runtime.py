@@ -56,6 +56,7 @@ class FakeRuntime:
     incarnation: str = "one"
     state: str = "Ready"
     fairness_status: int = 200
+    fairness_delay: float = 0.0
     fairness: FakeFairness = field(init=False)
     _runner: web.AppRunner | None = None
 
@@ -92,6 +93,7 @@ class FakeRuntime:
             self._runner = None
 
     async def _fairness(self, request: web.Request) -> web.Response:
+        await asyncio.sleep(self.fairness_delay)
         if self.fairness_status != 200:
             return web.Response(status=self.fairness_status)
         if self.fairness.incarnation != self.incarnation:  # a new process remembers nothing
