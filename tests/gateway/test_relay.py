@@ -36,7 +36,9 @@ async def test_a_replica_sees_the_gateways_headers_and_none_of_the_clients(kit: 
     spoofed = {
         "Lorafleet-Tenant": "globex", "lorafleet-weight": "1000", "Lorafleet-Request-Id": "mine",
         "X-Llm-D-Inference-Fairness-Id": "globex", "X-Tenant": "globex", "Cookie": "a=b", "Connection": "X-Hop",
-        "X-Hop": "1", "Traceparent": "00-abc-def-01",
+        "X-Hop": "1", "User": "globex", "X-Priority": "9", "X-Request-Priority": "9", "Priority": "u=0",
+        "X-Forwarded-For": "1.2.3.4", "Forwarded": "for=1.2.3.4", "TE": "trailers", "Proxy-Authorization": "x",
+        "OpenAI-Organization": "globex", "Idempotency-Key": "k", "Traceparent": "00-abc-def-01",
     }  # fmt: skip
 
     async with kit.http.post("/v1/chat/completions", json=chat(), headers=spoofed) as response:
