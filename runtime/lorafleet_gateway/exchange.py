@@ -127,7 +127,7 @@ class Exchange:
         whole = peer.since == 0 or restarted
         base.counters.take(answer.table)
         for gateway, told in answer.usage.items():
-            self._quotas.hear(gateway, told.sequence, told.uses(), whole=whole)
+            self._quotas.hear(gateway, told.sequence, told.tenants, whole=whole)
         self._loads.report(key, replica.key, answer.load.running + answer.load.waiting)
         peer.heard, peer.fairness = time.monotonic(), answer.fairness
         peer.incarnation, peer.since = answer.incarnation, answer.at

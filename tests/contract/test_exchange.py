@@ -32,5 +32,5 @@ def test_the_gateway_reads_every_field_of_the_contracts_answer(examples: dict[st
     assert (answer.incarnation, answer.at) == (example["incarnation"], example["at"])
     assert (answer.load.running, answer.load.waiting) == (3, 1)
     assert answer.table.service == example["table"]["service"]
-    assert answer.usage["GATEWAY"].uses() == {"acme": Use(12, 3400, 2, 0)}
+    assert answer.usage["GATEWAY"].tenants == {"acme": Use(12, 3400, 2, 0)}
     assert {name: getattr(answer.fairness, name) for name in example["fairness"]} == example["fairness"]

@@ -29,24 +29,11 @@ class _Table(msgspec.Struct, frozen=True):
     retired: tuple[_Incarnation, ...] = ()
 
 
-class _TenantUse(msgspec.Struct, frozen=True):
-    requests: _Amount = 0
-    tokens: _Amount = 0
-    running: _Amount = 0
-    rejected: _Amount = 0
-
-
 class GatewayUse(msgspec.Struct, frozen=True):
     """What one gateway has admitted, of the tenants that changed."""
 
     sequence: _Amount
-    tenants: dict[_Name, _TenantUse] = {}
-
-    def uses(self) -> dict[str, Use]:
-        """The same, per tenant."""
-        return {
-            name: Use(told.requests, told.tokens, told.running, told.rejected) for name, told in self.tenants.items()
-        }
+    tenants: dict[_Name, Use] = {}
 
 
 class Load(msgspec.Struct, frozen=True):

@@ -9,11 +9,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
 
 from lorafleet_gateway.core.fleet_model import Quota
 
 CONCURRENT, REQUESTS, TOKENS = "maxConcurrentRequests", "requestsPerMinute", "tokensPerMinute"
 FIRST_AVERAGE = 256.0  # output tokens of a choice, before any has been seen
+_Amount = Annotated[int, Meta(ge=0, le=2**62)]
 _FORGET = 1 / 16  # how much the newest answer counts in the moving average
 _ROUNDING = 1e-6  # sums of floats must not make a client wait one second more than it was told
 
@@ -40,14 +45,13 @@ class Reservation:
     from_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class Use:
-    """What one gateway has admitted for one tenant: all but `running` only grow."""
+class Use(msgspec.Struct, frozen=True):
+    """What one gateway has admitted for one tenant, as it travels: all but `running` only grow."""
 
-    requests: int = 0
-    tokens: int = 0
-    running: int = 0
-    rejected: int = 0
+    requests: _Amount = 0
+    tokens: _Amount = 0
+    running: _Amount = 0
+    rejected: _Amount = 0
 
 
 class Bucket:

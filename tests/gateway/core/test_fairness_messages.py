@@ -28,7 +28,7 @@ def test_an_answer_is_read_and_what_a_newer_replica_adds_is_ignored() -> None:
 
     assert (read.incarnation, read.at, read.load.running, read.load.waiting) == ("i1", 7, 1, 2)
     assert read.table == Table({"i1": {"acme": MOST}}, {}, {"acme": 0}, ("i0",))
-    assert read.usage["g"].uses() == {"acme": Use(1, 2, 3, 4)}
+    assert read.usage["g"].tenants == {"acme": Use(1, 2, 3, 4)}
     assert (read.fairness.spread, read.fairness.bound, read.fairness.rate) == (1, 2, 3)
 
 
