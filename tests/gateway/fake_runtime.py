@@ -46,6 +46,7 @@ class FakeRuntime:
     tokens: int = 8
     delay: float = 0.0
     padding: str = ""
+    linger: float = 0.0  # between the last event of a stream and its end
     faults: list[Fault] = field(default_factory=list)
     seen: list[Seen] = field(default_factory=list)
     port: int = 0
@@ -133,6 +134,7 @@ class FakeRuntime:
         async for event in self._events(request, body, fault):
             self.written += len(event)
             await response.write(event)
+        await asyncio.sleep(self.linger)
         return response
 
     async def _events(self, request: web.Request, body: dict[str, Any], fault: Fault | None) -> AsyncIterator[bytes]:

@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from lorafleet_gateway.core.counters import MOST
 from tests.gateway.fake_runtime import FakeRuntime
-from tests.gateway.gateway_kit import QUICK, Kit, chat, error_of
+from tests.gateway.gateway_kit import OTHER_KEY, QUICK, Kit, chat, error_of
 
 LABELS = {"base_model": "models/smol"}
 
@@ -278,3 +278,8 @@ async def test_a_new_gateway_does_not_pay_for_what_was_used_before_it_came(kit: 
     late = await kit.sibling()
     await kit.until(lambda: len(late.app.state.services.quotas._others) == 1)
     assert await late.text_of() == replica.text()
+    headers = {"Authorization": f"Bearer {OTHER_KEY}"}  # the first that globex asks for, and that does count
+    async with kit.http.post("/v1/chat/completions", json=chat("parrot"), headers=headers) as response:
+        assert response.status == 200
+    buckets = late.app.state.services.quotas._accounts["globex"]
+    await kit.until(lambda: buckets._requests_bucket.level < 600 - 0.9)

@@ -80,9 +80,9 @@ async def test_more_than_may_run_at_once_are_refused_and_the_next_after_an_end_i
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_client_that_asks_one_after_the_other_never_meets_its_own_last_request(kit: Kit, stream: bool) -> None:
-    await limited(kit, {"maxConcurrentRequests": 1}, tokens=1)
+    await limited(kit, {"maxConcurrentRequests": 1}, tokens=1, linger=0.1)
 
-    for _ in range(50):
+    for _ in range(10):
         async with kit.http.post(POST, json=chat(stream=stream)) as response:
             assert response.status == 200
             await response.read()

@@ -37,6 +37,16 @@ def test_a_minutes_requests_are_there_at_once_and_come_back_evenly() -> None:
     assert isinstance(admit(account, 1, 1.5), Refusal)
 
 
+def test_a_clock_that_jumps_back_neither_gives_nor_takes_and_then_goes_on() -> None:
+    account = Account(Quota(requests_per_minute=60), 1000.0)
+    for _ in range(59):
+        reserved(account, 1, 1000.0)
+    reserved(account, 1, 3.0)
+
+    assert isinstance(admit(account, 1, 3.5), Refusal)
+    reserved(account, 1, 4.0)
+
+
 def test_the_limit_that_refuses_for_longest_is_named() -> None:
     account = Account(Quota(requests_per_minute=60, tokens_per_minute=600, max_concurrent_requests=60), 0.0)
     for _ in range(60):
