@@ -47,6 +47,7 @@ def create_app(
     metrics = Metrics()
     quotas = Quotas(secrets.token_hex(8), metrics, time.monotonic)
     services = Services(fleet, Upstream(token, limits), loads, limits, metrics, quotas)
+    quotas.follow(fleet.tenants.by_name)  # what was read before; `on_change` tells the rest
     exchange = Exchange(services)
     fleet.on_change += [lambda: loads.follow(fleet.fleet), lambda: quotas.follow(fleet.tenants.by_name)]
     if mirror is not None:

@@ -56,9 +56,9 @@ class Quotas:
     def hear(self, gateway: str, sequence: int, uses: Mapping[str, Use], *, whole: bool) -> None:
         """What another gateway has admitted is taken from the buckets here; see `SharedUse.hear`."""
         now = self.clock()
-        for tenant, (requests, tokens) in self._others.hear(gateway, sequence, uses, now, whole=whole).items():
-            if tenant in self._accounts:
-                self._accounts[tenant].took_elsewhere(requests, tokens, now)
+        known = {tenant: use for tenant, use in uses.items() if tenant in self._accounts}
+        for tenant, (requests, tokens) in self._others.hear(gateway, sequence, known, now, whole=whole).items():
+            self._accounts[tenant].took_elsewhere(requests, tokens, now)
 
     def forget(self) -> None:
         """Drop gateways that have been silent for too long."""

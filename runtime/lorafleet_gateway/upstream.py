@@ -62,8 +62,11 @@ class Upstream:
         `Limits.exchange_bytes`."""
         assert self._session is not None, "start() first"
         timeout = aiohttp.ClientTimeout(total=self._limits.connect_seconds)
+        posting = self._session.post(
+            _url(replica.url, "/fairness"), data=body, timeout=timeout, allow_redirects=False
+        )
         try:
-            async with self._session.post(_url(replica.url, "/fairness"), data=body, timeout=timeout) as response:
+            async with posting as response:
                 parts: list[bytes] = []
                 size = 0
                 async for part in response.content.iter_any():

@@ -45,9 +45,9 @@ def prompts_in(raw: Raw) -> tuple[int, int]:
     text = bytes(raw)
     if text[:1] != b"[":
         return 1, _tokens_of(text) if text[:1] == b'"' else 0
+    if text[1:].lstrip()[:1].isdigit():
+        return 1, text.count(b",") + 1  # without decoding what may be a million numbers
     try:
-        if text[1:].lstrip()[:1].isdigit():
-            return 1, len(msgspec.json.decode(text, type=list[int]))
         prompts = msgspec.json.decode(text, type=list[Raw])
         return max(1, len(prompts)), sum(prompts_in(prompt)[1] for prompt in prompts)
     except _WRONG:

@@ -13,9 +13,9 @@ from msgspec import Meta
 
 from lorafleet_gateway.core.counters import MOST, MOST_TENANTS, Table
 from lorafleet_gateway.core.quota import Use
+from lorafleet_gateway.core.shared_use import MOST_GATEWAYS
 from lorafleet_gateway.errors import CountersError
 
-MOST_GATEWAYS = 1_024
 _Amount = Annotated[int, Meta(ge=0, le=MOST)]
 _Name = Annotated[str, Meta(max_length=63)]
 _Incarnation = Annotated[str, Meta(min_length=1, max_length=64)]

@@ -24,6 +24,8 @@ NEW_EXCHANGES = 50
 """A gateway in its first exchanges is new: all that it has admitted counts. Later ones have a history that does not:
 it was filled up again long ago. Much less than the exchanges of `SILENT_SECONDS`, so that nobody is new twice."""
 
+MOST_GATEWAYS = 1_024  # more than that are one replica's nonsense
+
 
 @dataclass(slots=True)
 class _Gateway:
@@ -50,9 +52,9 @@ class SharedUse:
         """Merge what a replica relays; requests and tokens per tenant that are to be taken from its buckets.
 
         `whole` says that the replica told all it knows, and not only what changed."""
-        if gateway == self._own:
-            return {}
         known = self._gateways.get(gateway)
+        if gateway == self._own or (known is None and len(self._gateways) >= MOST_GATEWAYS):
+            return {}
         if known is None:
             known = self._gateways[gateway] = _Gateway(whole=sequence <= NEW_EXCHANGES)
             history = not known.whole

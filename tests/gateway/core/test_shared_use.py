@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from lorafleet_gateway.core.fleet_model import Quota
 from lorafleet_gateway.core.quota import Account, Refusal, Use
-from lorafleet_gateway.core.shared_use import NEW_EXCHANGES, SILENT_SECONDS, OwnUse, SharedUse
+from lorafleet_gateway.core.shared_use import MOST_GATEWAYS, NEW_EXCHANGES, SILENT_SECONDS, OwnUse, SharedUse
 
 
 def test_a_new_gateways_first_use_counts_and_an_old_ones_history_does_not() -> None:
@@ -46,6 +46,14 @@ def test_a_gateway_that_only_counts_on_is_not_silent() -> None:
 
     others.forget(50.0 + SILENT_SECONDS + 1)
     assert others.running("acme") == 0
+
+
+def test_more_gateways_than_there_can_be_are_not_kept() -> None:
+    others = SharedUse("me")
+    for i in range(MOST_GATEWAYS + 5):
+        others.hear(f"g{i}", 1, {"acme": Use(running=1)}, 0.0, whole=True)
+
+    assert len(others) == others.running("acme") == MOST_GATEWAYS
 
 
 @given(
