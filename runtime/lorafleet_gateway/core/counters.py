@@ -19,28 +19,33 @@ which sum stays may depend on who met first. No counter falls by folding, and al
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
 
 MOST = 2**62  # micro-units of service; sums stop there
 MOST_TENANTS = 65_536
 MOST_COLUMNS = 4_096  # living ones, of one base model
 MOST_RETIRED = 65_536
 
-Column = Mapping[str, int]  # tenant -> micro-units
-_Cell = tuple[str, str, str]  # kind, column, tenant; the offsets' column and a retired one's tenant are ""
+Amount = Annotated[int, Meta(ge=0, le=MOST)]
+Name = Annotated[str, Meta(max_length=63)]
+Incarnation = Annotated[str, Meta(min_length=1, max_length=64)]
+_Row = Mapping[Name, Amount]  # per tenant
+_Cell = tuple[str, str, str]  # kind, column, tenant; the offsets' column is ""
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Some cells, or all, as they travel."""
+class Table(msgspec.Struct, frozen=True):
+    """Some cells, or all, as they travel: service and refunds by column, and the rest."""
 
-    service: Mapping[str, Column] = field(default_factory=dict)
-    refunds: Mapping[str, Column] = field(default_factory=dict)
-    offsets: Column = field(default_factory=dict)
-    retired: tuple[str, ...] = ()
+    service: Mapping[Incarnation, _Row] = {}
+    refunds: Mapping[Incarnation, _Row] = {}
+    offsets: _Row = {}
+    retired: tuple[Incarnation, ...] = ()
 
     def cells(self) -> Iterator[tuple[_Cell, int]]:
-        """Every cell with its value; a retired name is a cell of 1."""
+        """Every cell with its value."""
         for kind, columns in (("service", self.service), ("refunds", self.refunds)):
             for column, row in columns.items():
                 for tenant, value in row.items():

@@ -6,68 +6,48 @@ so that a replica may be newer."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
 
 import msgspec
-from msgspec import Meta
 
-from lorafleet_gateway.core.counters import MOST, MOST_TENANTS, Table
+from lorafleet_gateway.core.counters import MOST_TENANTS, Amount, Incarnation, Name, Table
 from lorafleet_gateway.core.quota import Use
 from lorafleet_gateway.core.shared_use import MOST_GATEWAYS
 from lorafleet_gateway.errors import CountersError
-
-_Amount = Annotated[int, Meta(ge=0, le=MOST)]
-_Name = Annotated[str, Meta(max_length=63)]
-_Incarnation = Annotated[str, Meta(min_length=1, max_length=64)]
-_Row = dict[_Name, _Amount]
-
-
-class _Table(msgspec.Struct, frozen=True):
-    service: dict[_Incarnation, _Row] = {}
-    refunds: dict[_Incarnation, _Row] = {}
-    offsets: _Row = {}
-    retired: tuple[_Incarnation, ...] = ()
 
 
 class GatewayUse(msgspec.Struct, frozen=True):
     """What one gateway has admitted, of the tenants that changed."""
 
-    sequence: _Amount
-    tenants: dict[_Name, Use] = {}
+    sequence: Amount
+    tenants: dict[Name, Use] = {}
 
 
 class Load(msgspec.Struct, frozen=True):
     """Requests at the replica, of all gateways."""
 
-    running: _Amount = 0
-    waiting: _Amount = 0
+    running: Amount = 0
+    waiting: Amount = 0
 
 
 class Fairness(msgspec.Struct, frozen=True):
     """How far apart the replica lets tenants come, in micro-units of service; `rate` is per second."""
 
     policy: str = ""
-    spread: _Amount = 0
-    bound: _Amount = 0
-    rate: _Amount = 0
+    spread: Amount = 0
+    bound: Amount = 0
+    rate: Amount = 0
 
 
 class Answer(msgspec.Struct, frozen=True):
     """One answer; `at` is what to send as `since` next time."""
 
     version: int
-    incarnation: _Incarnation
-    at: _Amount
+    incarnation: Incarnation
+    at: Amount
     load: Load
     fairness: Fairness = Fairness()
-    counters: _Table = msgspec.field(default_factory=_Table, name="table")
-    usage: dict[_Incarnation, GatewayUse] = {}
-
-    @property
-    def table(self) -> Table:
-        """The counters, in the shape that they merge in."""
-        found = self.counters
-        return Table(found.service, found.refunds, found.offsets, found.retired)
+    table: Table = Table()
+    usage: dict[Incarnation, GatewayUse] = {}
 
 
 def decode_answer(data: bytes) -> Answer:

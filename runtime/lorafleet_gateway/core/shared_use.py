@@ -10,7 +10,8 @@ While a tenant asks for more than its quota, buckets are near empty and each of 
 time: at most (G-1) r d more than the limit is admitted at any time. Where nobody could hear of it, because the tenant
 was idle or the network was cut, every gateway's bucket may be full: then up to (G-1) buckets more, once. All of it is
 taken out when it is heard of, as a debt of at most one bucket. Concurrent requests: at most (G-1) times what the
-others start within d."""
+others start within d. Tokens are told as they are reserved: what turns out too much is not told again when it is used,
+so that others are ahead by no more than the estimates that ran together."""
 
 from __future__ import annotations
 
