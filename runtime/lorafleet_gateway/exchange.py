@@ -104,8 +104,8 @@ class Exchange:
                 result = "ok"
             else:
                 result = _REFUSED.get(status, result)
-                if result == "refused":
-                    self._complain(replica, peer, result, f"{status}: {data[:200].decode(errors='replace')}")
+                if result != "unsupported":
+                    self._complain(replica, peer, f"HTTP {status}", data[:200].decode(errors="replace"))
         except Lost as failure:
             self._complain(replica, peer, "failed", str(failure))
         except CountersError as error:
