@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from lorafleet_gateway.access import CLIENT_GONE, AccessLog, record_of
-from lorafleet_gateway.client_request import parse, read_body
+from lorafleet_gateway.client_request import parse, read_body, trace_headers
 from lorafleet_gateway.config import Limits
 from lorafleet_gateway.core.fleet_model import Tenant
 from lorafleet_gateway.core.naming import ListedModel, Target, list_models, resolve
@@ -30,7 +30,7 @@ from lorafleet_gateway.metrics import CONTENT_TYPE, Metrics
 from lorafleet_gateway.mirror import Mirror
 from lorafleet_gateway.placing import RETRY_AFTER
 from lorafleet_gateway.quotas import Quotas
-from lorafleet_gateway.relay import Relay, Services, trace_headers
+from lorafleet_gateway.relay import Relay, Services
 from lorafleet_gateway.upstream import Upstream
 
 
@@ -104,7 +104,7 @@ async def _complete(request: Request) -> Response:
         target = _resolve(request, asked.model, tenant)
         ticket.reserve(asked.fields)
     except BaseException:  # also a client that leaves: a ticket that nobody closes would count for ever
-        ticket.give_back()
+        ticket.close()
         raise
     record = record_of(request.scope)
     return Relay(services, asked, target, tenant, ticket, record, trace_headers(request.scope["headers"]))

@@ -16,6 +16,7 @@ from lorafleet_gateway.core.estimate import prompts_in
 from lorafleet_gateway.errors import ApiError, invalid
 
 _T = TypeVar("_T")
+_TRACE_HEADERS = ("traceparent", "tracestate")
 _ABSENT = Raw(b"null")
 _fields = msgspec.json.Decoder(dict[str, Raw])
 
@@ -95,6 +96,12 @@ def parse(path: str, body: bytes) -> ClientRequest:
         wants_usage=(_options(fields) or {}).get("include_usage") is True,
         fields=fields,
     )
+
+
+def trace_headers(headers: list[tuple[bytes, bytes]]) -> dict[str, str]:
+    """The W3C trace context: the only client headers that a replica sees."""
+    found = {name.decode("latin-1"): value.decode("latin-1") for name, value in headers}
+    return {name: found[name] for name in _TRACE_HEADERS if name in found}
 
 
 def _too_large(most: int) -> ApiError:

@@ -78,9 +78,14 @@ class Quotas:
 
 
 class Ticket:
-    """One admitted request. `reserve` once its body is known; then the first of `settle` and `give_back` counts."""
+    """One admitted request: `reserve` once its body is known, `close` at its end.
+
+    `reached` says that a replica has, or has had, the request, and has not refused it. `used` are tokens of the prompt
+    and of the answer, None where no replica told."""
 
     def __init__(self, quotas: Quotas, tenant: str, account: Account) -> None:
+        self.reached = False
+        self.used: tuple[int | None, int | None] = (None, None)
         self._quotas = quotas
         self._tenant = tenant
         self._account = account
@@ -89,33 +94,30 @@ class Ticket:
         self._open = True
 
     def reserve(self, fields: Mapping[str, Raw]) -> None:
-        """Take what the body asks for. Raises ApiError 429; then the caller gives the ticket back."""
+        """Take what the body asks for. Raises ApiError 429."""
         if self._account.counts_tokens:
             self._estimate = estimate(fields, self._account.average_output)
         tokens = self._estimate.total if self._estimate else 0
         self._reserved = self._quotas.check(self._tenant, self._account.reserve(tokens, self._quotas.clock()))
 
-    def settle(self, prompt: int | None, output: int | None) -> None:
-        """A replica has had the request. What it did not say is as estimated: of the `prompt` alone, or of all when it
-        never told its `output` (a whole answer for which nobody waited)."""
-        if not self._close():
+    def close(self) -> None:
+        """The request is over, and counts as what it used; only the first call counts.
+
+        One that no replica had used nothing. Where a replica did not tell the prompt, it is as estimated; where it
+        never told the answer (a whole one, for which nobody waited), all stays as it was reserved."""
+        if not self._open:
             return
-        assert self._reserved is not None, "reserve() first"
-        if output is not None:
+        self._open = False
+        self._account.leave()
+        self._quotas.own.touch(self._tenant)
+        if self._reserved is None:
+            return
+        prompt, output = self.used
+        if not self.reached:
+            self._account.give_back(self._reserved, self._quotas.clock())
+        elif output is not None:
             if prompt is None:
                 prompt = self._estimate.prompt if self._estimate else 0
             self._account.settle(self._reserved, prompt + output, self._quotas.clock())
             if self._estimate is not None:
                 self._account.learn(output / self._estimate.choices)
-
-    def give_back(self) -> None:
-        """No replica has had the request, or it refused it as invalid: it takes nothing from the quota."""
-        if self._close() and self._reserved is not None:
-            self._account.give_back(self._reserved, self._quotas.clock())
-
-    def _close(self) -> bool:
-        was_open, self._open = self._open, False
-        if was_open:
-            self._account.leave()
-            self._quotas.own.touch(self._tenant)
-        return was_open

@@ -40,7 +40,6 @@ _STREAM_HEADERS = [
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # nginx would hold chunks back
 ]
-_TRACE_HEADERS = ("traceparent", "tracestate")
 _decode_answer = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
@@ -74,8 +73,6 @@ class Relay(Response):
         self._request = request
         self._target = target
         self._ticket = ticket
-        self._reached = False  # a replica has, or has had, this request; one that refused it has not
-        self._usage: tuple[int | None, int | None] = (None, None)
         self._record = record
         self._outbound = {
             **trace,
@@ -83,14 +80,8 @@ class Relay(Response):
             "Lorafleet-Weight": f"{tenant.weight:g}",
             "Lorafleet-Request-Id": record.id,
         }
-        self._placing = Placing(
-            target,
-            services.fleet,
-            services.loads,
-            services.limits,
-            time.monotonic,
-            seed=int(record.id[:16], 16),
-        )
+        seed = int(record.id[:16], 16)
+        self._placing = Placing(target, services.fleet, services.loads, services.limits, time.monotonic, seed)
         self._started = False
         self._logged = ""
 
@@ -116,7 +107,7 @@ class Relay(Response):
             try:
                 await asyncio.gather(work, gone, return_exceptions=True)
             finally:
-                self._settle()
+                self._ticket.close()
 
     async def _whole(self, send: Send) -> None:
         body = self._request.upstream_body(self._target.wire_name)
@@ -130,7 +121,7 @@ class Relay(Response):
             except AttemptFailed as failure:
                 self._failed(choice, failure)
                 continue
-            self._settle()
+            self._ticket.close()
             headers = [(b"content-type", b"application/json"), (b"content-length", str(len(answer)).encode())]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             await send({"type": "http.response.body", "body": answer})
@@ -160,11 +151,11 @@ class Relay(Response):
                         raise replica_failed(request.model, why) from None
                 finally:
                     self._record.tokens = len(tracker.output_token_ids)
-                    self._usage = tracker.used
+                    self._ticket.used = tracker.used
         except ApiError as error:
             if not self._started:
                 raise
-            self._settle()
+            self._ticket.close()
             await self._fail(send, error.renamed(self._target.wire_name, request.model))
 
     async def _stream_from(self, choice: Choice, tracker: StreamTracker, send: Send) -> None:
@@ -177,8 +168,8 @@ class Relay(Response):
                 while not tracker.done:
                     events = await _next_events(attempt, tracker)
                     if tracker.done:  # before the client has its last byte, or its next request finds this one running
-                        self._usage = tracker.used
-                        self._settle()
+                        self._ticket.used = tracker.used
+                        self._ticket.close()
                     if events:
                         await self._send(send, events, choice, more=not tracker.done)
                     if tracker.advanced and not credited:
@@ -199,21 +190,14 @@ class Relay(Response):
     async def _entered(self, attempt: HttpAttempt) -> AsyncIterator[None]:
         """The attempt under way. Whoever gives up while it is being sent has reached the replica, as far as anybody
         knows; only its answer can say that it did not take the request."""
-        before, self._reached = self._reached, True
+        before, self._ticket.reached = self._ticket.reached, True
         try:
             async with attempt:
                 before = True
                 yield
         except (AttemptFailed, ApiError) as failure:
-            self._reached = before or (isinstance(failure, Lost) and failure.accepted)
+            self._ticket.reached = before or (isinstance(failure, Lost) and failure.accepted)
             raise
-
-    def _settle(self) -> None:
-        """What was used counts against the quota, once."""
-        if self._reached:
-            self._ticket.settle(*self._usage)
-        else:
-            self._ticket.give_back()
 
     async def _fail(self, send: Send, error: ApiError) -> None:
         self._record.code = error.status
@@ -241,14 +225,8 @@ class Relay(Response):
         except msgspec.DecodeError as error:
             raise Lost(f"replica {self._record.replica} sent no JSON object: {error}", accepted=True) from None
         usage = usage_in(fields)
-        self._usage = (usage.prompt_tokens, usage.completion_tokens) if usage else (None, None)
+        self._ticket.used = (usage.prompt_tokens, usage.completion_tokens) if usage else (None, None)
         return msgspec.json.encode({**fields, "model": self._request.model})
-
-
-def trace_headers(headers: list[tuple[bytes, bytes]]) -> dict[str, str]:
-    """The W3C trace context: the only client headers that a replica sees."""
-    found = {name.decode("latin-1"): value.decode("latin-1") for name, value in headers}
-    return {name: found[name] for name in _TRACE_HEADERS if name in found}
 
 
 async def _next_events(attempt: HttpAttempt, tracker: StreamTracker) -> bytes:
