@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 import time
 from collections.abc import AsyncIterator
 from http import HTTPStatus
@@ -16,19 +17,20 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from lorafleet_gateway import reports
 from lorafleet_gateway.access import CLIENT_GONE, AccessLog, record_of
-from lorafleet_gateway.client_request import parse, read_body
+from lorafleet_gateway.client_request import parse, read_body, trace_headers
 from lorafleet_gateway.config import Limits
 from lorafleet_gateway.core.fleet_model import Tenant
 from lorafleet_gateway.core.naming import ListedModel, Target, list_models, resolve
 from lorafleet_gateway.errors import ApiError, invalid_api_key, model_not_found, model_not_ready
+from lorafleet_gateway.exchange import Exchange
 from lorafleet_gateway.fleet import FleetFolder
 from lorafleet_gateway.loads import Loads
 from lorafleet_gateway.metrics import CONTENT_TYPE, Metrics
 from lorafleet_gateway.mirror import Mirror
 from lorafleet_gateway.placing import RETRY_AFTER
-from lorafleet_gateway.relay import Relay, Services, trace_headers
+from lorafleet_gateway.quotas import Quotas
+from lorafleet_gateway.relay import Relay, Services
 from lorafleet_gateway.upstream import Upstream
 
 
@@ -42,8 +44,12 @@ def create_app(
     """
     limits = limits or Limits()
     loads = Loads(time.monotonic, limits.avoid_seconds)
-    services = Services(fleet, Upstream(token, limits), loads, limits, Metrics())
-    fleet.on_change.append(lambda: loads.follow(fleet.fleet))
+    metrics = Metrics()
+    quotas = Quotas(secrets.token_hex(8), metrics, time.monotonic)
+    services = Services(fleet, Upstream(token, limits), loads, limits, metrics, quotas)
+    quotas.follow(fleet.tenants.by_name)  # what was read before; `on_change` tells the rest
+    exchange = Exchange(services)
+    fleet.on_change += [lambda: loads.follow(fleet.fleet), lambda: quotas.follow(fleet.tenants.by_name)]
     if mirror is not None:
         mirror.changed, fleet.told_all = fleet.hurry, lambda: mirror.listed
 
@@ -54,7 +60,7 @@ def create_app(
         watchers = [
             asyncio.create_task(fleet.watch()),
             *([asyncio.create_task(mirror.run())] if mirror is not None else []),
-            asyncio.create_task(reports.watch(fleet, services.upstream, loads, limits.load_seconds)),
+            asyncio.create_task(exchange.run()),
         ]
         try:
             yield
@@ -90,12 +96,18 @@ def create_app(
 async def _complete(request: Request) -> Response:
     services = _services(request)
     tenant = _authenticate(request)
-    length = request.headers.get("content-length")
-    body = await read_body(request.stream(), length, services.limits.body_bytes)
-    asked = parse(request.url.path, body)
-    target = _resolve(request, asked.model, tenant)
+    ticket = services.quotas.enter(tenant.name)
+    try:
+        length = request.headers.get("content-length")
+        body = await read_body(request.stream(), length, services.limits.body_bytes)
+        asked = parse(request.url.path, body)
+        target = _resolve(request, asked.model, tenant)
+        ticket.reserve(asked.fields)
+    except BaseException:  # also a client that leaves: a ticket that nobody closes would count for ever
+        ticket.close()
+        raise
     record = record_of(request.scope)
-    return Relay(services, asked, target, tenant, record, trace_headers(request.scope["headers"]))
+    return Relay(services, asked, target, tenant, ticket, record, trace_headers(request.scope["headers"]))
 
 
 async def _models(request: Request) -> Response:

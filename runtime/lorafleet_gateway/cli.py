@@ -21,6 +21,7 @@ from lorafleet_gateway.fleet import FleetFolder
 from lorafleet_gateway.mirror import Mirror, access
 
 _BACKLOG = 2048
+_MOST_DESCRIPTORS = 2**20
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,9 +50,15 @@ def serve(settings: Settings, limits: Limits | None = None, mirror: Mirror | Non
     """Serve until SIGTERM or SIGINT: then accept nothing more, and let streams finish for
     `limits.stop_seconds`.
 
+    How many connections there may be at once is the process's limit of file descriptors, of which an admitted request
+    takes two. Beyond it a connection is closed as soon as it is accepted (or waits to be, without uvloop): the limit is
+    there for all tenants together, because before its key a connection is nobody's. A tenant's own bound is its quota
+    `maxConcurrentRequests`; what is refused over it costs its headers, and an idle connection is closed after 5 s.
+
     Raises ConfigError when the port cannot be had.
     """
     limits = limits or Limits()
+    _raise_descriptor_limit()
     listener = _listen(settings.host, settings.port)
     if settings.exit_with_parent:
         threading.Thread(target=_exit_at_end_of_input, daemon=True).start()
@@ -107,6 +114,17 @@ def _listen(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as error:
         raise ConfigError(f"--host {host} --port {port} cannot be had: {error.strerror}") from None
+
+
+def _raise_descriptor_limit() -> None:
+    """As far as this process may: the usual soft limit of 1,024 is one for programs that use select()."""
+    if sys.platform != "win32":
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _exit_at_end_of_input() -> None:

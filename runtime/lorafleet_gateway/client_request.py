@@ -12,9 +12,11 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import Raw
 
+from lorafleet_gateway.core.estimate import prompts_in
 from lorafleet_gateway.errors import ApiError, invalid
 
 _T = TypeVar("_T")
+_TRACE_HEADERS = ("traceparent", "tracestate")
 _ABSENT = Raw(b"null")
 _fields = msgspec.json.Decoder(dict[str, Raw])
 
@@ -36,12 +38,16 @@ class ClientRequest:
 
     def upstream_body(self, wire_name: str, output_token_ids: Sequence[int] = ()) -> bytes:
         """The body for a replica: the client's fields, its model's wire name, and what a stream needs to be
-        resumed."""
+        resumed, or where it cannot be, what counts its tokens."""
         body: dict[str, Any] = {**self.fields, "model": wire_name}
         if self.stream and self.single:
             body["return_token_ids"] = True
             if output_token_ids:
                 body["resume"] = {"output_token_ids": output_token_ids}
+        elif self.stream and not self.wants_usage:
+            options = _options(self.fields)
+            if options is not None:  # of another type, it is for the replica to refuse
+                body["stream_options"] = {**options, "include_usage": True}
         return msgspec.json.encode(body)
 
 
@@ -85,11 +91,17 @@ def parse(path: str, body: bytes) -> ClientRequest:
         path=path,
         model=model,
         stream=_field(fields, "stream", bool) or False,
-        single=choices in (None, 1) and best_of in (None, 1) and _one_prompt(fields.get("prompt", _ABSENT)),
+        single=choices in (None, 1) and best_of in (None, 1) and prompts_in(fields.get("prompt", _ABSENT))[0] == 1,
         wants_token_ids=_field(fields, "return_token_ids", bool) or False,
-        wants_usage=_wants_usage(fields.get("stream_options", _ABSENT)),
+        wants_usage=(_options(fields) or {}).get("include_usage") is True,
         fields=fields,
     )
+
+
+def trace_headers(headers: list[tuple[bytes, bytes]]) -> dict[str, str]:
+    """The W3C trace context: the only client headers that a replica sees."""
+    found = {name.decode("latin-1"): value.decode("latin-1") for name, value in headers}
+    return {name: found[name] for name in _TRACE_HEADERS if name in found}
 
 
 def _too_large(most: int) -> ApiError:
@@ -103,22 +115,9 @@ def _field(fields: dict[str, Raw], name: str, kind: type[_T]) -> _T | None:
         raise invalid(f"`{name}` is invalid: {error}.", name) from None
 
 
-def _one_prompt(prompt: Raw) -> bool:
-    text = bytes(prompt)
-    if text[:1] != b"[":
-        return True  # a chat, a string, or nothing
-    first = text[1:].lstrip()[:1]
-    if first.isdigit():
-        return True  # one prompt as token ids
+def _options(fields: dict[str, Raw]) -> dict[str, Any] | None:
+    """`stream_options`, empty when it is absent, None when it is no object."""
     try:
-        return len(msgspec.json.decode(text, type=list[Raw])) <= 1
-    except (msgspec.DecodeError, RecursionError):
-        return False
-
-
-def _wants_usage(options: Raw) -> bool:
-    try:
-        decoded = msgspec.json.decode(options)
+        return msgspec.json.decode(fields.get("stream_options", _ABSENT), type=dict[str, Any] | None) or {}
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return False
-    return isinstance(decoded, dict) and decoded.get("include_usage") is True
+        return None

@@ -28,7 +28,9 @@ class Limits:
     avoid_seconds: float = 1.0  # how long others keep away from a replica that has just failed
     losses: int = 3  # replicas lost in a row without one new token: the request may be what kills them
     poll_seconds: float = 0.2
-    load_seconds: float = 0.5
+    load_seconds: float = 0.2  # between two exchanges of counters and load with a replica
+    exchange_bytes: int = 64 * 1024 * 1024  # one answer to them
+    retire_seconds: float = 600.0  # without a replica and without a change, before a column is folded
     stop_seconds: float = 30.0
 
 

@@ -3,6 +3,7 @@
     GatewayError
     ├── ConfigError            config, cli            → the command line: message and exit code 2
     ├── DocumentError          core.fleet_model       → fleet: the last good document stays, one log line
+    ├── CountersError          core.fairness_messages → exchange: nothing of that answer counts, one log line
     ├── ApiError               everything per request → app: one JSON body; relay: a stream's last event
     └── AttemptFailed          upstream               → placing: another replica, or the same one later
         ├── NotHere            the replica lives but cannot take this request now
@@ -29,6 +30,14 @@ class ConfigError(GatewayError):
 
 class DocumentError(GatewayError):
     """A fleet or tenants document that cannot be used; the message says where and why."""
+
+
+class CountersError(GatewayError):
+    """A replica's counters that cannot be believed; `kind` is one of few, the message says where and why."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class ApiError(GatewayError):

@@ -10,7 +10,9 @@ texts, logprobs and tool calls together again here."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import msgspec
@@ -29,7 +31,8 @@ from lorafleet_gateway.fleet import FleetFolder
 from lorafleet_gateway.loads import Loads
 from lorafleet_gateway.metrics import Metrics
 from lorafleet_gateway.placing import Placing
-from lorafleet_gateway.resume import StreamTracker
+from lorafleet_gateway.quotas import Quotas, Ticket
+from lorafleet_gateway.resume import StreamTracker, usage_in
 from lorafleet_gateway.upstream import HttpAttempt, Upstream
 
 _STREAM_HEADERS = [
@@ -37,7 +40,6 @@ _STREAM_HEADERS = [
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),  # nginx would hold chunks back
 ]
-_TRACE_HEADERS = ("traceparent", "tracestate")
 _decode_answer = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
@@ -50,6 +52,7 @@ class Services:
     loads: Loads
     limits: Limits
     metrics: Metrics
+    quotas: Quotas
 
 
 class Relay(Response):
@@ -62,12 +65,14 @@ class Relay(Response):
         request: ClientRequest,
         target: Target,
         tenant: Tenant,
+        ticket: Ticket,
         record: RequestRecord,
         trace: dict[str, str],
     ) -> None:
         self._services = services
         self._request = request
         self._target = target
+        self._ticket = ticket
         self._record = record
         self._outbound = {
             **trace,
@@ -75,14 +80,8 @@ class Relay(Response):
             "Lorafleet-Weight": f"{tenant.weight:g}",
             "Lorafleet-Request-Id": record.id,
         }
-        self._placing = Placing(
-            target,
-            services.fleet,
-            services.loads,
-            services.limits,
-            time.monotonic,
-            seed=int(record.id[:16], 16),
-        )
+        seed = int(record.id[:16], 16)
+        self._placing = Placing(target, services.fleet, services.loads, services.limits, time.monotonic, seed)
         self._started = False
         self._logged = ""
 
@@ -105,7 +104,10 @@ class Relay(Response):
         finally:
             for task in (work, gone):
                 task.cancel()
-            await asyncio.gather(work, gone, return_exceptions=True)
+            try:
+                await asyncio.gather(work, gone, return_exceptions=True)
+            finally:
+                self._ticket.close()
 
     async def _whole(self, send: Send) -> None:
         body = self._request.upstream_body(self._target.wire_name)
@@ -114,11 +116,12 @@ class Relay(Response):
             attempt = self._attempt(choice, body)
             try:
                 with self._services.loads.hold(self._target.base, choice.replica, attempt):
-                    async with attempt:
+                    async with self._entered(attempt):
                         answer = self._rename(await attempt.read_all())
             except AttemptFailed as failure:
                 self._failed(choice, failure)
                 continue
+            self._ticket.close()
             headers = [(b"content-type", b"application/json"), (b"content-length", str(len(answer)).encode())]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             await send({"type": "http.response.body", "body": answer})
@@ -148,9 +151,11 @@ class Relay(Response):
                         raise replica_failed(request.model, why) from None
                 finally:
                     self._record.tokens = len(tracker.output_token_ids)
+                    self._ticket.used = tracker.used
         except ApiError as error:
             if not self._started:
                 raise
+            self._ticket.close()
             await self._fail(send, error.renamed(self._target.wire_name, request.model))
 
     async def _stream_from(self, choice: Choice, tracker: StreamTracker, send: Send) -> None:
@@ -159,9 +164,12 @@ class Relay(Response):
         tracker.begin()
         credited = False
         with self._services.loads.hold(self._target.base, choice.replica, attempt):
-            async with attempt:
+            async with self._entered(attempt):
                 while not tracker.done:
                     events = await _next_events(attempt, tracker)
+                    if tracker.done:  # before the client has its last byte, or its next request finds this one running
+                        self._ticket.used = tracker.used
+                        self._ticket.close()
                     if events:
                         await self._send(send, events, choice, more=not tracker.done)
                     if tracker.advanced and not credited:
@@ -177,6 +185,19 @@ class Relay(Response):
             self._placing.begun(choice)
             await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
         await send({"type": "http.response.body", "body": events, "more_body": more})
+
+    @contextlib.asynccontextmanager
+    async def _entered(self, attempt: HttpAttempt) -> AsyncIterator[None]:
+        """The attempt under way. Whoever gives up while it is being sent has reached the replica, as far as anybody
+        knows; only its answer can say that it did not take the request."""
+        before, self._ticket.reached = self._ticket.reached, True
+        try:
+            async with attempt:
+                before = True
+                yield
+        except (AttemptFailed, ApiError) as failure:
+            self._ticket.reached = before or (isinstance(failure, Lost) and failure.accepted)
+            raise
 
     async def _fail(self, send: Send, error: ApiError) -> None:
         self._record.code = error.status
@@ -200,16 +221,12 @@ class Relay(Response):
 
     def _rename(self, answer: bytes) -> bytes:
         try:
-            fields: dict[str, object] = {**_decode_answer(answer), "model": self._request.model}
+            fields = _decode_answer(answer)
         except msgspec.DecodeError as error:
             raise Lost(f"replica {self._record.replica} sent no JSON object: {error}", accepted=True) from None
-        return msgspec.json.encode(fields)
-
-
-def trace_headers(headers: list[tuple[bytes, bytes]]) -> dict[str, str]:
-    """The W3C trace context: the only client headers that a replica sees."""
-    found = {name.decode("latin-1"): value.decode("latin-1") for name, value in headers}
-    return {name: found[name] for name in _TRACE_HEADERS if name in found}
+        usage = usage_in(fields)
+        self._ticket.used = (usage.prompt_tokens, usage.completion_tokens) if usage else (None, None)
+        return msgspec.json.encode({**fields, "model": self._request.model})
 
 
 async def _next_events(attempt: HttpAttempt, tracker: StreamTracker) -> bytes:

@@ -6,20 +6,36 @@ replica wrote. That costs some ten microseconds a chunk, of the 150 that its way
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
-from msgspec import Raw
+from msgspec import Meta, Raw
 
 from lorafleet_gateway.errors import ApiError, AttemptFailed, Lost, Moved
 
 _decode_object = msgspec.json.Decoder(dict[str, Raw]).decode
 _decode_choices = msgspec.json.Decoder(list[dict[str, Raw]]).decode
+_decode_raws = msgspec.json.Decoder(list[Raw]).decode
 _decode_ids = msgspec.json.Decoder(list[int]).decode
 _encode = msgspec.json.Encoder().encode
 _DONE = b"data: [DONE]\n\n"
 _NULL = Raw(b"null")
 _GIVEN_BACK = frozenset({"moved", "draining", "not_ready", "adapter_loading"})
+
+
+class TokenUsage(msgspec.Struct, frozen=True):
+    """A replica's own count."""
+
+    prompt_tokens: Annotated[int, Meta(ge=0)]
+    completion_tokens: Annotated[int, Meta(ge=0)]
+
+
+def usage_in(fields: dict[str, Raw]) -> TokenUsage | None:
+    """What an answer or a chunk says of its tokens, None if nothing that makes sense."""
+    try:
+        return msgspec.json.decode(fields.get("usage", _NULL), type=TokenUsage | None)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
 
 
 class StreamTracker:
@@ -48,6 +64,15 @@ class StreamTracker:
         self._finished = False
         self._usage_sent = False
         self._prompt_tokens: int | None = None
+        self._pieces = 0  # chunks' choices of a stream whose token ids are not kept: each is at least one token
+        self._usage: TokenUsage | None = None
+
+    @property
+    def used(self) -> tuple[int | None, int]:
+        """Tokens of the prompt, None before they are known, and of the answer so far, over all attempts."""
+        if self._usage is not None:
+            return self._usage.prompt_tokens, self._usage.completion_tokens
+        return self._prompt_tokens, len(self.output_token_ids) if self._single else self._pieces
 
     def begin(self) -> None:
         """A new attempt begins; what an earlier one left half-sent is forgotten."""
@@ -122,7 +147,7 @@ class StreamTracker:
         chunk["model"] = self._model
         if not self._single:
             self.advanced = True
-            return chunk
+            return self._counted(chunk)
         choices = _decode_choices(chunk.get("choices", b"[]"))
         useful = not self._resuming or not choices
         for choice in choices:
@@ -131,6 +156,15 @@ class StreamTracker:
         self._take_prompt(chunk)
         chunk["choices"] = choices
         return chunk if useful else None
+
+    def _counted(self, chunk: dict[str, Any]) -> dict[str, Any] | None:
+        """A chunk of a stream that was made to tell its usage, without what the client did not ask for."""
+        choices = _decode_raws(chunk.get("choices", b"[]"))
+        self._pieces += len(choices)
+        self._usage = usage_in(chunk) or self._usage
+        if self._wants_usage:
+            return chunk
+        return chunk if chunk.pop("usage", None) is None or choices else None
 
     def _choice(self, choice: dict[str, Any]) -> bool:
         """Note a choice's tokens; whether it tells the client anything new."""

@@ -15,6 +15,7 @@ class TenantTable:
 
     def __init__(self, document: TenantsDocument | None = None) -> None:
         """`None` is a gateway that was given no document: every key is unknown."""
+        self.by_name = {tenant.name: tenant for tenant in (document.tenants if document else ())}
         self._owners: dict[str, tuple[str, Tenant]] = {}
         self.ambiguous: list[str] = []
         taken: dict[str, str] = {}

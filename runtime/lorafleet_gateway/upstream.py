@@ -57,15 +57,26 @@ class Upstream:
         assert self._session is not None, "start() first"
         return HttpAttempt(self._session, replica, path, body, headers)
 
-    async def metrics(self, replica: Replica) -> str:
-        """The replica's `/metrics`. Raises Lost."""
+    async def exchange(self, replica: Replica, body: bytes) -> tuple[int, bytes]:
+        """Status and body of `POST /fairness`. Raises Lost, also for an answer of more than
+        `Limits.exchange_bytes`."""
         assert self._session is not None, "start() first"
         timeout = aiohttp.ClientTimeout(total=self._limits.connect_seconds)
+        posting = self._session.post(
+            _url(replica.url, "/fairness"), data=body, timeout=timeout, allow_redirects=False
+        )
         try:
-            async with self._session.get(_url(replica.url, "/metrics"), timeout=timeout) as response:
-                return await response.text()
+            async with posting as response:
+                parts: list[bytes] = []
+                size = 0
+                async for part in response.content.iter_any():
+                    parts.append(part)
+                    size += len(part)
+                    if size > self._limits.exchange_bytes:
+                        raise Lost(f"replica {replica.name} answers an exchange without an end", accepted=False)
+                return response.status, b"".join(parts)
         except _FAILURES as error:
-            raise Lost(f"replica {replica.name} shows no metrics ({type(error).__name__})", accepted=False) from None
+            raise Lost(f"replica {replica.name} exchanges nothing ({type(error).__name__})", accepted=False) from None
 
 
 class HttpAttempt:

@@ -17,8 +17,11 @@ _BLOCK = re.compile(r"^```json\n(.*?)^```", re.MULTILINE | re.DOTALL)
 def examples() -> dict[str, Any]:
     """Each example by the most telling of its fields."""
     blocks = [json.loads(block) for block in _BLOCK.findall(CONTRACTS.read_text(encoding="utf-8"))]
-    names = {"files": "order", "phase": "state", "baseModel": "fleet", "tenants": "tenants"}
-    found = {names[field]: block for block in blocks for field in names if field in block}
+    names = {
+        "files": "order", "phase": "state", "baseModel": "fleet", "since": "exchange", "at": "exchanged",
+        "jain": "shares", "tenants": "tenants",
+    }  # fmt: skip
+    found = {next(names[field] for field in names if field in block): block for block in blocks}
     assert found.keys() == set(names.values())
     assert len(blocks) == len(found)
     return found

@@ -13,6 +13,8 @@ from typing import Any, Literal
 
 from aiohttp import web
 
+from tests.gateway.fake_fairness import FakeFairness
+
 FIRST_ID = 100
 
 
@@ -44,16 +46,23 @@ class FakeRuntime:
     tokens: int = 8
     delay: float = 0.0
     padding: str = ""
+    linger: float = 0.0  # between the last event of a stream and its end
     faults: list[Fault] = field(default_factory=list)
     seen: list[Seen] = field(default_factory=list)
     port: int = 0
     running: int = 0
     cancelled: int = 0
     written: int = 0
-    waiting_metric: int = 0
+    others_waiting: int = 0
     incarnation: str = "one"
     state: str = "Ready"
+    fairness_status: int = 200
+    fairness_delay: float = 0.0
+    fairness: FakeFairness = field(init=False)
     _runner: web.AppRunner | None = None
+
+    def __post_init__(self) -> None:
+        self.fairness = FakeFairness(self.incarnation)
 
     @property
     def url(self) -> str:
@@ -71,7 +80,7 @@ class FakeRuntime:
         app = web.Application(client_max_size=64 * 2**20)
         app.router.add_post("/v1/chat/completions", self._complete)
         app.router.add_post("/v1/completions", self._complete)
-        app.router.add_get("/metrics", self._metrics)
+        app.router.add_post("/fairness", self._fairness)
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.05)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self.port)
@@ -84,9 +93,15 @@ class FakeRuntime:
             await self._runner.cleanup()
             self._runner = None
 
-    async def _metrics(self, request: web.Request) -> web.Response:
-        text = f'vllm:num_requests_running{{model_name="m"}} {self.running}.0\n'
-        return web.Response(text=f'{text}vllm:num_requests_waiting{{model_name="m"}} {self.waiting_metric}.0\n')
+    async def _fairness(self, request: web.Request) -> web.Response:
+        await asyncio.sleep(self.fairness_delay)
+        if self.fairness_status != 200:
+            return web.Response(status=self.fairness_status)
+        if self.fairness.incarnation != self.incarnation:  # a new process remembers nothing
+            self.fairness = FakeFairness(self.incarnation)
+        load = {"running": self.running, "waiting": self.others_waiting}
+        answer = self.fairness.exchange(await request.json(), load)
+        return web.Response(text=answer) if isinstance(answer, str) else web.json_response(answer)
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
@@ -119,6 +134,7 @@ class FakeRuntime:
         async for event in self._events(request, body, fault):
             self.written += len(event)
             await response.write(event)
+        await asyncio.sleep(self.linger)
         return response
 
     async def _events(self, request: web.Request, body: dict[str, Any], fault: Fault | None) -> AsyncIterator[bytes]:

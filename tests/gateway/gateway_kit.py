@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import msgspec
 import openai
 import uvicorn
 from starlette.applications import Starlette
 
 from lorafleet_gateway.app import create_app
 from lorafleet_gateway.config import Limits
+from lorafleet_gateway.core.fleet_model import Tenant
 from lorafleet_gateway.fleet import FleetFolder
 from tests.gateway.fake_runtime import FakeRuntime
 
@@ -66,15 +68,16 @@ def fleet_document(
     return {"version": 1, "generation": generation, **rows}
 
 
-def tenant(name: str, key: str, *, weight: float = 1, models: bool = True) -> dict[str, Any]:
-    digest = hashlib.sha256(key.encode()).hexdigest()
+def tenant(
+    name: str, *keys: str, weight: float = 1, models: bool = True, quota: dict[str, int] | None = None
+) -> dict[str, Any]:
     return {
         "name": name,
         "weight": weight,
         "namespaces": [name],
         "models": [{"namespace": "models", "name": "smol"}] if models else [],
-        "keys": [{"id": f"{name}/key", "sha256": digest}],
-        "quota": {"requestsPerMinute": 600},
+        "keys": [{"id": f"{name}/{key}", "sha256": hashlib.sha256(key.encode()).hexdigest()} for key in keys],
+        "quota": {"requestsPerMinute": 600} if quota is None else quota,
     }
 
 
@@ -87,11 +90,17 @@ def write(folder: Path, name: str, document: object) -> None:
 
 @dataclass
 class Kit:
-    """Replicas, documents and one gateway; tenants `acme` (weight 2) and `globex` (no bare base model)."""
+    """Replicas, documents and one gateway; tenants `acme` (weight 2) and `globex` (no bare base model). More gateways
+    over the same fleet are `sibling`s."""
 
     folder: Path
     limits: Limits = QUICK
     replicas: list[FakeRuntime] = field(default_factory=list)
+    quota: dict[str, int] | None = None
+    """Of acme; set before `publish`."""
+    tenants: list[dict[str, Any]] | None = None
+    """In place of acme and globex."""
+    siblings: list[Kit] = field(default_factory=list)
     generation: int = 0
     url: str = ""
     _server: uvicorn.Server | None = None
@@ -124,14 +133,25 @@ class Kit:
             adapters = [adapter("acme.pirate", everywhere), adapter("globex.parrot", everywhere)]
         rows = [{"name": r.name, "incarnation": r.incarnation, "url": r.url, "state": r.state} for r in self.replicas]
         write(self.folder, "models.smol.json", fleet_document(rows, adapters, self.generation))
-        tenants = [tenant("acme", KEY, weight=2), tenant("globex", OTHER_KEY, models=False)]
+        tenants = self.tenants
+        if tenants is None:
+            tenants = [tenant("acme", KEY, weight=2, quota=self.quota), tenant("globex", OTHER_KEY, models=False)]
         write(self.folder, "tenants.json", {"version": 1, "generation": self.generation, "tenants": tenants})
-        while self.url and self._seen() != self.generation:
-            await self.source.wait_changed(1.0)
+        known = {row["name"]: msgspec.convert(row, Tenant) for row in tenants}
+        for gateway in (self, *self.siblings):
+            while gateway.url and (gateway._seen() != self.generation or gateway.source.tenants.by_name != known):
+                await gateway.source.wait_changed(1.0)
 
     def _seen(self) -> int:
         part = self.source.fleet.base(("models", "smol"))
         return part.document.generation if part else 0
+
+    async def sibling(self) -> Kit:
+        """One more gateway over the same folder and replicas."""
+        made = Kit(self.folder, self.limits)
+        self.siblings.append(made)
+        await made.serve()
+        return made
 
     async def serve(self) -> str:
         """Start the gateway; its address."""
@@ -190,6 +210,8 @@ class Kit:
 
     async def close(self) -> None:
         """Stop everything that was started."""
+        for sibling in self.siblings:
+            await sibling.close()
         if self._http is not None:
             await self._http.close()
         if self._server is not None and self._serving is not None:

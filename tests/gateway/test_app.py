@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from tests.gateway.fake_runtime import Fault
-from tests.gateway.gateway_kit import KEY, OTHER_KEY, Kit, adapter, chat, error_of, placement, write
+from tests.gateway.gateway_kit import KEY, OTHER_KEY, Kit, adapter, chat, error_of, placement, tenant, write
 
 POST = "/v1/chat/completions"
 
@@ -41,6 +41,57 @@ async def test_another_tenants_adapter_is_the_same_404_as_nothing_at_all(kit: Ki
     ]
     assert (await error_of(kit, key=OTHER_KEY, json=chat("smol-135m")))[0] == 404
     assert not replica.seen
+
+
+async def test_a_404_does_not_tell_whether_another_tenant_has_that_name(kit: Kit) -> None:
+    await kit.up()
+
+    async def answer() -> tuple[int, bytes, set[str]]:
+        async with kit.http.post(POST, json=chat("parrot")) as response:
+            return response.status, await response.read(), set(response.headers)
+
+    while_it_is_globexs = await answer()
+    await kit.publish([adapter("acme.pirate", [placement("smol-0")])])
+    assert while_it_is_globexs == await answer()
+    assert while_it_is_globexs[0] == 404
+
+
+async def test_a_key_of_two_tenants_serves_neither_also_when_it_becomes_one_later(kit: Kit) -> None:
+    alone = [tenant("acme", KEY, "sk-shared"), tenant("globex", OTHER_KEY)]
+    kit.tenants = alone
+    [replica] = await kit.up()
+    assert (await error_of(kit, key="sk-shared", json=chat("nothing")))[0] == 404
+
+    kit.tenants = [tenant("acme", KEY, "sk-shared"), tenant("globex", OTHER_KEY, "sk-shared")]
+    await kit.publish()
+    for body in (chat("pirate"), chat("parrot"), chat("smol-135m")):
+        assert (await error_of(kit, key="sk-shared", json=body))[0] == 401
+    assert (await error_of(kit, key="sk-shared", path="/v1/models", method="GET"))[0] == 401
+    for key in (KEY, OTHER_KEY):
+        assert (await error_of(kit, key=key, json=chat("nothing")))[0] == 404
+    assert not replica.seen
+
+    kit.tenants = alone
+    await kit.publish()
+    assert (await error_of(kit, key="sk-shared", json=chat("nothing")))[0] == 404
+
+
+async def test_a_key_is_rotated_under_an_open_stream_without_dropping_it(kit: Kit) -> None:
+    kit.tenants = [tenant("acme", KEY)]
+    [replica] = await kit.up(tokens=30, delay=0.02)
+    asking = asyncio.create_task(kit.text_of())
+    await kit.until(lambda: replica.running == 1)
+    kit.tenants = [tenant("acme", KEY, "sk-new")]
+    await kit.publish()
+    for key in (KEY, "sk-new"):
+        assert (await error_of(kit, key=key, json=chat("nothing")))[0] == 404
+    kit.tenants = [tenant("acme", "sk-new")]
+    await kit.publish()
+
+    assert not asking.done()
+    assert (await error_of(kit, json=chat()))[0] == 401
+    assert (await error_of(kit, key="sk-new", json=chat("nothing")))[0] == 404
+    assert await asking == replica.text()
 
 
 async def test_each_tenant_lists_what_it_may_call_and_what_is_ready(kit: Kit) -> None:

@@ -69,9 +69,23 @@ def test_a_stream_is_asked_for_with_token_ids_and_resumed_with_them() -> None:
     assert json.loads(request.upstream_body("a.b", [1, 2]))["resume"] == {"output_token_ids": [1, 2]}
 
 
-@pytest.mark.parametrize("fields", [{}, {"stream": True, "n": 2}])
-def test_what_cannot_be_resumed_is_asked_for_as_the_client_did(fields: dict[str, Any]) -> None:
-    assert json.loads(parsed(**fields).upstream_body("a.b")) == {"model": "a.b", **fields}
+def test_a_whole_answer_is_asked_for_as_the_client_did() -> None:
+    assert json.loads(parsed(n=2).upstream_body("a.b")) == {"model": "a.b", "n": 2}
+
+
+@pytest.mark.parametrize(
+    ("options", "sent"),
+    [
+        (None, {"include_usage": True}),
+        ({"include_usage": False, "x": 1}, {"include_usage": True, "x": 1}),
+        ({"include_usage": True}, {"include_usage": True}),
+        (3, 3),  # for the replica to refuse
+    ],
+)
+def test_a_stream_that_cannot_be_resumed_is_made_to_tell_its_usage(options: Any, sent: Any) -> None:
+    body = json.loads(parsed(stream=True, n=2, stream_options=options).upstream_body("a.b"))
+
+    assert body == {"model": "a.b", "stream": True, "n": 2, "stream_options": sent}
 
 
 @pytest.mark.parametrize(

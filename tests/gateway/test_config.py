@@ -13,6 +13,7 @@ def test_the_contracts_bounds_are_the_defaults() -> None:
 
     assert (limits.body_bytes, limits.place_seconds, limits.resume_seconds) == (8 * 2**20, 5.0, 30.0)
     assert limits.poll_seconds <= 0.25
+    assert (limits.load_seconds, limits.retire_seconds) == (0.2, 600.0)
 
 
 @pytest.mark.parametrize(

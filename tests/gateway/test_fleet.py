@@ -86,6 +86,18 @@ def test_a_lower_generation_is_taken_as_written_and_said(source: FleetFolder, tm
     assert [(line["before"], line["after"]) for line in lines if line["log_level"] == "warning"] == [(9, 1)]
 
 
+def test_a_tenant_without_a_weight_to_divide_by_leaves_the_last_good_document(
+    source: FleetFolder, tmp_path: Path
+) -> None:
+    before = source.tenants.by_name
+    write(tmp_path, "tenants.json", {"version": 1, "generation": 9, "tenants": [{"name": "acme", "weight": 0}]})
+    with capture_logs() as lines:
+        source.refresh()
+
+    assert source.tenants.by_name == before
+    assert ["$.tenants[0].weight" in line["problem"] for line in lines] == [True]
+
+
 @pytest.mark.parametrize("broken", ["", "{", '{"version": 7}', "[]", '{"version": 1, "generation": 1}'])
 @pytest.mark.parametrize("name", [FLEET, "tenants.json"])
 def test_a_broken_document_keeps_the_last_good_one_and_is_logged_once(

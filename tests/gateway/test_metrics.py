@@ -23,4 +23,10 @@ def test_the_names_are_the_ones_promised() -> None:
         "lorafleet_gateway_requests_in_flight",
         "lorafleet_gateway_resumes",
         "lorafleet_gateway_upstream_errors",
+        "lorafleet_gateway_quota_rejected",
+        "lorafleet_fairness_fleet_bound",
+        "lorafleet_fairness_fleet_spread",
+        "lorafleet_fairness_exchange_age_seconds",
+        "lorafleet_fairness_exchanges",
+        "lorafleet_fairness_rejected_tables",
     }

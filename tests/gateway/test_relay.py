@@ -36,7 +36,9 @@ async def test_a_replica_sees_the_gateways_headers_and_none_of_the_clients(kit: 
     spoofed = {
         "Lorafleet-Tenant": "globex", "lorafleet-weight": "1000", "Lorafleet-Request-Id": "mine",
         "X-Llm-D-Inference-Fairness-Id": "globex", "X-Tenant": "globex", "Cookie": "a=b", "Connection": "X-Hop",
-        "X-Hop": "1", "Traceparent": "00-abc-def-01",
+        "X-Hop": "1", "User": "globex", "X-Priority": "9", "X-Request-Priority": "9", "Priority": "u=0",
+        "X-Forwarded-For": "1.2.3.4", "Forwarded": "for=1.2.3.4", "TE": "trailers", "Proxy-Authorization": "x",
+        "OpenAI-Organization": "globex", "Idempotency-Key": "k", "Traceparent": "00-abc-def-01",
     }  # fmt: skip
 
     async with kit.http.post("/v1/chat/completions", json=chat(), headers=spoofed) as response:
@@ -144,7 +146,7 @@ async def test_the_request_goes_where_there_is_less_to_do(kit: Kit) -> None:
 
 async def test_what_other_gateways_sent_to_a_replica_counts_as_load(kit: Kit) -> None:
     first, second = await kit.up(2)
-    first.waiting_metric = 5
+    first.others_waiting = 5
     await asyncio.sleep(0.2)
     for _ in range(6):
         await kit.text_of()
@@ -159,7 +161,7 @@ async def test_what_other_gateways_sent_to_a_replica_counts_as_load(kit: Kit) ->
 )
 async def test_a_failure_before_the_first_byte_goes_to_another_replica(kit: Kit, fault: Fault, stream: bool) -> None:
     first, second = await kit.up(2)
-    first.faults, second.waiting_metric = [fault] * 20, 5
+    first.faults, second.others_waiting = [fault] * 20, 5
     await asyncio.sleep(0.2)  # the report of that load leads the first request to the first replica
     for _ in range(4):
         async with kit.http.post("/v1/chat/completions", json=chat(stream=stream)) as response:

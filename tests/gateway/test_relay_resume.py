@@ -123,7 +123,7 @@ async def test_a_moved_stream_goes_where_its_pages_were_pushed(kit: Kit) -> None
     first, second, target = await kit.up(3, delay=0.02)
     await kit.publish([adapter("acme.pirate", [placement(first.name)])])
     first.faults = [Fault("moved", after=5, to=target.name)]
-    target.waiting_metric = 50  # so that nothing but the hint leads there
+    target.others_waiting = 50  # so that nothing but the hint leads there
     asking = asyncio.create_task(kit.text_of())
     while not first.running:
         await asyncio.sleep(0.01)

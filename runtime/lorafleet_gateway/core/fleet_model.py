@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
+from msgspec import Meta
 
 from lorafleet_gateway.errors import DocumentError
 
@@ -17,6 +18,7 @@ READY = "Ready"
 FAILED = "Failed"
 BaseKey = tuple[str, str]
 ReplicaKey = tuple[str, str, str]
+_Limit = Annotated[int, Meta(ge=1)] | None
 
 
 class BaseModel(msgspec.Struct, frozen=True, rename="camel"):
@@ -91,14 +93,25 @@ class ApiKey(msgspec.Struct, frozen=True):
     sha256: str
 
 
+class Quota(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+    """How much a tenant may ask for, over all gateways; None is no limit."""
+
+    requests_per_minute: _Limit = None
+    tokens_per_minute: _Limit = None
+    max_concurrent_requests: _Limit = None
+
+
 class Tenant(msgspec.Struct, frozen=True):
-    """Who calls: the namespaces whose adapters are theirs, and their share."""
+    """Who calls: the namespaces whose adapters are theirs, their share and their quota.
+
+    A replica divides by `weight`, so that 0, a negative number or none at all must not get that far."""
 
     name: str
-    weight: float = 1
+    weight: Annotated[float, Meta(gt=0)] = 1
     namespaces: tuple[str, ...] = ()
     models: tuple[ModelRef, ...] = ()
     keys: tuple[ApiKey, ...] = ()
+    quota: Quota = Quota()
 
 
 class TenantsDocument(msgspec.Struct, frozen=True):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lorafleet_gateway.core.fleet_model import decode_fleet, decode_tenants
+from lorafleet_gateway.core.fleet_model import Quota, decode_fleet, decode_tenants
 from lorafleet_gateway.errors import DocumentError
 from tests.gateway.gateway_kit import adapter, fleet_document, placement, tenant
 
@@ -54,3 +54,30 @@ def test_a_bad_document_says_where(data: bytes, problem: str) -> None:
         decode_fleet(data)
 
     assert problem in str(raised.value)
+
+
+@pytest.mark.parametrize("weight", ["0", "-1", "-0.0", "1e999", "-Infinity", "NaN", "null", '"2"'])
+def test_a_weight_that_nobody_can_divide_by_is_refused(weight: str) -> None:
+    data = json.dumps({"version": 1, "generation": 1, "tenants": [tenant("acme", "k")]})
+    with pytest.raises(DocumentError) as raised:
+        decode_tenants(data.replace('"weight": 1', f'"weight": {weight}').encode())
+
+    # What is no JSON at all has no field yet, only a place.
+    assert ("byte" if weight in ("-Infinity", "NaN") else "$.tenants[0].weight") in str(raised.value)
+
+
+@pytest.mark.parametrize("limit", ["requestsPerMinute", "tokensPerMinute", "maxConcurrentRequests"])
+@pytest.mark.parametrize("value", [0, -1, 1.5, "many"])
+def test_a_quota_that_is_no_whole_number_above_0_is_refused(limit: str, value: object) -> None:
+    row = {**tenant("acme", "k"), "quota": {limit: value}}
+    with pytest.raises(DocumentError) as raised:
+        decode_tenants(json.dumps({"version": 1, "generation": 1, "tenants": [row]}).encode())
+
+    assert f"$.tenants[0].quota.{limit}" in str(raised.value)
+
+
+def test_a_limit_that_is_not_named_is_none() -> None:
+    row = {**tenant("acme", "k"), "quota": {"tokensPerMinute": 5, "maxAdapters": 3}}
+    [read] = decode_tenants(json.dumps({"version": 1, "generation": 1, "tenants": [row]}).encode()).tenants
+
+    assert read.quota == Quota(tokens_per_minute=5)
