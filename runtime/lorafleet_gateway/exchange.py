@@ -86,6 +86,7 @@ class Exchange:
                     peer.task = asyncio.create_task(self._exchange(part.base.key, base, replica, peer))
             living = {replica.incarnation for replica in part.document.replicas}
             living.update(peer.incarnation for peer in base.peers.values())
+            living.update(column for column in base.counters.columns if column.split(".")[0] in living)  # a long life's
             for column in base.counters.retire_quiet(living, now, self._limits.retire_seconds):
                 self._log.info("the counters of a replica that is gone are folded", incarnation=column)
             self._show("/".join(part.base.key), base, now)

@@ -17,7 +17,7 @@ def test_the_gateway_tells_what_the_contract_shows(examples: dict[str, Any]) -> 
     counters.take(answer.table)
     counters.retire("an older one")
     sent = json.loads(
-        encode_request(0, "", counters.since(0), "g1", 17, {"acme": Use(requests=12, tokens=3400, running=2)})
+        encode_request(0, "", counters.since(0), "g1", 17, {"acme": Use(12, 3400, 12, 10)})
     )
     sent["table"]["offsets"] = {"acme": 0}  # an offset of 0 is not told: it says nothing
     sent["usage"] = {"GATEWAY": sent["usage"]["g1"]}
@@ -32,5 +32,5 @@ def test_the_gateway_reads_every_field_of_the_contracts_answer(examples: dict[st
     assert (answer.incarnation, answer.at) == (example["incarnation"], example["at"])
     assert (answer.load.running, answer.load.waiting) == (3, 1)
     assert answer.table.service == example["table"]["service"]
-    assert answer.usage["GATEWAY"].tenants == {"acme": Use(12, 3400, 2, 0)}
+    assert answer.usage["GATEWAY"].tenants == {"acme": Use(12, 3400, 12, 10)}
     assert {name: getattr(answer.fairness, name) for name in example["fairness"]} == example["fairness"]

@@ -26,7 +26,7 @@ def account(kit: Kit, name: str = "acme") -> Account:
 def used(kit: Kit) -> tuple[int, int, int]:
     """Acme's requests and tokens that count, and what runs."""
     found = account(kit)
-    return found._requests, found._tokens, found._running
+    return found._requests, found._tokens, found.running
 
 
 async def limited(kit: Kit, quota: dict[str, int], replicas: int = 1, **fields: Any) -> list[FakeRuntime]:

@@ -65,6 +65,11 @@ class Counters:
         self._retired: dict[str, int] = {}  # name -> version
         self._quiet_since: dict[str, float] = {}  # columns of no living replica
 
+    @property
+    def columns(self) -> Collection[str]:
+        """Those that are not folded."""
+        return self._columns
+
     def room_for(self, table: Table) -> str:
         """Why the table must not be taken, "" when it may: one replica's nonsense must not fill our memory."""
         tenants = {cell[2] for cell, _ in table.cells() if cell[2] not in self._tenants}

@@ -46,12 +46,28 @@ class Reservation:
 
 
 class Use(msgspec.Struct, frozen=True):
-    """What one gateway has admitted for one tenant, as it travels: all but `running` only grow."""
+    """What one gateway has done for one tenant since it started: all of it only grows. `requests` and `tokens` are what
+    its limits a minute have counted; `started` ones of which `finished` are over are what runs."""
 
     requests: _Amount = 0
     tokens: _Amount = 0
-    running: _Amount = 0
+    started: _Amount = 0
+    finished: _Amount = 0
     rejected: _Amount = 0
+
+    @property
+    def running(self) -> int:
+        return max(0, self.started - self.finished)
+
+    def joined(self, other: Use) -> Use:
+        """What both know."""
+        return Use(
+            max(self.requests, other.requests),
+            max(self.tokens, other.tokens),
+            max(self.started, other.started),
+            max(self.finished, other.finished),
+            max(self.rejected, other.rejected),
+        )
 
 
 class Bucket:
@@ -100,12 +116,17 @@ class Account:
 
     def __init__(self, quota: Quota, now: float) -> None:
         self.average_output = FIRST_AVERAGE
-        self._running = self._requests = self._tokens = self._rejected = 0
+        self._started = self._finished = self._requests = self._tokens = self._rejected = 0
         self._told_requests = self._told_tokens = 0
         self._quota = Quota()
         self._requests_bucket: Bucket | None = None
         self._tokens_bucket: Bucket | None = None
         self.follow(quota, now)
+
+    @property
+    def running(self) -> int:
+        """Requests that have entered and are not over."""
+        return self._started - self._finished
 
     @property
     def counts_tokens(self) -> bool:
@@ -120,16 +141,16 @@ class Account:
 
     def enter(self, running_elsewhere: int, now: float) -> Refusal | None:
         """Count one more running request, or say why not: too many run already, or `reserve` would refuse anyway."""
-        running, most = self._running + running_elsewhere, self._quota.max_concurrent_requests
+        running, most = self.running + running_elsewhere, self._quota.max_concurrent_requests
         full = Refusal(CONCURRENT, most, running, 1, 1) if most is not None and running >= most else None
         refusal = self._longest(full, _lacking(self._requests_bucket, REQUESTS, 1, now))
         if refusal is None:
-            self._running += 1
+            self._started += 1
         return refusal
 
     def leave(self) -> None:
         """A request that had entered is over."""
-        self._running -= 1
+        self._finished += 1
 
     def reserve(self, tokens: int, now: float) -> Reservation | Refusal:
         """Take one request and an estimate of its tokens, which counts as no more than the whole limit: no request is
@@ -173,7 +194,7 @@ class Account:
         was told: the next use is told only beyond it."""
         self._told_requests = max(self._told_requests, self._requests)
         self._told_tokens = max(self._told_tokens, self._tokens)
-        return Use(self._told_requests, self._told_tokens, self._running, self._rejected)
+        return Use(self._told_requests, self._told_tokens, self._started, self._finished, self._rejected)
 
     def _longest(self, *refusals: Refusal | None) -> Refusal | None:
         found = [refusal for refusal in refusals if refusal is not None]

@@ -1,8 +1,7 @@
 """One quota over many gateways: what others admitted, as replicas relay it.
 
-Each gateway tells grow-only totals per tenant and what runs now, under a sequence that grows with every exchange.
-Totals merge by maximum and `running` goes with the highest sequence, so that losing, repeating or reordering
-exchanges does no harm once the last one arrives.
+Each gateway tells grow-only totals per tenant, under a sequence that grows with every exchange. They merge by maximum,
+so that losing, repeating or reordering exchanges does no harm once the last one arrives.
 
 The error. With G gateways, a limit of r per second and d seconds until an admission is known everywhere (two exchange
 periods, to a replica and from it), a gateway has not yet taken from its bucket what the others admitted in the last d.
@@ -34,7 +33,7 @@ class _Gateway:
     heard: float = 0.0
     whole: bool = False
     """Every tenant of it is known, so that one that is not yet known has admitted nothing before."""
-    tenants: dict[str, tuple[int, Use]] = field(default_factory=dict)  # with the sequence of `running`
+    tenants: dict[str, Use] = field(default_factory=dict)
 
 
 class SharedUse:
@@ -65,12 +64,10 @@ class SharedUse:
             known.sequence, known.heard = sequence, now
         growth = {}
         for name, told in tenants.items():
-            at, before = known.tenants.get(name, (-1, Use()))
+            before = known.tenants.get(name, Use())
             if name not in known.tenants and (history or not known.whole):
                 before = told  # its history, which nobody has to pay for again
-            running = told.running if sequence >= at else before.running
-            after = Use(max(told.requests, before.requests), max(told.tokens, before.tokens), running)
-            known.tenants[name] = (max(at, sequence), after)
+            after = known.tenants[name] = before.joined(told)
             if after.requests > before.requests or after.tokens > before.tokens:
                 growth[name] = (after.requests - before.requests, after.tokens - before.tokens)
         known.whole = known.whole or (history and whole)
@@ -78,7 +75,7 @@ class SharedUse:
 
     def running(self, tenant: str) -> int:
         """Requests of a tenant that run at other gateways."""
-        return sum(known.tenants[tenant][1].running for known in self._gateways.values() if tenant in known.tenants)
+        return sum(known.tenants[tenant].running for known in self._gateways.values() if tenant in known.tenants)
 
     def forget(self, now: float) -> None:
         """Drop gateways that have been silent for `SILENT_SECONDS`."""

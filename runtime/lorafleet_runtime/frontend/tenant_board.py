@@ -19,11 +19,12 @@ FORGET_SECONDS = 60.0
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """What a gateway has done for a tenant since it started; every field only grows. Runs: `requests` - `finished`."""
+    """What a gateway has done for a tenant since it started; every field only grows. `started` - `finished` run."""
 
     requests: int = 0
-    finished: int = 0
     tokens: int = 0
+    started: int = 0
+    finished: int = 0
     rejected: int = 0
 
 
@@ -90,18 +91,18 @@ class TenantBoard:
         """Take over what a gateway brings, and answer with what has changed since it last asked. Raises Nonsense; then
         nothing of the message counts."""
         self._check(exchange)
-        changed = self._table.merge(exchange.table)
-        if changed or exchange.table.retired:
-            self.forward(exchange.table)
-        for name, usage in exchange.usage.items():
-            self._hear(name, usage, now)
         self._gateways = {n: g for n, g in self._gateways.items() if now - g.heard <= FORGET_SECONDS}
         since = exchange.since if exchange.incarnation == self.incarnation else 0
-        return {
-            "at": self._table.version,
-            "table": self._table.since(since),
-            "usage": {name: self._usage_since(gateway, since) for name, gateway in self._gateways.items()},
-        }
+        # Read before it is merged: a gateway need not hear what it has just said. But folding makes new offsets.
+        news = self._table.since(since)
+        usage = {name: self._usage_since(gateway, since) for name, gateway in self._gateways.items()}
+        if self._table.merge(exchange.table) or exchange.table.retired:
+            self.forward(exchange.table)
+        if exchange.table.retired:
+            news = self._table.since(since)
+        for name, told in exchange.usage.items():
+            self._hear(name, told, now)
+        return {"at": self._table.version, "table": news, "usage": usage}
 
     def _check(self, exchange: Exchange) -> None:
         if exchange.version != 1:
@@ -121,7 +122,7 @@ class TenantBoard:
                 _in_range(f"tenant {tenant!r}", value)
         for gateway in exchange.usage.values():
             for tenant, usage in gateway.tenants.items():
-                for value in (usage.requests, usage.finished, usage.tokens, usage.rejected):
+                for value in msgspec.structs.astuple(usage):
                     _in_range(f"usage of tenant {tenant!r}", value)
         for which, kind in enumerate((table.service, table.refunds)):
             for name in kind.keys() & self._table.columns():
@@ -142,8 +143,9 @@ class TenantBoard:
             known, _ = gateway.tenants.get(tenant, (Usage(), 0))
             merged = Usage(
                 max(known.requests, heard.requests),
-                max(known.finished, heard.finished),
                 max(known.tokens, heard.tokens),
+                max(known.started, heard.started),
+                max(known.finished, heard.finished),
                 max(known.rejected, heard.rejected),
             )
             if merged != known or tenant not in gateway.tenants:

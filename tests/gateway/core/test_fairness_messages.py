@@ -13,7 +13,8 @@ from lorafleet_gateway.errors import CountersError
 ANSWER: dict[str, Any] = {
     "version": 1, "incarnation": "i1", "at": 7, "load": {"running": 1, "waiting": 2},
     "table": {"service": {"i1": {"acme": MOST}}, "refunds": {}, "offsets": {"acme": 0}, "retired": ["i0"]},
-    "usage": {"g": {"sequence": 1, "tenants": {"acme": {"requests": 1, "tokens": 2, "running": 3, "rejected": 4}}}},
+    "usage": {"g": {"sequence": 1, "tenants": {
+        "acme": {"requests": 1, "tokens": 2, "started": 3, "finished": 2, "rejected": 4}}}},
     "fairness": {"policy": "VTC", "spread": 1, "bound": 2, "rate": 3},
 }  # fmt: skip
 LONG = "x" * 64
@@ -28,7 +29,7 @@ def test_an_answer_is_read_and_what_a_newer_replica_adds_is_ignored() -> None:
 
     assert (read.incarnation, read.at, read.load.running, read.load.waiting) == ("i1", 7, 1, 2)
     assert read.table == Table({"i1": {"acme": MOST}}, {}, {"acme": 0}, ("i0",))
-    assert read.usage["g"].tenants == {"acme": Use(1, 2, 3, 4)}
+    assert read.usage["g"].tenants == {"acme": Use(1, 2, 3, 2, 4)}
     assert (read.fairness.spread, read.fairness.bound, read.fairness.rate) == (1, 2, 3)
 
 
@@ -49,7 +50,7 @@ def test_a_replica_without_counters_tells_at_least_its_load() -> None:
         ("wrong value", "retired", {"table": {"retired": {"i": 1}}}),
         ("wrong value", "service", {"table": {"service": [1]}}),
         ("wrong value", "usage", {"usage": {"g": {"tenants": {}}}}),
-        ("wrong value", "usage", {"usage": {"g": {"sequence": 1, "tenants": {"acme": {"running": -1}}}}}),
+        ("wrong value", "usage", {"usage": {"g": {"sequence": 1, "tenants": {"acme": {"started": -1}}}}}),
         ("wrong value", "fairness", {"fairness": {"bound": -1}}),
         ("wrong value", "load", {"load": {"running": "many"}}),
         ("wrong value", "at", {"at": -1}),
@@ -77,7 +78,7 @@ def test_what_is_no_json_is_refused(data: bytes) -> None:
 def test_a_request_has_the_fields_of_the_contract() -> None:
     table = Table({"i2": {"acme": 5}}, {}, {"acme": 1}, ("i0",))
 
-    assert json.loads(encode_request(7, "i1", table, "me", 9, {"acme": Use(1, 2, 3, 4)})) == {
+    assert json.loads(encode_request(7, "i1", table, "me", 9, {"acme": Use(1, 2, 3, 2, 4)})) == {
         "version": 1, "since": 7, "incarnation": "i1",
         "table": {"service": {"i2": {"acme": 5}}, "refunds": {}, "offsets": {"acme": 1}, "retired": ["i0"]},
         "usage": {"me": {"sequence": 9, "tenants": ANSWER["usage"]["g"]["tenants"]}},

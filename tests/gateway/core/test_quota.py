@@ -86,7 +86,7 @@ def test_what_was_reserved_too_much_is_there_again_at_the_end() -> None:
     account.leave()
 
     reserved(account, 500, 0.0)
-    assert account.told() == Use(requests=2, tokens=600, running=2, rejected=0)
+    assert account.told() == Use(requests=2, tokens=600, started=3, finished=1)
 
 
 def test_what_is_told_never_shrinks_and_new_use_counts_only_beyond_it() -> None:

@@ -51,7 +51,7 @@ def test_a_gateway_that_only_counts_on_is_not_silent() -> None:
 def test_more_gateways_than_there_can_be_are_not_kept() -> None:
     others = SharedUse("me")
     for i in range(MOST_GATEWAYS + 5):
-        others.hear(f"g{i}", 1, {"acme": Use(running=1)}, 0.0, whole=True)
+        others.hear(f"g{i}", 1, {"acme": Use(started=1)}, 0.0, whole=True)
 
     assert len(others) == others.running("acme") == MOST_GATEWAYS
 
@@ -68,7 +68,8 @@ def test_losing_repeating_and_reordering_exchanges_does_no_harm_once_the_last_ar
     requests = tokens = 0
     for sequence, (more, much, running) in enumerate(steps):
         requests, tokens = requests + more, tokens + much
-        messages.append((sequence, Use(requests, tokens, running)))
+        started = messages[-1][1].started + running if messages else running
+        messages.append((sequence, Use(requests, tokens, started, started // 2)))
     draw = random.Random(seed)
     disturbed = [draw.choice(messages) for _ in range(draw.randrange(20))]
     disturbed.insert(draw.randrange(len(disturbed) + 1), messages[-1])

@@ -59,7 +59,7 @@ def test_an_answer_holds_what_changed_since_the_last_and_everything_for_another_
 
 def test_gateways_learn_of_each_others_usage_and_forget_who_is_silent() -> None:
     board, _ = board_of("one")
-    usage = {"g1": GatewayUsage(3, {"acme": Usage(requests=5, finished=4, tokens=900, rejected=2)})}
+    usage = {"g1": GatewayUsage(3, {"acme": Usage(requests=5, tokens=900, started=5, finished=4, rejected=2)})}
     board.exchange(Exchange(1, usage=usage), 0.0)
 
     heard = board.exchange(Exchange(1, usage={"g2": GatewayUsage(1)}), 10.0)["usage"]
