@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from lorafleet_runtime.core.fairness.cost import Linear
 from lorafleet_runtime.core.fairness.fair_queue import FairQueue
 from lorafleet_runtime.core.fairness.prediction import MovingAverage
+from lorafleet_sim.fairness_metrics import Gaps
 from lorafleet_sim.fairness_policies import Foretold
 from lorafleet_sim.workloads import small
-from tests.runtime.core.fairness.kit import Gaps, bound_of, drive, engine, for_seeds, sequence
+from tests.runtime.core.fairness.kit import bound_of, drive, engine, for_seeds, sequence
 
 PREDICTING = ("vtc-predict", "vtc-oracle", "vtc-50")
 
