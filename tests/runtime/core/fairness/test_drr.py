@@ -52,3 +52,25 @@ def test_a_debt_costs_turns_also_after_an_absence() -> None:
         taken.append(head.tenant)
 
     assert taken[:3] == ["other"] * 3
+
+
+def test_who_is_charged_before_it_was_given_its_quantum_keeps_its_turn() -> None:
+    """A step charges many at once: one ends its turn, and the next must not lose its own in the same step. It did, and
+    by the order of a batch's rows one of two tenants got a third more."""
+    queue = FairQueue(DeficitRoundRobin(10 * MICRO))
+    waiting = [sequence(tenant, prompt=5, output=9, arrival=i) for i, tenant in enumerate("aaabbb")]
+    for each in waiting:
+        queue.add(each)
+    running = []
+    for tenant in "aab":
+        head = queue.head()
+        assert head is not None and head.tenant == tenant
+        queue.admit(head)
+        running.append(head)
+
+    for each, made in ((running[2], 3), (running[0], 1)):
+        each.tokens += [0] * made
+        queue.ran(each, 4, made, made)
+
+    following = queue.head()
+    assert following is not None and following.tenant == "a"
