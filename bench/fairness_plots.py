@@ -23,7 +23,7 @@ CURVES = {
     "dist_shift": ("fcfs", "lcf", "vtc"),
 }
 DASHES = {"fcfs": "2 4", "lcf": "8 4", "vtc": ""}
-EXCHANGES = (1, 5, 20, 50, 100, 200)
+EXCHANGES = (1, 5, 20, 50, 100)
 REPLICAS = (2, 4)
 REPLICA_POOL = 256
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cache
 
-from lorafleet_sim.fairness_metrics import Summary, summary
+from lorafleet_sim.fairness_metrics import Gaps, Summary, summary
 from lorafleet_sim.fairness_policies import queue_for
 from lorafleet_sim.serving import A10G, Engine, Job, units
 from lorafleet_sim.workloads import SUITES, Workload, unweighted
@@ -24,6 +24,7 @@ class Run:
     jobs: list[Job]
     summary: Summary
     reported_bound: float  # what the queue itself says, in units
+    gap_while_waiting: float  # units, the worst over all parts of intervals in which two clients wait
     gaps: list[tuple[float, float]] = field(default_factory=list)
     served: dict[str, float] = field(default_factory=dict)  # units by client when the last request came
 
@@ -41,7 +42,10 @@ def run(suite: str, policy: str, seed: int = 0) -> Run:
     gaps: list[tuple[float, float]] = []
     served: dict[str, float] = {}
 
+    waiting = Gaps()
+
     def watch() -> None:
+        waiting.see(engine.served, engine.backlogged)
         if engine.now <= workload.duration:
             most, least = max(engine.served.values()), min(engine.served.values())
             gaps.append((engine.now, units(most - least)))
@@ -49,4 +53,5 @@ def run(suite: str, policy: str, seed: int = 0) -> Run:
 
     engine.run(requests, watch=watch)
     measured = summary(engine.jobs, workload.duration)
-    return Run(workload, policy, engine.jobs, measured, units(engine.queue.bound), gaps, served)
+    bound, gap = units(engine.queue.bound), units(waiting.worst)
+    return Run(workload, policy, engine.jobs, measured, bound, gap, gaps, served)

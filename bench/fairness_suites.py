@@ -114,17 +114,25 @@ def _light_and_heavy(seeds: list[int]) -> list[Result]:
 
 
 def overloads(suites: Iterable[str] = OVERLOADS, policies: Iterable[str] = COUNTERS) -> list[Result]:
-    """All clients ask for more than their share throughout: the gap of accumulated service, at every step."""
+    """All clients ask for more than their share: the gap of service since the start, as the paper has it, and while two
+    wait, which is what the bound is about."""
     found = []
     for suite in suites:
         for policy in policies:
             done = run(suite, policy)
             known = ARTIFACT_GAPS.get((suite, policy))
-            goal = f"≤ {BOUND:,} (2U)" if policy in BOUNDED else ""
-            met = done.worst_gap <= BOUND if goal else None
             ratio = None if known is None else done.worst_gap / known
             case = f"{suite}: {policy}"
-            found.append(Result(BENCH, case, "accumulated gap", done.worst_gap, "units", known, ratio, goal, met))
+            goal = f"≤ {BOUND:,} (2U)" if policy in BOUNDED else ""
+            met = done.gap_while_waiting <= BOUND if goal else None
+            found += [
+                Result(BENCH, case, "accumulated gap", done.worst_gap, "units", known, ratio),
+                Result(BENCH, case, "gap while both wait", done.gap_while_waiting, "units", goal=goal, met=met),
+            ]
+            if policy == "vtc":
+                held = done.gap_while_waiting <= done.reported_bound
+                goal = "≥ the gap while both wait"
+                found.append(Result(BENCH, case, "bound reported", done.reported_bound, "units", goal=goal, met=held))
             found += _rest(done)
     return found
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lorafleet_sim.serving import Job
 
@@ -156,3 +156,24 @@ def jain_of_shares(jobs: Iterable[Job], until: float) -> float:
         asked[job.request.client] = asked.get(job.request.client, 0.0) + units_of(job) * (job.request.at < until)
     shares = max_min_shares(asked, sum(served.values()))
     return jain(served[client] / share for client, share in shares.items() if share > 0)
+
+
+@dataclass(slots=True)
+class Gaps:
+    """The greatest change of W_f/ω_f - W_g/ω_g over any part of an interval in which both wait throughout."""
+
+    weights: dict[str, float] = field(default_factory=dict)
+    worst: float = 0.0
+    _extremes: dict[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
+
+    def see(self, served: dict[str, int], backlogged: Iterable[str]) -> None:
+        """A moment at which these wait; `served` by client, in any unit: `worst` has the same."""
+        together = sorted(backlogged)
+        pairs = [(f, g) for i, f in enumerate(together) for g in together[i + 1 :]]
+        extremes = {}
+        for f, g in pairs:
+            gap = served[f] / self.weights.get(f, 1.0) - served[g] / self.weights.get(g, 1.0)
+            low, high = self._extremes.get((f, g), (gap, gap))
+            extremes[f, g] = low, high = min(low, gap), max(high, gap)
+            self.worst = max(self.worst, high - low)
+        self._extremes = extremes

@@ -90,8 +90,10 @@ class DeficitRoundRobin:
     def charge(self, sequence: Sequence, amount: int) -> None:
         self.meter.charge(sequence.tenant, sequence.weight, amount)
         tenant = sequence.tenant
-        self._deficits[tenant] = self._deficits.get(tenant, 0) - round(amount / sequence.weight)
-        if self._turns and self._turns[0] == tenant and self._deficits[tenant] <= 0:
+        before = self._deficits.get(tenant, 0)
+        self._deficits[tenant] = after = before - round(amount / sequence.weight)
+        # Who was not positive before has just got the turn, and not yet the quantum that comes with it.
+        if before > 0 >= after and self._turns and self._turns[0] == tenant:
             self._turns.rotate(-1)
 
     def recount(self, keys: Iterable[str]) -> None:

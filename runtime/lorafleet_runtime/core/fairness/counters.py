@@ -84,8 +84,7 @@ class CounterTable:
         value = entries.get(tenant, 0) + amount
         if value > LARGEST:
             self.begin_column()
-            self.spend(tenant, amount)
-            return
+            entries, value = self._service.setdefault(self.own, {}), amount
         # `_grow`, without asking again what is known: this runs for every token.
         entries[tenant] = value
         self._counters[tenant] = self._counters.get(tenant, 0) + amount

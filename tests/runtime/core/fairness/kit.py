@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -56,27 +55,6 @@ def spread(engine: Engine) -> int:
 def lifts_of(engine: Engine) -> int:
     assert isinstance(engine.queue.order, Vtc)
     return engine.queue.order.lifted
-
-
-@dataclass(slots=True)
-class Gaps:
-    """The greatest change of W_f/ω_f - W_g/ω_g over any part of an interval in which both wait throughout."""
-
-    weights: dict[str, float] = field(default_factory=dict)
-    worst: float = 0.0
-    _extremes: dict[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
-
-    def see(self, served: dict[str, int], backlogged: Iterable[str]) -> None:
-        """A moment at which these wait; `served` in micro-units by client."""
-        together = sorted(backlogged)
-        pairs = [(f, g) for i, f in enumerate(together) for g in together[i + 1 :]]
-        extremes = {}
-        for f, g in pairs:
-            gap = served[f] / self.weights.get(f, 1.0) - served[g] / self.weights.get(g, 1.0)
-            low, high = self._extremes.get((f, g), (gap, gap))
-            extremes[f, g] = low, high = min(low, gap), max(high, gap)
-            self.worst = max(self.worst, high - low)
-        self._extremes = extremes
 
 
 def trace_of(engine: Engine) -> list[tuple[str, float | None, float | None]]:

@@ -6,9 +6,10 @@ import random
 from collections.abc import Iterator
 
 from lorafleet_runtime.core.fairness.counters import CounterTable
+from lorafleet_sim.fairness_metrics import Gaps
 from lorafleet_sim.replicated import Fleet, MakeTable
 from lorafleet_sim.workloads import Request, on_off, poisson
-from tests.runtime.core.fairness.kit import Gaps, bound_of
+from tests.runtime.core.fairness.kit import bound_of
 
 
 def requests_for(rng: random.Random, pool: int, steps: int, weights: dict[str, float]) -> Iterator[Request]:

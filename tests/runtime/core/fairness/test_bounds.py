@@ -9,9 +9,10 @@ from lorafleet_runtime.core.fairness.counters import CounterTable
 from lorafleet_runtime.core.fairness.fair_queue import FairQueue
 from lorafleet_runtime.core.fairness.meter import Meter
 from lorafleet_runtime.core.fairness.vtc import Vtc
+from lorafleet_sim.fairness_metrics import Gaps
 from lorafleet_sim.serving import Engine, Job
 from lorafleet_sim.workloads import Request, small, unweighted
-from tests.runtime.core.fairness.kit import Gaps, bound_of, drive, engine, flood, for_seeds, spread
+from tests.runtime.core.fairness.kit import bound_of, drive, engine, flood, for_seeds, spread
 
 WEIGHTS = st.sampled_from([(1, 2), (1, 1), (5, 1), (2, 7)])
 

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from lorafleet_runtime.core.fairness.cost import MICRO
 from lorafleet_runtime.core.fairness.dlpm import DeficitLongestPrefix
 from lorafleet_runtime.core.fairness.fair_queue import FairQueue
+from lorafleet_sim.fairness_metrics import Gaps
 from lorafleet_sim.serving import Engine
 from lorafleet_sim.workloads import small, unweighted
-from tests.runtime.core.fairness.kit import Gaps, bound_of, drive, for_seeds, sequence
+from tests.runtime.core.fairness.kit import bound_of, drive, for_seeds, sequence
 
 
 @for_seeds(st.sampled_from([1, 16, 100]))

@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from lorafleet_runtime.core.fairness.baselines import DeficitRoundRobin
 from lorafleet_runtime.core.fairness.cost import MICRO
 from lorafleet_runtime.core.fairness.fair_queue import FairQueue
+from lorafleet_sim.fairness_metrics import Gaps
 from lorafleet_sim.serving import Engine
 from lorafleet_sim.workloads import small, unweighted
-from tests.runtime.core.fairness.kit import Gaps, bound_of, drive, for_seeds, sequence
+from tests.runtime.core.fairness.kit import bound_of, drive, for_seeds, sequence
 
 
 @for_seeds(st.sampled_from([1, 8, 64]))
@@ -51,3 +52,25 @@ def test_a_debt_costs_turns_also_after_an_absence() -> None:
         taken.append(head.tenant)
 
     assert taken[:3] == ["other"] * 3
+
+
+def test_who_is_charged_before_it_was_given_its_quantum_keeps_its_turn() -> None:
+    """A step charges many at once: one ends its turn, and the next must not lose its own in the same step. It did, and
+    by the order of a batch's rows one of two tenants got a third more."""
+    queue = FairQueue(DeficitRoundRobin(10 * MICRO))
+    waiting = [sequence(tenant, prompt=5, output=9, arrival=i) for i, tenant in enumerate("aaabbb")]
+    for each in waiting:
+        queue.add(each)
+    running = []
+    for tenant in "aab":
+        head = queue.head()
+        assert head is not None and head.tenant == tenant
+        queue.admit(head)
+        running.append(head)
+
+    for each, made in ((running[2], 3), (running[0], 1)):
+        each.tokens += [0] * made
+        queue.ran(each, 4, made, made)
+
+    following = queue.head()
+    assert following is not None and following.tenant == "a"

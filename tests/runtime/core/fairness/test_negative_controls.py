@@ -8,11 +8,12 @@ from collections.abc import Callable
 from lorafleet_runtime.core.fairness.counters import CounterTable
 from lorafleet_runtime.core.fairness.fair_queue import FairQueue
 from lorafleet_runtime.core.fairness.vtc import Vtc
+from lorafleet_sim.fairness_metrics import Gaps
 from lorafleet_sim.fairness_policies import queue_for
 from lorafleet_sim.replicated import MakeTable
 from lorafleet_sim.workloads import small, unweighted
 from tests.runtime.core.fairness.comeback import comeback
-from tests.runtime.core.fairness.kit import Gaps, bound_of, drive, engine, spread
+from tests.runtime.core.fairness.kit import bound_of, drive, engine, spread
 from tests.runtime.core.fairness.replicas import gap_over_bound
 
 SEEDS = range(60)

@@ -10,10 +10,11 @@ import pytest
 from lorafleet_runtime.core.fairness.baselines import RequestsPerMinute
 from lorafleet_runtime.core.fairness.counters import CounterTable
 from lorafleet_runtime.core.fairness.policies import make_queue, read_spec
+from lorafleet_sim.fairness_metrics import Gaps
 from lorafleet_sim.fairness_policies import queue_for
 from lorafleet_sim.serving import Engine
 from lorafleet_sim.workloads import Request, small
-from tests.runtime.core.fairness.kit import Gaps, bound_of, drive, engine, flood, for_seeds
+from tests.runtime.core.fairness.kit import bound_of, drive, engine, flood, for_seeds
 
 
 @pytest.mark.parametrize(

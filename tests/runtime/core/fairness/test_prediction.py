@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from lorafleet_runtime.core.fairness.cost import Linear
 from lorafleet_runtime.core.fairness.fair_queue import FairQueue
 from lorafleet_runtime.core.fairness.prediction import MovingAverage
+from lorafleet_sim.fairness_metrics import Gaps
 from lorafleet_sim.fairness_policies import Foretold
 from lorafleet_sim.workloads import small
-from tests.runtime.core.fairness.kit import Gaps, bound_of, drive, engine, for_seeds, sequence
+from tests.runtime.core.fairness.kit import bound_of, drive, engine, for_seeds, sequence
 
 PREDICTING = ("vtc-predict", "vtc-oracle", "vtc-50")
 
@@ -42,13 +43,12 @@ def test_whatever_is_expected_the_end_is_paid_as_it_was(seed: int, policy: str) 
 
 @for_seeds(st.sampled_from(PREDICTING))
 def test_two_waiting_clients_stay_within_the_bound(seed: int, policy: str) -> None:
-    """The oracle within 2U*; who errs within 2U* and what the errors are worth, here up to half a pool each way."""
+    """2U*, also where expectations err; then it is an observation, not a theorem."""
     load = small(seed)
     run, gaps = engine(load.pool, policy), Gaps()
     drive(run, load.requests, lambda: gaps.see(run.served, run.backlogged))
 
-    slack = 1 if policy == "vtc-oracle" else 2
-    assert gaps.worst <= 2 * slack * bound_of(load.pool, load.longest)
+    assert gaps.worst <= 2 * bound_of(load.pool, load.longest)
 
 
 def test_the_mean_moves_by_a_fifth_and_an_abort_teaches_nothing() -> None:

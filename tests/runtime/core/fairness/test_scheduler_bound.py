@@ -9,7 +9,8 @@ from lorafleet_runtime.core.fairness.fair_queue import FairQueue
 from lorafleet_runtime.core.pages import PagePool
 from lorafleet_runtime.core.residency import Residency
 from lorafleet_runtime.core.scheduler import Limits, Scheduler
-from tests.runtime.core.fairness.kit import Gaps, for_seeds, sequence
+from lorafleet_sim.fairness_metrics import Gaps
+from tests.runtime.core.fairness.kit import for_seeds, sequence
 
 
 @for_seeds()
