@@ -16,6 +16,7 @@ from lorafleet_runtime.protocol import AddRequest, ModelInfo, Sampling
 
 _COMPLETION_MAX_TOKENS = 16  # OpenAI's default for the older route
 _MAX_PROMPTS = 256
+LEAST_WEIGHT = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +185,7 @@ def _identity(service: Service, headers: Mapping[str, str]) -> tuple[str, float]
         weight = float(headers.get("lorafleet-weight", "1"))
     except ValueError:
         weight = -1.0
-    if not 0 < weight < float("inf"):
-        raise ApiError(400, "Lorafleet-Weight must be a positive number", "invalid_value", "Lorafleet-Weight")
+    if not LEAST_WEIGHT <= weight <= 1 / LEAST_WEIGHT:
+        message = f"Lorafleet-Weight must be a number from {LEAST_WEIGHT:g} to {1 / LEAST_WEIGHT:g}"
+        raise ApiError(400, message, "invalid_value", "Lorafleet-Weight")
     return headers.get("lorafleet-tenant", ""), weight

@@ -149,8 +149,7 @@ class TenantBoard:
                 max(known.rejected, heard.rejected),
             )
             if merged != known or tenant not in gateway.tenants:
-                self._table.version += 1
-                gateway.tenants[tenant] = (merged, self._table.version)
+                gateway.tenants[tenant] = (merged, self._table.tick())
 
     def _usage_since(self, gateway: _Gateway, since: int) -> GatewayUsage:
         changed = {tenant: usage for tenant, (usage, version) in gateway.tenants.items() if version > since}

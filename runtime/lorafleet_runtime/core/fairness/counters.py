@@ -41,11 +41,13 @@ class Table:
 class CounterTable:
     """One party's view. `own` is the column that it writes; "" for one who only passes on what others say.
 
-    `version` grows with every change; `since(version)` is what changed after it."""
+    `version` grows with every change; `since(version)` is what changed after it. Charges come with every token, and are
+    given versions when somebody asks."""
 
     def __init__(self, own: str = "") -> None:
         self.own = own
-        self.version = 0
+        self._version = 0
+        self._spent: dict[str, None] = {}  # tenants charged in the own column whose versions are still to be given
         self._lives = 0
         self._first = own
         self._service: Columns = {}
@@ -54,6 +56,17 @@ class CounterTable:
         self._retired: set[str] = set()
         self._counters: dict[str, int] = {}
         self._log: OrderedDict[tuple[str, str, str], int] = OrderedDict()  # entry -> version of its last change
+
+    @property
+    def version(self) -> int:
+        self._book()
+        return self._version
+
+    def tick(self) -> int:
+        """A new version, for something that somebody else keeps beside the table."""
+        self._book()
+        self._version += 1
+        return self._version
 
     def counter(self, tenant: str) -> int:
         """0 for a tenant that nobody has charged."""
@@ -88,7 +101,7 @@ class CounterTable:
         # `_grow`, without asking again what is known: this runs for every token.
         entries[tenant] = value
         self._counters[tenant] = self._counters.get(tenant, 0) + amount
-        self._touch(("service", self.own, tenant))
+        self._spent[tenant] = None
 
     def refund(self, tenant: str, amount: int) -> None:
         """Give back a charge for what was not executed; `amount` ≥ 0."""
@@ -131,6 +144,7 @@ class CounterTable:
         goes on in a new one."""
         if column in self._retired:
             return
+        self._book()
         self._retired.add(column)
         self._touch(("retired", column, ""))
         service, refunds = self._service.pop(column, {}), self._refunds.pop(column, {})
@@ -170,7 +184,13 @@ class CounterTable:
             self._counters[tenant] += amount
             self._touch(("offset", "", tenant))
 
+    def _book(self) -> None:
+        for tenant in self._spent:
+            self._touch(("service", self.own, tenant))
+        self._spent.clear()
+
     def _name_column(self) -> None:
+        self._book()
         self._lives += 1
         self.own = f"{self._first}.{self._lives}"
 
@@ -183,6 +203,7 @@ class CounterTable:
             self._touch((name, column, tenant))
 
     def _offset(self, tenant: str, value: int) -> None:
+        value = min(value, LARGEST)  # nobody would take more
         more = value - self._offsets.get(tenant, 0)
         if more > 0:
             self._offsets[tenant] = value
@@ -190,11 +211,12 @@ class CounterTable:
             self._touch(("offset", "", tenant))
 
     def _touch(self, entry: tuple[str, str, str]) -> None:
-        self.version += 1
-        self._log[entry] = self.version
+        self._version += 1
+        self._log[entry] = self._version
         self._log.move_to_end(entry)
 
     def _entries(self, version: int) -> list[tuple[str, str, str]]:
+        self._book()
         found = []
         for entry, changed in reversed(self._log.items()):
             if changed <= version:
