@@ -6,9 +6,8 @@ Parts: `fairness_gate` (correctness first), `fairness_suites` (the tables), `fai
 from __future__ import annotations
 
 import argparse
-from importlib import import_module
 
-from bench import fairness_cost, fairness_plots, fairness_suites
+from bench import fairness_cost, fairness_engine, fairness_plots, fairness_suites
 from bench.fairness_gate import gate
 from bench.record import Result, write
 
@@ -20,8 +19,10 @@ def main() -> None:
     parser.add_argument("--engine", action="store_true", help="on a real engine instead of the simulated one")
     arguments = parser.parse_args()
     gate()
-    write(_on_engine(arguments.quick) if arguments.engine else _simulated(arguments.quick), quick=arguments.quick,
-          packages=("torch",) if arguments.engine else ("lorafleet",))  # fmt: skip
+    if arguments.engine:
+        write(fairness_engine.results(arguments.quick), quick=arguments.quick)
+    else:
+        write(_simulated(arguments.quick), quick=arguments.quick, packages=("lorafleet",))
 
 
 def _simulated(quick: bool) -> list[Result]:
@@ -31,12 +32,6 @@ def _simulated(quick: bool) -> list[Result]:
         return results + fairness_suites.overloads(("overload",), ("fcfs", "vtc"))
     results += fairness_suites.overloads() + fairness_suites.others()
     return results + fairness_plots.plots()
-
-
-def _on_engine(quick: bool) -> list[Result]:
-    """`bench.fairness_engine.results(quick)`: it needs a model, which nothing else here does."""
-    results: list[Result] = import_module("bench.fairness_engine").results(quick)
-    return results
 
 
 if __name__ == "__main__":
