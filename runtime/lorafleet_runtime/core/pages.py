@@ -14,6 +14,7 @@ PAGE_TOKENS = 16
 
 
 def pages_for_tokens(tokens: int) -> int:
+    """Pages that hold the KV of so many tokens, the last one perhaps in part."""
     return -(-tokens // PAGE_TOKENS)
 
 

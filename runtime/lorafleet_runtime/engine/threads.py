@@ -39,6 +39,7 @@ def choose_threads(model: Decoder) -> int:
 
 
 def available_cores() -> int:
+    """Cores that this process may use, which may be fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

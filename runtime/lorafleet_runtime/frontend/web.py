@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hmac
+from typing import Any
 
+import msgspec
 import structlog
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
@@ -53,6 +55,11 @@ def error_response(error: ApiError) -> Response:
     """The JSON answer that an ApiError stands for."""
     headers = {"Retry-After": str(error.retry_after)} if error.retry_after is not None else None
     return JSONResponse(error.body(), error.status, headers)
+
+
+def json_response(status: int, body: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
+    """An answer with a JSON body, of anything that msgspec can encode."""
+    return Response(msgspec.json.encode(body), status, headers, media_type="application/json")
 
 
 def _too_large() -> ApiError:

@@ -135,4 +135,5 @@ def _fuse(weights: dict[str, Tensor], prefix: str, names: tuple[str, ...]) -> Li
 
 
 def parameter_count(weights: Mapping[str, Tensor]) -> int:
+    """Elements of all weights together."""
     return sum(t.numel() for t in weights.values())

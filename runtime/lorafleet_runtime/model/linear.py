@@ -49,6 +49,7 @@ class Linear:
 
 
 def multiply(form: Form, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x (rows, in) times a weight that is stored in `form`: (rows, out)."""
     if form is Form.PACKED:
         return prepacked_linear(x, weight, bias)
     if form is Form.SWAPPED:
@@ -65,6 +66,7 @@ def prepack(weight: Tensor, rows: int) -> Tensor:
 
 
 def prepacked_linear(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+    """x (rows, in) times a weight that oneDNN has reordered: (rows, out)."""
     y: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
     return y
 

@@ -30,6 +30,7 @@ def set_threads(count: int) -> None:
 
 
 def threads() -> int:
+    """Threads of large products, as `set_threads` was told."""
     return _Count.large
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from lorafleet_runtime.core.fairness.meter import Meter
-from lorafleet_runtime.core.fairness.order import Line, Rank
+from lorafleet_runtime.core.fairness.order import Line, Rank, Unlifted
 from lorafleet_runtime.core.sequence import Sequence
 
 MINUTE = 60.0
@@ -31,18 +31,28 @@ class RequestsPerMinute:
         return None
 
 
-class DeficitRoundRobin:
+class Deficits(Unlifted):
+    """Tenants' deficits, in micro-units over the weight: who has a positive one may send."""
+
+    def __init__(self, quantum: int, meter: Meter | None) -> None:
+        self.meter = meter or Meter()
+        self._quantum = quantum  # micro-units
+        self._deficits: dict[str, int] = {}
+
+    def rank(self, sequence: Sequence) -> Rank:
+        return -self._deficits.get(sequence.tenant, 0), sequence.arrival
+
+
+class DeficitRoundRobin(Deficits):
     """Tenants in turn, each as long as its deficit is positive; a turn adds a quantum to one that is not.
 
     Output is charged as it comes, so deficits go far below zero: that debt is kept, also while a tenant is away, and
     costs it turns. Credit is not kept: who has nothing waiting saves up nothing."""
 
     def __init__(self, quantum: int, meter: Meter | None = None) -> None:
-        self.meter = meter or Meter()
-        self._quantum = quantum  # micro-units
+        super().__init__(quantum, meter)
         self._queues: dict[str, Line] = {}
         self._turns: deque[str] = deque()  # tenants with something waiting; the first has the turn
-        self._deficits: dict[str, int] = {}  # over the weight, in micro-units
         self._size = 0
 
     def __len__(self) -> int:
@@ -96,17 +106,8 @@ class DeficitRoundRobin:
         if before > 0 >= after and self._turns and self._turns[0] == tenant:
             self._turns.rotate(-1)
 
-    def recount(self, keys: Iterable[str]) -> None:
-        pass
-
     def floor(self) -> int:
         return min((self.meter.counter(tenant) for tenant in self._turns), default=0)
-
-    def rank(self, sequence: Sequence) -> Rank:
-        return -self._deficits.get(sequence.tenant, 0), sequence.arrival
-
-    def outranks(self, waiting: Sequence, running: Sequence) -> bool:
-        return False  # a turn is a turn
 
     def _queue(self, tenant: str) -> Line:
         self._size += 1

@@ -6,11 +6,11 @@ quantum keeps neighbours in the cache together; the price is that waiting tenant
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 
+from lorafleet_runtime.core.fairness.baselines import Deficits
 from lorafleet_runtime.core.fairness.meter import Meter
-from lorafleet_runtime.core.fairness.order import Rank
 from lorafleet_runtime.core.sequence import Sequence
 
 
@@ -18,18 +18,16 @@ def _found(sequence: Sequence) -> int:
     return sequence.cached
 
 
-class DeficitLongestPrefix:
+class DeficitLongestPrefix(Deficits):
     """`match` says how many of a waiting prompt's tokens are cached now. Finding the head is linear in what waits: what
     is cached changes with every step."""
 
     def __init__(
         self, quantum: int, meter: Meter | None = None, match: Callable[[Sequence], int] = _found
     ) -> None:
-        self.meter = meter or Meter()
-        self._quantum = quantum  # micro-units
+        super().__init__(quantum, meter)
         self._match = match
         self._queues: dict[str, dict[int, Sequence]] = {}  # tenants with something waiting, by arrival
-        self._deficits: dict[str, int] = {}
         self._size = 0
 
     def __len__(self) -> int:
@@ -73,17 +71,8 @@ class DeficitLongestPrefix:
         before = self._deficits.get(sequence.tenant, self._quantum)
         self._deficits[sequence.tenant] = before - round(amount / sequence.weight)
 
-    def recount(self, keys: Iterable[str]) -> None:
-        pass
-
     def floor(self) -> int:
         return min((self.meter.counter(tenant) for tenant in self._queues), default=0)
-
-    def rank(self, sequence: Sequence) -> Rank:
-        return -self._deficits.get(sequence.tenant, 0), sequence.arrival
-
-    def outranks(self, waiting: Sequence, running: Sequence) -> bool:
-        return False  # a turn is a turn
 
     def _standing(self, sequence: Sequence) -> tuple[int, int]:
         return -self._match(sequence), sequence.arrival

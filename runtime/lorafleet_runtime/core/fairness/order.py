@@ -111,7 +111,17 @@ class Line:
         pass
 
 
-class Fifo(Line):
+class Unlifted:
+    """What orders have in common that keep to turns: others' service changes none, and nobody gives way."""
+
+    def recount(self, keys: Iterable[str]) -> None:
+        pass
+
+    def outranks(self, waiting: Sequence, running: Sequence) -> bool:
+        return False
+
+
+class Fifo(Unlifted, Line):
     """First come, first served [VTC 5, FCFS]: charges are booked and decide nothing."""
 
     def __init__(self, meter: Meter | None = None) -> None:
@@ -121,14 +131,8 @@ class Fifo(Line):
     def charge(self, sequence: Sequence, amount: int) -> None:
         self.meter.charge(sequence.tenant, sequence.weight, amount)
 
-    def recount(self, keys: Iterable[str]) -> None:
-        pass
-
     def floor(self) -> int:
         return 0  # nobody is lifted
 
     def rank(self, sequence: Sequence) -> Rank:
         return 0, sequence.arrival
-
-    def outranks(self, waiting: Sequence, running: Sequence) -> bool:
-        return False
