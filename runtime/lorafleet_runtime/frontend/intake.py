@@ -12,6 +12,7 @@ from typing import Literal
 from lorafleet_runtime.errors import ApiError, invalid
 from lorafleet_runtime.frontend.schemas import ChatRequest, CompletionRequest, GenerationRequest
 from lorafleet_runtime.frontend.service import Service
+from lorafleet_runtime.frontend.tenant_board import MAX_TENANT_NAME
 from lorafleet_runtime.protocol import AddRequest, ModelInfo, Sampling
 
 _COMPLETION_MAX_TOKENS = 16  # OpenAI's default for the older route
@@ -188,4 +189,8 @@ def _identity(service: Service, headers: Mapping[str, str]) -> tuple[str, float]
     if not LEAST_WEIGHT <= weight <= 1 / LEAST_WEIGHT:
         message = f"Lorafleet-Weight must be a number from {LEAST_WEIGHT:g} to {1 / LEAST_WEIGHT:g}"
         raise ApiError(400, message, "invalid_value", "Lorafleet-Weight")
-    return headers.get("lorafleet-tenant", ""), weight
+    tenant = headers.get("lorafleet-tenant", "")
+    if len(tenant) > MAX_TENANT_NAME:
+        message = f"Lorafleet-Tenant has {len(tenant)} characters; a tenant's name has at most {MAX_TENANT_NAME}"
+        raise ApiError(400, message, "invalid_value", "Lorafleet-Tenant")
+    return tenant, weight

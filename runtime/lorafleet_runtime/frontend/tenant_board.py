@@ -14,7 +14,8 @@ from lorafleet_runtime.protocol import Sharing, TenantRow
 
 MAX_TENANTS = 65_536
 MAX_COLUMNS = 4_096
-MAX_NAME = 253
+MAX_TENANT_NAME = 63
+MAX_INCARNATION = 64
 FORGET_SECONDS = 60.0
 
 
@@ -114,9 +115,12 @@ class TenantBoard:
         _bounded("tenants", tenants, self._table.tenants(), MAX_TENANTS)
         _bounded("columns", names, self._table.columns(), MAX_COLUMNS)
         _bounded("gateways", exchange.usage.keys(), self._gateways.keys(), MAX_COLUMNS)
-        for name in (*tenants, *names, *exchange.usage):
-            if not 0 < len(name) <= MAX_NAME:
-                raise Nonsense(f"the name {name!r:.80} must have 1 to {MAX_NAME} characters")
+        for name in tenants:  # "" is who asks a replica without a gateway
+            if len(name) > MAX_TENANT_NAME:
+                raise Nonsense(f"the tenant's name {name!r:.80} has more than {MAX_TENANT_NAME} characters")
+        for name in (*names, *exchange.usage):
+            if not 0 < len(name) <= MAX_INCARNATION:
+                raise Nonsense(f"the incarnation {name!r:.80} must have 1 to {MAX_INCARNATION} characters")
         for column in columns:
             for tenant, value in column.items():
                 _in_range(f"tenant {tenant!r}", value)

@@ -116,6 +116,13 @@ async def test_a_weight_that_means_nothing_is_refused(guarded: httpx.AsyncClient
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "Lorafleet-Weight")
 
 
+async def test_a_tenants_name_that_no_gateway_would_carry_is_refused(guarded: httpx.AsyncClient) -> None:
+    body = {"model": "tiny", "prompt": "hi", "max_tokens": 2}
+    answer = await guarded.post("/v1/completions", json=body, headers={**TOKEN, "Lorafleet-Tenant": "x" * 64})
+
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "Lorafleet-Tenant")
+
+
 async def test_the_tenant_is_the_gateways_word_and_the_user_the_clients(
     guarded: httpx.AsyncClient, engine: ScriptedEngine
 ) -> None:

@@ -91,8 +91,9 @@ NONSENSE = [
     (Exchange(1, table=Table(refunds={"one": {"acme": 1}})), "this replica has given 0, not 1"),
     (Exchange(1, table=Table(service={"two": {f"t{i}": 1 for i in range(65_537)}})), "tenants are more than 65536"),
     (Exchange(1, table=Table(retired=[f"c{i}" for i in range(5_000)])), "columns are more than 4096"),
-    (Exchange(1, table=Table(offsets={"": 1})), "must have 1 to 253 characters"),
-    (Exchange(1, table=Table(offsets={"x" * 300: 1})), "must have 1 to 253 characters"),
+    (Exchange(1, table=Table(offsets={"x" * 64: 1})), "has more than 63 characters"),
+    (Exchange(1, table=Table(service={"": {"acme": 1}})), "must have 1 to 64 characters"),
+    (Exchange(1, usage={"g" * 65: GatewayUsage(1)}), "must have 1 to 64 characters"),
     (Exchange(1, usage={"g": GatewayUsage(1, {"acme": Usage(tokens=-1)})}), "usage of tenant 'acme'"),
 ]
 
