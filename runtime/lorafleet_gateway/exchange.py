@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from lorafleet_gateway.core.counters import Counters
+from lorafleet_gateway.core.counters import MOST_CELLS, Counters
 from lorafleet_gateway.core.fairness_messages import Answer, Fairness, decode_answer, encode_request
 from lorafleet_gateway.core.fleet_model import READY, BaseKey, Replica, ReplicaKey
 from lorafleet_gateway.errors import CountersError, Lost
@@ -92,8 +92,8 @@ class Exchange:
             self._show("/".join(part.base.key), base, now)
 
     async def _exchange(self, key: BaseKey, base: _Base, replica: Replica, peer: _Peer) -> None:
-        version, use = base.counters.version, self._quotas.own.sequence
-        table = base.counters.since(peer.sent, without=peer.incarnation or replica.incarnation)
+        use, own = self._quotas.own.sequence, peer.incarnation or replica.incarnation
+        table, version = base.counters.part(peer.sent, MOST_CELLS, without=own)
         body = encode_request(
             peer.since, peer.incarnation, table, self._quotas.gateway, use, self._quotas.told(peer.sent_use)
         )

@@ -28,6 +28,7 @@ MOST = 2**62  # micro-units of service; sums stop there
 MOST_TENANTS = 65_536
 MOST_COLUMNS = 4_096  # living ones, of one base model
 MOST_RETIRED = 65_536
+MOST_CELLS = 50_000  # of one message: some two megabytes
 
 Amount = Annotated[int, Meta(ge=0, le=MOST)]
 Name = Annotated[str, Meta(max_length=63)]
@@ -122,18 +123,27 @@ class Counters:
 
     def since(self, version: int, *, without: str = "") -> Table:
         """What changed after `version`, all of it after 0; `without` the column that the reader itself writes."""
+        return self.part(version, len(self._cells), without=without)[0]
+
+    def part(self, version: int, most: int, *, without: str = "") -> tuple[Table, int]:
+        """The first `most` cells that changed after `version`, and the version up to which that is all."""
+        news = []
+        for cell, (value, changed) in reversed(self._cells.items()):
+            if changed <= version:
+                break
+            news.append((cell, value, changed))
+        news.reverse()
+        until = self.version if len(news) <= most else news[most - 1][2]
         service: dict[str, dict[str, int]] = {}
         refunds: dict[str, dict[str, int]] = {}
         offsets: dict[str, int] = {}
-        for (kind, column, tenant), (value, changed) in reversed(self._cells.items()):
-            if changed <= version:
-                break
+        for (kind, column, tenant), value, _ in news[:most]:
             if kind == "offsets":
                 offsets[tenant] = value
             elif column != without:
                 (service if kind == "service" else refunds).setdefault(column, {})[tenant] = value
-        retired = tuple(name for name, changed in self._retired.items() if changed > version)
-        return Table(service, refunds, offsets, retired)
+        retired = tuple(name for name, changed in self._retired.items() if version < changed <= until)
+        return Table(service, refunds, offsets, retired), until
 
     def _raise(self, cell: _Cell, value: int) -> None:
         """The cell's value is at least this."""

@@ -14,6 +14,7 @@ from lorafleet_runtime.protocol import Sharing, TenantRow
 
 MAX_TENANTS = 65_536
 MAX_COLUMNS = 4_096
+MOST_CELLS = 50_000  # of one message: some two megabytes
 MAX_TENANT_NAME = 63
 MAX_INCARNATION = 64
 FORGET_SECONDS = 60.0
@@ -95,15 +96,17 @@ class TenantBoard:
         self._gateways = {n: g for n, g in self._gateways.items() if now - g.heard <= FORGET_SECONDS}
         since = exchange.since if exchange.incarnation == self.incarnation else 0
         # Read before it is merged: a gateway need not hear what it has just said. But folding makes new offsets.
-        news = self._table.since(since)
+        before = self._table.version
+        news, at = self._table.part(since, MOST_CELLS)
         usage = {name: self._usage_since(gateway, since) for name, gateway in self._gateways.items()}
         if self._table.merge(exchange.table) or exchange.table.retired:
             self.forward(exchange.table)
         if exchange.table.retired:
-            news = self._table.since(since)
+            before = self._table.version
+            news, at = self._table.part(since, MOST_CELLS)
         for name, told in exchange.usage.items():
             self._hear(name, told, now)
-        return {"at": self._table.version, "table": news, "usage": usage}
+        return {"at": self._table.version if at == before else at, "table": news, "usage": usage}
 
     def _check(self, exchange: Exchange) -> None:
         if exchange.version != 1:

@@ -162,6 +162,9 @@ def test_what_changed_is_told_once_and_never_to_the_one_who_wrote_it() -> None:
     assert made.since(version, without="r1") == Table()
     assert made.since(0, without="r1") == Table({"r0": {"acme": 1}})
     assert made.since(made.version) == Table()
+    first, until = made.part(0, 1)
+    rest, end = made.part(until, 5)
+    assert (first, rest, end) == (Table({"r0": {"acme": 1}}), made.since(until), made.version)
 
 
 def test_a_column_is_folded_when_its_replica_is_gone_and_it_has_been_quiet_for_long() -> None:

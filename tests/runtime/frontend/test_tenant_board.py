@@ -57,6 +57,21 @@ def test_an_answer_holds_what_changed_since_the_last_and_everything_for_another_
     assert of_another["table"] == first["table"]
 
 
+def test_what_is_too_much_for_one_message_comes_in_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lorafleet_runtime.frontend.tenant_board.MOST_CELLS", 3)
+    board, _ = board_of("one", **{f"t{index}": index + 1 for index in range(8)})
+    gateway, at = CounterTable(), 0
+    for _ in range(3):
+        answer = board.exchange(Exchange(1, since=at, incarnation="one"), 0.0)
+        table, at = answer["table"], answer["at"]  # type: ignore[assignment]
+        assert isinstance(table, Table)
+        assert len(table.service["one"]) <= 3
+        gateway.merge(table)
+
+    assert [gateway.counter(f"t{index}") for index in range(8)] == list(range(1, 9))
+    assert not board.exchange(Exchange(1, since=at, incarnation="one"), 0.0)["table"]
+
+
 def test_gateways_learn_of_each_others_usage_and_forget_who_is_silent() -> None:
     board, _ = board_of("one")
     usage = {"g1": GatewayUsage(3, {"acme": Usage(requests=5, tokens=900, started=5, finished=4, rejected=2)})}

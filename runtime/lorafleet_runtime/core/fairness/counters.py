@@ -164,8 +164,14 @@ class CounterTable:
     def since(self, version: int) -> Table:
         """What changed after `version`; everything for 0. A column's service to a tenant and what it was refunded go
         together: whoever has folded the column needs the difference."""
+        return self.part(version, len(self._log) + len(self._spent))[0]
+
+    def part(self, version: int, most: int) -> tuple[Table, int]:
+        """The first `most` entries that changed after `version`, and the version up to which that is all."""
+        entries = self._entries(version)
+        until = self._version if len(entries) <= most else self._log[entries[most - 1]]
         table = Table()
-        for name, column, tenant in self._entries(version):
+        for name, column, tenant in entries[:most]:
             if name == "retired":
                 table.retired.append(column)
             elif name == "offset":
@@ -174,7 +180,7 @@ class CounterTable:
                 for mine, theirs in ((self._service, table.service), (self._refunds, table.refunds)):
                     if tenant in mine.get(column, {}):
                         theirs.setdefault(column, {})[tenant] = mine[column][tenant]
-        return table
+        return table, until
 
     def shift(self, amount: int) -> None:
         """Add to every counter. Only for a table that nobody else has seen: it tells relative order alone, so that a
