@@ -40,7 +40,8 @@ class FairnessCollector(Collector):
         yield self._counter("refunds", "Charges given back for what was not executed", [((), sharing.refunds)], ())
         rows = sorted(self._board.rows.values(), key=lambda row: (-row.service, row.name))
         shown, rest = rows[:MOST_TENANTS], rows[MOST_TENANTS:]
-        counters = [((row.name,), self._board.counter(row.name) / MICRO) for row in shown]
+        named = dict.fromkeys([*(row.name for row in shown), *self._board.names()])
+        counters = [((name,), self._board.counter(name) / MICRO) for name in list(named)[:MOST_TENANTS]]
         yield self._gauge("counter", "Service over the weight, and lifts", counters, ("tenant",))
         weights = [((row.name,), row.weight) for row in shown]
         yield self._gauge("weight", "Weight of the tenant", weights, ("tenant",))
@@ -56,7 +57,7 @@ class FairnessCollector(Collector):
             for (tenant,), value in _summed(shown, rest, attrgetter(f"{kind}_tokens")):
                 tokens.add_metric([self._model_name, tenant, kind], value)
         yield tokens
-        rejected = [((name,), float(self._board.rejected(name))) for name in self._board.names()[:MOST_TENANTS]]
+        rejected = [((name,), float(self._board.rejected(name))) for name in list(named)[:MOST_TENANTS]]
         yield self._counter("rejected", "Requests that gateways refused over quota", rejected, ("tenant",))
 
     def _gauge(self, name: str, text: str, samples: Iterable[_Sample], labels: tuple[str, ...]) -> Metric:

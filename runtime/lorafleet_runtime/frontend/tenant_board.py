@@ -85,9 +85,9 @@ class TenantBoard:
         return sum(gateway.tenants[tenant][0].rejected for gateway in gateways if tenant in gateway.tenants)
 
     def names(self) -> list[str]:
-        """The tenants that this replica has served, or has heard of a refusal of."""
+        """The tenants that this replica has served, or has heard of."""
         heard = {tenant for gateway in self._gateways.values() for tenant in gateway.tenants}
-        return sorted(self.rows.keys() | heard)
+        return sorted(self.rows.keys() | heard | set(self._table.tenants()))
 
     def exchange(self, exchange: Exchange, now: float) -> dict[str, object]:
         """Take over what a gateway brings, and answer with what has changed since it last asked. Raises Nonsense; then

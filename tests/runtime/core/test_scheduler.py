@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorafleet_runtime.core.batch import Batch, segments
+from lorafleet_runtime.core.fairness.fair_queue import FairQueue
+from lorafleet_runtime.core.fairness.order import Fifo
 from lorafleet_runtime.core.pages import PagePool
 from lorafleet_runtime.core.residency import Adapter, Residency
 from lorafleet_runtime.core.scheduler import Limits, Scheduler
@@ -19,10 +21,13 @@ from lorafleet_runtime.protocol import Sampling
 class Bench:
     """A scheduler on its own pool, with a device that always samples token 7."""
 
-    def __init__(self, pages: int = 64, *, max_model_len: int = 256, seqs: int = 8, budget: int = 64) -> None:
+    def __init__(
+        self, pages: int = 64, *, max_model_len: int = 256, seqs: int = 8, budget: int = 64,
+        queue: FairQueue | None = None,
+    ) -> None:  # fmt: skip
         self.pool = PagePool(pages)
         self.residency = Residency(self.pool)
-        self.scheduler = Scheduler(self.pool, self.residency, Limits(max_model_len, seqs, budget))
+        self.scheduler = Scheduler(self.pool, self.residency, Limits(max_model_len, seqs, budget), queue)
         self.finished: dict[str, Sequence] = {}
 
     def adapter(self, name: str, pages: int = 2) -> Adapter:
@@ -143,6 +148,16 @@ def test_a_tenant_of_whom_nothing_runs_gets_a_seat_from_who_has_several_at_once(
     assert light in {row.sequence for row in batch.rows}
     assert [sequence.request_id for sequence in batch.preempted] == ["flood3"]
     assert bench.scheduler.running == 4
+
+
+def test_first_come_first_served_gives_no_seat_and_no_budget_to_a_newcomer() -> None:
+    bench = Bench(pages=200, max_model_len=512, seqs=2, queue=FairQueue(Fifo()))
+    bench.add("long", prompt=200, max_tokens=4, tenant="flood")
+    bench.step()
+    bench.add("light", prompt=30, max_tokens=4, tenant="light")
+
+    assert counts(bench.step()) == {"long": 64}
+    assert bench.scheduler.preemptions == 0
 
 
 def test_a_tenants_last_seat_is_its_own_however_many_newcomers_there_are() -> None:

@@ -134,8 +134,8 @@ class FairQueue:
         self._settle(sequence, tally)
 
     def is_newcomer(self, sequence: Sequence) -> bool:
-        """Whether nothing runs of a waiting sequence's tenant."""
-        return not self.tallies[sequence.tenant].running
+        """Whether nothing runs of a waiting sequence's tenant, where that gets it a place."""
+        return self.order.evens_out and not self.tallies[sequence.tenant].running
 
     def who_makes_way(self, newcomer: Sequence, running: Iterable[Sequence]) -> Iterator[Sequence]:
         """The running sequences that give their place to a newcomer, the most served tenant's newest first. Only

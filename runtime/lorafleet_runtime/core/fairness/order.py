@@ -24,6 +24,8 @@ class Order(Protocol):
     somebody's smaller request would void the bound."""
 
     meter: Meter
+    evens_out: bool
+    """Whether who has been served more gives way to who has nothing running."""
 
     def __len__(self) -> int: ...
 
@@ -66,7 +68,7 @@ class Order(Protocol):
         ...
 
     def outranks(self, waiting: Sequence, running: Sequence) -> bool:
-        """Whether the running one's tenant has been served more, by a policy that evens this out."""
+        """Whether the running one's tenant has been served more; never where `evens_out` is False."""
         ...
 
 
@@ -113,6 +115,8 @@ class Line:
 
 class Unlifted:
     """What orders have in common that keep to turns: others' service changes none, and nobody gives way."""
+
+    evens_out = False
 
     def recount(self, keys: Iterable[str]) -> None:
         pass

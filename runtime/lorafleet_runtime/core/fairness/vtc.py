@@ -39,6 +39,8 @@ class Vtc:
 
     `lifts=False` is Least Counter First, the baseline that lets a newcomer starve everybody [VTC 5]."""
 
+    evens_out = True
+
     def __init__(
         self,
         meter: Meter | None = None,
