@@ -29,6 +29,7 @@ class Limits:
     losses: int = 3  # replicas lost in a row without one new token: the request may be what kills them
     poll_seconds: float = 0.2
     load_seconds: float = 0.2  # between two exchanges of counters and load with a replica
+    exchanges_per_second: float = 250.0  # with all of them together; each costs both sides a millisecond
     exchange_bytes: int = 64 * 1024 * 1024  # one answer to them
     retire_seconds: float = 600.0  # without a replica and without a change, before a column is folded
     stop_seconds: float = 30.0

@@ -55,12 +55,13 @@ class Exchange:
         self._bases: dict[BaseKey, _Base] = {}
 
     async def run(self) -> None:
-        """Exchange every `load_seconds` until cancelled. One slow replica delays no other: it is asked again when it
-        has answered."""
+        """Exchange every `load_seconds` until cancelled, with many replicas less often. One slow replica delays no
+        other: it is asked again when it has answered."""
         try:
             while True:
                 self._round(time.monotonic())
-                await asyncio.sleep(self._limits.load_seconds)
+                peers = sum(len(base.peers) for base in self._bases.values())
+                await asyncio.sleep(max(self._limits.load_seconds, peers / self._limits.exchanges_per_second))
         finally:
             tasks = [peer.task for base in self._bases.values() for peer in base.peers.values() if peer.task]
             for task in tasks:

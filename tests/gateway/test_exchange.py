@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -63,6 +64,18 @@ async def test_a_gateway_carries_what_one_replica_says_to_all_others_and_only_on
     assert first.fairness.asked[-1]["since"] > 0
     assert {asked["incarnation"] for asked in first.fairness.asked[1:]} == {"i0"}
     assert value(kit, "lorafleet_fairness_exchanges_total", result="ok") >= 8
+
+
+async def test_many_replicas_are_asked_less_often_each(tmp_path: Path) -> None:
+    kit = Kit(tmp_path, dataclasses.replace(QUICK, exchanges_per_second=4.0))
+    try:
+        first, second = await replicas_of_their_own(kit, 2)
+        await kit.until(lambda: len(first.fairness.asked) >= 1)
+        await asyncio.sleep(1.3)
+    finally:
+        await kit.close()
+
+    assert 2 <= len(second.fairness.asked) <= 4  # every half a second, not every 50 ms
 
 
 async def test_a_lone_replica_is_asked_too(kit: Kit) -> None:
