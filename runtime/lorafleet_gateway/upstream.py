@@ -173,11 +173,11 @@ class HttpAttempt:
         body = await self.read_all()
         error = _error_fields(body)
         message = str(error.get("message") or f"HTTP {status}")
+        retry_after = response.headers.get("Retry-After", "")
+        seconds = int(retry_after) if retry_after.isdecimal() else None
         if status in (401, 403):
             return Lost(f"replica {name} refused the gateway's token; set the same {SERVING_TOKEN}", accepted=False)
         if status in (404, 503):  # 404: the replica has restarted, and the fleet document does not know yet
-            retry_after = response.headers.get("Retry-After", "")
-            seconds = int(retry_after) if retry_after.isdecimal() else None
             return NotHere(f"replica {name} cannot serve it ({error.get('code') or status})", seconds)
         if status >= 500 or status < 400:
             return Lost(f"replica {name} answered {status}", accepted=True)
@@ -187,6 +187,7 @@ class HttpAttempt:
             message,
             str(error.get("code") or "invalid_value"),
             param if isinstance(param, str) else None,
+            retry_after=seconds,
         )
 
 

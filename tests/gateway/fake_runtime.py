@@ -122,7 +122,7 @@ class FakeRuntime:
             return web.Response()
         if fault and fault.kind == "status":
             error = {"message": f"no {body['model']}", "type": "x", "param": "model", "code": fault.code}
-            headers = {"Retry-After": "7"} if fault.status == 503 else {}
+            headers = {"Retry-After": "7"} if fault.status in (429, 503) else {}
             return web.json_response({"error": error}, status=fault.status, headers=headers)
         if not body.get("stream"):
             if fault:

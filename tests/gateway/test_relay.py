@@ -211,6 +211,17 @@ async def test_a_replicas_400_reaches_the_client_with_its_parameter(kit: Kit) ->
     assert len(replica.seen) == 1
 
 
+async def test_a_replicas_429_reaches_the_client_with_the_time_to_wait(kit: Kit) -> None:
+    [replica] = await kit.up()
+    replica.faults = [Fault("status", status=429, code="rate_limited")]
+
+    async with kit.http.post("/v1/chat/completions", json=chat()) as response:
+        error = (await response.json())["error"]
+
+    assert (response.status, response.headers["Retry-After"], error["code"]) == (429, "7", "rate_limited")
+    assert len(replica.seen) == 1
+
+
 async def test_a_lone_replica_that_is_not_there_is_a_503_to_ask_again(kit: Kit) -> None:
     [replica] = await kit.up()
     await replica.stop()
