@@ -88,15 +88,17 @@ def test_what_contradicts_another_object_is_refused_in_the_words_of_conditions(f
     stranger = fleet.adapter("three", url, baseModelRef={"namespace": fleet.name, "name": "tiny"})
     stranger["metadata"]["namespace"] = "default"
     outside = told(fleet, stranger)
-    claims = fleet.tenant()[1]
-    claims["metadata"]["name"] = "rival"
-    taken = told(fleet, claims)
+    rival = fleet.tenant()[1]
+    rival["metadata"]["name"] = "rival"
+    same_key = told(fleet, {**rival, "spec": {**rival["spec"], "namespaces": []}})
+    taken = told(fleet, {**rival, "spec": {**rival["spec"], "apiKeys": []}})
 
     assert 'admission webhook "validate.lorafleet.dev" denied the request' in refused
     where = f"LoRAAdapter {fleet.name}/two: .spec.servedName"
     assert f"{where}: 'one' is already served by LoRAAdapter {fleet.name}/one" in refused, refused
     assert "takes no adapters from namespace default" in outside, outside
     assert f"namespace {fleet.name} already belongs to Tenant {fleet.name}" in taken, taken
+    assert f"is also Tenant {fleet.name}'s (.spec.apiKeys[0]): a key names one tenant" in same_key, same_key
     assert fleet.cluster.get("LoRAAdapter", fleet.name, "two") is None
     assert fleet.cluster.get("LoRAAdapter", "default", "three") is None
     assert fleet.cluster.get("Tenant", "", "rival") is None
