@@ -29,7 +29,7 @@ test-node: $(VENV)/.dev  ## the chart and the images on a real node of this mach
 	@$(BIN)/python -m pytest -m node -s tests/cluster/node
 
 check: $(VENV)/.dev lint  ## linters and the quick tests: under three minutes
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 lint: $(VENV)/.dev  ## ruff, mypy, import contracts
 	@$(BIN)/ruff check .

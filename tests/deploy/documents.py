@@ -5,7 +5,15 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-ABSENT = object()
+
+class _Absent:
+    """A field that is left out; its name is the same in every process, as tests' names must be."""
+
+    def __repr__(self) -> str:
+        return "absent"
+
+
+ABSENT = _Absent()
 
 FULL: dict[str, dict[str, Any]] = {
     "BaseModel": {
