@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from lorafleet_runtime.core.fairness.counters import CounterTable, Table
 from lorafleet_runtime.core.fairness.fair_queue import FairQueue
 from lorafleet_runtime.core.fairness.window import Window
@@ -20,7 +22,7 @@ class SharingReport:
         self._window = Window()
         self._told = 0
         self._services: dict[str, int] = {}
-        self._summary: Sharing | None = None
+        self._summary = Sharing(policy)
         self._summed_at = float("-inf")
 
     def merge(self, table: Table) -> None:
@@ -30,19 +32,16 @@ class SharingReport:
     def news(self, now: float) -> Sharing | None:
         """What changed since the last call; None when nothing did."""
         changed, self._queue.changed = self._queue.changed, set()
-        if not changed and self._table.version == self._told:
-            return None
         rows = [self._row(tenant, now) for tenant in sorted(changed)]
-        table, self._told = self._table.since(self._told), self._table.version
-        summary = self._summarise(now)
-        return Sharing(
-            policy=self._policy,
+        summary, before = self._summarise(now), self._summary
+        # The summary is news of its own: who waited and what was given fade after the last token.
+        if not rows and summary == before and self._table.version == self._told:
+            return None
+        table, self._told, self._summary = self._table.since(self._told), self._table.version, summary
+        return msgspec.structs.replace(
+            summary,
             floor=self._queue.order.floor(),
-            spread=summary.spread,
             bound=self._queue.bound,
-            rate=summary.rate,
-            jain=summary.jain,
-            backlogged=summary.backlogged,
             lifts=self._queue.lifts,
             refunds=self._queue.refunds,
             table=table,
@@ -67,15 +66,15 @@ class SharingReport:
 
     def _summarise(self, now: float) -> Sharing:
         """What takes a look at every waiting tenant, once a second."""
-        if self._summary is None or now - self._summed_at >= SUMMARY_SECONDS:
-            waiting = [tenant for tenant, tally in self._queue.tallies.items() if tally.waiting]
-            counters = [self._table.counter(tenant) for tenant in waiting]
-            self._summary = Sharing(
-                policy=self._policy,
-                spread=max(counters) - min(counters) if counters else 0,
-                rate=self._window.rate(now),
-                jain=self._window.jain(waiting, now),
-                backlogged=len(waiting),
-            )
-            self._summed_at = now
-        return self._summary
+        if now - self._summed_at < SUMMARY_SECONDS:
+            return self._summary
+        self._summed_at = now
+        waiting = [tenant for tenant, tally in self._queue.tallies.items() if tally.waiting]
+        counters = [self._table.counter(tenant) for tenant in waiting]
+        return Sharing(
+            policy=self._policy,
+            spread=max(counters) - min(counters) if counters else 0,
+            rate=self._window.rate(now),
+            jain=self._window.jain(waiting, now),
+            backlogged=len(waiting),
+        )

@@ -8,8 +8,13 @@ from collections.abc import Callable
 
 import pytest
 
-from lorafleet_runtime.core.fairness.counters import Table
+from lorafleet_runtime.core.fairness.counters import CounterTable, Table
+from lorafleet_runtime.core.fairness.fair_queue import FairQueue
+from lorafleet_runtime.core.fairness.meter import Meter
+from lorafleet_runtime.core.fairness.vtc import Vtc
+from lorafleet_runtime.core.sequence import Sequence
 from lorafleet_runtime.engine.engine import Engine
+from lorafleet_runtime.engine.sharing import SharingReport
 from lorafleet_runtime.protocol import AbortRequest, AddRequest, MergeCounters, Sampling, Sharing, TenantRow
 
 UNIT = 1_000_000
@@ -44,6 +49,27 @@ def test_what_a_request_costs_is_told_once_and_in_full(make: Callable[..., Engin
     assert row(told, "acme") == TenantRow("acme", 2.0, (8 + 2 * 5) * UNIT, 8, 5)
     assert told.table.service == {"own": {"acme": 9 * UNIT}}
     assert engine.sharing() is None
+
+
+def test_what_was_lately_fades_and_is_told_until_it_is_gone() -> None:
+    queue = FairQueue(Vtc(Meter(table := CounterTable("own"))))
+    report = SharingReport(queue, table, "VTC")
+    sampling = Sampling(max_tokens=4)
+    for arrival, tenant in enumerate(("acme", "globex")):
+        queue.add(Sequence(tenant, [1] * 8, 8, sampling, None, tenant, arrival=arrival))
+    queue.admit(Sequence("r", [1] * 8, 8, sampling, None, "acme", arrival=0))
+    busy = report.news(0.0)
+    queue.cancel(Sequence("globex", [1] * 8, 8, sampling, None, "globex", arrival=1))
+    at_once, later, gone = report.news(0.1), report.news(1.5), report.news(20.0)
+
+    assert busy is not None
+    assert at_once is not None
+    assert later is not None
+    assert gone is not None
+    assert (busy.backlogged, at_once.backlogged, later.backlogged) == (1, 1, 0)
+    assert later.rate > 0
+    assert gone.rate == 0
+    assert report.news(21.5) is None
 
 
 def test_a_request_that_begins_elsewhere_is_not_charged_again(make: Callable[..., Engine]) -> None:
