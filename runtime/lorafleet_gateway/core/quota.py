@@ -61,13 +61,7 @@ class Use(msgspec.Struct, frozen=True):
 
     def joined(self, other: Use) -> Use:
         """What both know."""
-        return Use(
-            max(self.requests, other.requests),
-            max(self.tokens, other.tokens),
-            max(self.started, other.started),
-            max(self.finished, other.finished),
-            max(self.rejected, other.rejected),
-        )
+        return Use(*map(max, msgspec.structs.astuple(self), msgspec.structs.astuple(other)))
 
 
 class Bucket:

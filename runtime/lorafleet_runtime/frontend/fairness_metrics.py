@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from operator import attrgetter
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily as Counter
+from prometheus_client.core import GaugeMetricFamily as Gauge
+from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
 from lorafleet_runtime.core.fairness.cost import MICRO
@@ -17,6 +19,7 @@ OTHER = "other"
 """What tenants past the `MOST_TENANTS` with the most service are counted as."""
 
 _Sample = tuple[tuple[str, ...], float]
+_Family = Gauge | Counter
 
 
 class FairnessCollector(Collector):
@@ -35,39 +38,34 @@ class FairnessCollector(Collector):
             ("backlogged_tenants", "Tenants with something waiting", sharing.backlogged),
             ("jain", "Jain's index of the waiting tenants' service in the last ten seconds", sharing.jain),
         ):
-            yield self._gauge(name, text, [((), value)], ())
-        yield self._counter("lifts", "Tenants lifted to the floor when they came back", [((), sharing.lifts)], ())
-        yield self._counter("refunds", "Charges given back for what was not executed", [((), sharing.refunds)], ())
+            yield self._family(Gauge, name, text, [((), value)])
+        yield self._family(Counter, "lifts", "Tenants lifted to the floor when they came back", [((), sharing.lifts)])
+        yield self._family(Counter, "refunds", "Charges given back for what was not executed", [((), sharing.refunds)])
         rows = sorted(self._board.rows.values(), key=lambda row: (-row.service, row.name))
         shown, rest = rows[:MOST_TENANTS], rows[MOST_TENANTS:]
         named = dict.fromkeys([*(row.name for row in shown), *self._board.names()])
         counters = [((name,), self._board.counter(name) / MICRO) for name in list(named)[:MOST_TENANTS]]
-        yield self._gauge("counter", "Service over the weight, and lifts", counters, ("tenant",))
+        yield self._family(Gauge, "counter", "Service over the weight, and lifts", counters, ("tenant",))
         weights = [((row.name,), row.weight) for row in shown]
-        yield self._gauge("weight", "Weight of the tenant", weights, ("tenant",))
+        yield self._family(Gauge, "weight", "Weight of the tenant", weights, ("tenant",))
         for name, text, value_of in _SUMS:
             sums = _summed(shown, rest, value_of)
-            yield self._gauge(name, text, sums, ("tenant",))
+            yield self._family(Gauge, name, text, sums, ("tenant",))
         service = _summed(shown, rest, lambda row: row.service / MICRO)
-        yield self._counter("service", "Service given, before the weight", service, ("tenant",))
-        tokens = CounterMetricFamily(
-            "lorafleet_fairness_tokens", "Tokens computed", labels=["model_name", "tenant", "kind"]
-        )
-        for kind in ("prompt", "output", "cached"):
-            for (tenant,), value in _summed(shown, rest, attrgetter(f"{kind}_tokens")):
-                tokens.add_metric([self._model_name, tenant, kind], value)
-        yield tokens
+        yield self._family(Counter, "service", "Service given, before the weight", service, ("tenant",))
+        tokens: list[_Sample] = [
+            ((tenant, kind), value)
+            for kind in ("prompt", "output", "cached")
+            for (tenant,), value in _summed(shown, rest, attrgetter(f"{kind}_tokens"))
+        ]
+        yield self._family(Counter, "tokens", "Tokens computed", tokens, ("tenant", "kind"))
         rejected = [((name,), float(self._board.rejected(name))) for name in list(named)[:MOST_TENANTS]]
-        yield self._counter("rejected", "Requests that gateways refused over quota", rejected, ("tenant",))
+        yield self._family(Counter, "rejected", "Requests that gateways refused over quota", rejected, ("tenant",))
 
-    def _gauge(self, name: str, text: str, samples: Iterable[_Sample], labels: tuple[str, ...]) -> Metric:
-        family = GaugeMetricFamily(f"lorafleet_fairness_{name}", text, labels=["model_name", *labels])
-        for values, value in samples:
-            family.add_metric([self._model_name, *values], value)
-        return family
-
-    def _counter(self, name: str, text: str, samples: Iterable[_Sample], labels: tuple[str, ...]) -> Metric:
-        family = CounterMetricFamily(f"lorafleet_fairness_{name}", text, labels=["model_name", *labels])
+    def _family(
+        self, kind: type[_Family], name: str, text: str, samples: Iterable[_Sample], labels: tuple[str, ...] = ()
+    ) -> Metric:
+        family = kind(f"lorafleet_fairness_{name}", text, labels=["model_name", *labels])
         for values, value in samples:
             family.add_metric([self._model_name, *values], value)
         return family

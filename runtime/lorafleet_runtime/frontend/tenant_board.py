@@ -148,13 +148,7 @@ class TenantBoard:
             gateway.sequence, gateway.heard = usage.sequence, now
         for tenant, heard in usage.tenants.items():
             known, _ = gateway.tenants.get(tenant, (Usage(), 0))
-            merged = Usage(
-                max(known.requests, heard.requests),
-                max(known.tokens, heard.tokens),
-                max(known.started, heard.started),
-                max(known.finished, heard.finished),
-                max(known.rejected, heard.rejected),
-            )
+            merged = Usage(*map(max, msgspec.structs.astuple(known), msgspec.structs.astuple(heard)))
             if merged != known or tenant not in gateway.tenants:
                 gateway.tenants[tenant] = (merged, self._table.tick())
 
