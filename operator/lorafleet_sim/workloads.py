@@ -87,10 +87,12 @@ def _of(client: str, times: Times, prompt: int = 256, output: int = 256, weight:
 
 
 def overload(seed: int = 0) -> Workload:
+    """Two clients, both above their share."""
     return workload("overload", 360, _of("0", evenly(1.5, 360)), _of("1", evenly(3, 360)))
 
 
 def overload_multi(seed: int = 0) -> Workload:
+    """Eight clients at two rates, all above their share."""
     rates = [0.4] * 3 + [0.6] * 5
     return workload("overload-multi", 360, *(_of(str(i), evenly(rate, 360)) for i, rate in enumerate(rates)))
 
@@ -103,19 +105,23 @@ def weighted(seed: int = 0) -> Workload:
 
 
 def proportional(seed: int = 0) -> Workload:
+    """Two clients below their share, one above."""
     rates = (0.25, 0.5, 1.5)
     return workload("proportional", 600, *(_of(str(i), evenly(rate, 600)) for i, rate in enumerate(rates)))
 
 
 def on_off_less(seed: int = 0) -> Workload:
+    """One client bursty and below its share, one above."""
     return workload("on/off less", 600, _of("0", on_off(evenly(0.5, 600), 60)), _of("1", evenly(2, 600)))
 
 
 def on_off_overload(seed: int = 0) -> Workload:
+    """Two above their share, one of them every other minute."""
     return workload("on/off overload", 600, _of("0", on_off(evenly(2, 600), 60)), _of("1", evenly(3, 600)))
 
 
 def poisson_on_off(seed: int = 0) -> Workload:
+    """As `on_off_less`, with random arrivals and lengths."""
     rng = random.Random(seed)
 
     def lengths(client: str, times: Times) -> Iterator[Request]:
@@ -126,18 +132,21 @@ def poisson_on_off(seed: int = 0) -> Workload:
 
 
 def short_long(seed: int = 0) -> Workload:
+    """Many short requests beside few long ones."""
     rng = random.Random(seed)
     short = _of("0", poisson(rng, 8, 600), 64, 64)
     return workload("short/long", 600, short, _of("1", poisson(rng, 1.5, 600)))
 
 
 def short_long_2(seed: int = 0) -> Workload:
+    """Long prompts with short answers beside the opposite."""
     rng = random.Random(seed)
     read = _of("0", poisson(rng, 8, 600), 512, 32)
     return workload("short/long 2", 600, read, _of("1", poisson(rng, 1.5, 600), 32, 512))
 
 
 def increase(seed: int = 0) -> Workload:
+    """One client steady below its share, one that rises beyond it."""
     return workload("increase", 600, _of("0", evenly(0.5, 600)), _of("1", ramp(0.2, 2.0, 600)))
 
 

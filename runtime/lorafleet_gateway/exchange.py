@@ -49,7 +49,7 @@ class Exchange:
         self._upstream = services.upstream
         self._loads = services.loads
         self._quotas = services.quotas
-        self._metrics = services.metrics
+        self._metrics = services.metrics.fairness
         self._limits = services.limits
         self._log = structlog.get_logger("lorafleet_gateway.exchange")
         self._bases: dict[BaseKey, _Base] = {}
