@@ -53,6 +53,7 @@ def _options(parsed: argparse.Namespace) -> ServeOptions:
         memory_bytes=parse_size(parsed.memory) if parsed.memory else 0,
         max_lora_rank=parsed.max_lora_rank,
         threads=parsed.threads,
+        prefix_caching=parsed.prefix_caching,
         fairness=parsed.fairness,
     ).check()
     return ServeOptions(
@@ -108,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-batched-tokens", type=int, default=2048, help="tokens of one step")
     add("--memory", default="", help="page pool for KV and adapters, as 1Gi (default: a share of the free)")
     add("--max-lora-rank", type=int, default=64, help="adapters of a higher rank are refused")
+    add("--prefix-caching", action=argparse.BooleanOptionalAction, default=True, help="keep prompts' KV for later ones")
     add("--threads", type=int, default=0, help="CPU threads of the engine; 0: measured")
     add("--fairness", default="", metavar="JSON", help="how tenants share: a BaseModel's spec.fairness")
     add("--adapter", action="append", default=[], metavar="ID=FOLDER", help="load at start; may be repeated")

@@ -42,6 +42,7 @@ class EngineConfig:
     memory_bytes: int = 0
     max_lora_rank: int = 64
     threads: int = 0
+    prefix_caching: bool = True
     fairness: str = ""  # JSON, `spec.fairness` of the base model
     incarnation: str = ""  # names this replica's column among the counters; "" for one that shares them with nobody
 

@@ -122,7 +122,8 @@ class PagesInfo(msgspec.Struct, frozen=True, rename="camel"):
     free: int
     kv: int
     adapters: int
-    evictable: int
+    prefixes: int  # held by the prefix cache alone
+    evictable: int  # idle adapters and idle prefixes
     bytes: int
 
 
@@ -142,7 +143,10 @@ class Counters(msgspec.Struct, frozen=True, rename="camel"):
     generation_tokens: int = 0
     preemptions: int = 0
     adapter_loads: int = 0
-    adapter_evictions: int = 0
+    adapter_evictions: dict[str, int] = {}  # by what the pages were wanted for: prompt | decode | adapter
+    prefix_evictions: dict[str, int] = {}
+    prefix_tokens_asked: int = 0  # prompt tokens of admitted requests
+    prefix_tokens_hit: int = 0  # of these, what the prefix cache held
 
 
 class TenantRow(msgspec.Struct, frozen=True, rename="camel"):

@@ -33,8 +33,6 @@ def _base_sentences(base: BaseModel) -> Iterator[str]:
         yield f".spec.engine.tensorParallel: {engine.tensor_parallel} ranks are not built into this runtime: write 1"
     if engine.memory_fraction is not None:
         yield ".spec.engine.memoryFraction: a replica's page pool has a size: write memory, such as 1Gi"
-    if not engine.prefix_caching:
-        yield ".spec.engine.prefixCaching: this runtime always keeps prefixes while pages are free: leave it out"
     if base.fairness.get("policy") == "DLPM":
         yield (
             ".spec.fairness.policy: DLPM orders by cached prefixes, and this runtime keeps none yet: write another "

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from lorafleet_runtime.core.batch import Batch, Row, order_rows
 from lorafleet_runtime.core.fairness.fair_queue import FairQueue
-from lorafleet_runtime.core.pages import OutOfPages, PagePool
-from lorafleet_runtime.core.residency import Adapter, Residency
+from lorafleet_runtime.core.pages import PAGE_TOKENS, OutOfPages
+from lorafleet_runtime.core.prefix import Prefix
+from lorafleet_runtime.core.residency import Adapter
 from lorafleet_runtime.core.room import Room
 from lorafleet_runtime.core.sequence import Sequence, finish_reason_after
 
@@ -30,10 +31,8 @@ class Limits:
 class Scheduler:
     """The waiting queue, the running set, and who gets pages."""
 
-    def __init__(
-        self, pool: PagePool, residency: Residency, limits: Limits, queue: FairQueue | None = None
-    ) -> None:
-        self._room = Room(pool, residency, limits.max_model_len)
+    def __init__(self, room: Room, limits: Limits, queue: FairQueue | None = None) -> None:
+        self._room = room
         self._limits = limits
         self._waiting = FairQueue() if queue is None else queue
         self._running: list[Sequence] = []
@@ -64,7 +63,8 @@ class Scheduler:
 
     @property
     def kv_pages(self) -> int:
-        return sum(len(s.pages) for s in self._running)
+        """Pages of running sequences; what several share counts once."""
+        return self._room.sequence_pages
 
     @property
     def has_work(self) -> bool:
@@ -130,6 +130,7 @@ class Scheduler:
             sequence = row.sequence
             samples = row.samples
             sequence.computed = row.start + row.count
+            self._room.prefixes.keep(sequence)
             if not samples:
                 self._waiting.ran(sequence, row.start, row.count, made=0)
                 continue
@@ -164,20 +165,21 @@ class Scheduler:
             sequence = self._waiting.head()
             if sequence is None or (only_newcomers and not self._waiting.is_newcomer(sequence)):
                 return
-            count = min(sequence.pending, step.budget)
-            if not self._make_way(sequence, count, step):
+            found = self._room.prefixes.find(sequence)
+            count = min(len(sequence.tokens) - PAGE_TOKENS * len(found), step.budget)
+            if not self._make_way(sequence, found, count, step):
                 return
-            step.uploads += self._room.admit(sequence, count)
+            step.uploads += self._room.admit(sequence, found, count)
             self._waiting.admit(sequence)
             self._leave_queue(sequence)
             self._running.append(sequence)
             step.add(Row(sequence, sequence.computed, count))
 
-    def _make_way(self, sequence: Sequence, count: int, step: _Step) -> bool:
+    def _make_way(self, sequence: Sequence, found: list[Prefix], count: int, step: _Step) -> bool:
         """Whether the head has a seat and pages. A tenant of whom nothing runs gets them from more served ones that
         have several sequences running, newest first, each keeping one; others wait until somebody ends."""
         seats = len(self._running) + 1 - self._limits.max_num_seqs
-        pages = self._room.missing(sequence, count)
+        pages = self._room.missing(sequence, found, count)
         if seats <= 0 and pages <= 0:
             return True
         if not self._waiting.is_newcomer(sequence):
@@ -185,7 +187,7 @@ class Scheduler:
         victims: list[Sequence] = []
         for candidate in self._waiting.who_makes_way(sequence, self._running):
             victims.append(candidate)
-            seats, pages = seats - 1, pages - len(candidate.pages)
+            seats, pages = seats - 1, pages - self._room.gain(candidate, found)
             if seats <= 0 and pages <= 0:
                 for victim in victims:
                     self._preempt(victim, step)

@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterator
 from lorafleet_runtime.core.batch import Batch
 from lorafleet_runtime.core.fairness.counters import CounterTable
 from lorafleet_runtime.core.fairness.policies import FairnessSpec, make_queue
-from lorafleet_runtime.core.pages import PagePool
-from lorafleet_runtime.core.residency import Residency
+from lorafleet_runtime.core.room import Room
 from lorafleet_runtime.core.scheduler import Limits, Scheduler
 from lorafleet_runtime.core.sequence import Sequence
 from lorafleet_runtime.engine.adapter_loader import AdapterLoader
@@ -46,21 +45,20 @@ class Engine:
     """One base model, its adapters and its queue. Not thread-safe: one thread calls everything."""
 
     def __init__(
-        self, model: Decoder, limits: Limits, total_pages: int, max_rank: int, parameters: int,
-        fairness: FairnessSpec, table: CounterTable,
+        self, model: Decoder, limits: Limits, room: Room, max_rank: int, parameters: int, fairness: FairnessSpec,
+        table: CounterTable,
     ) -> None:  # fmt: skip
         self._model = model
         self._limits = limits
         self._max_rank = max_rank
         self._parameters = parameters
-        self._pool = PagePool(total_pages)
-        self._residency = Residency(self._pool)
+        self._room = room
         queue = make_queue(fairness, table)
-        self._scheduler = Scheduler(self._pool, self._residency, limits, queue)
+        self._scheduler = Scheduler(room, limits, queue)
         self._sharing = SharingReport(queue, table, fairness.policy)
-        self._runner = Runner(model, total_pages)
+        self._runner = Runner(model, room.pool.total)
         loader = AdapterLoader(model.config, page_elements(model.config.kv_dim), model.dtype, max_rank)
-        self._adapters = Adapters(self._residency, loader, self._runner, limits.max_model_len)
+        self._adapters = Adapters(room.residency, loader, self._runner, limits.max_model_len)
         self._rejected: list[Delta] = []
         self._prompt_tokens = self._generated = self._steps = 0
         self._throughput = Throughput()
@@ -135,7 +133,7 @@ class Engine:
 
     def state(self) -> EngineState:
         """What the front end shows; cheap."""
-        pool, residency, scheduler = self._pool, self._residency, self._scheduler
+        pool, residency, scheduler = self._room.pool, self._room.residency, self._scheduler
         now = time.perf_counter()
         return EngineState(
             phase="Ready",
@@ -153,7 +151,8 @@ class Engine:
                 free=pool.free,
                 kv=scheduler.kv_pages,
                 adapters=residency.pages_used,
-                evictable=residency.evictable,
+                prefixes=self._room.prefixes.idle,
+                evictable=self._room.order.pages,
                 bytes=self._runner.pool[:, 0].nbytes,
             ),
             load=LoadInfo(
@@ -169,7 +168,10 @@ class Engine:
                 generation_tokens=self._generated,
                 preemptions=scheduler.preemptions,
                 adapter_loads=residency.loads,
-                adapter_evictions=residency.evictions,
+                adapter_evictions=dict(residency.evicted),
+                prefix_evictions=dict(self._room.prefixes.evicted),
+                prefix_tokens_asked=self._room.prefixes.asked,
+                prefix_tokens_hit=self._room.prefixes.hits,
             ),
             adapters=self._adapters.states(),
         )
@@ -177,7 +179,7 @@ class Engine:
     def _add(self, message: AddRequest) -> None:
         adapter = None
         if message.adapter is not None:
-            adapter = self._residency.get(message.adapter)
+            adapter = self._room.residency.get(message.adapter)
             if adapter is None:
                 self._reject(message.request_id, f"adapter_not_found: adapter {message.adapter} is not loaded here")
                 return
@@ -220,6 +222,7 @@ class Engine:
             finish_reason=sequence.finish_reason,
             stop_token_id=sample.token_id if stopped else None,
             logprobs=_logprobs(sequence.sampling, sample),
+            cached_tokens=sequence.cached,
         )
 
     def _count(self, batch: Batch, first: set[str], sampled: int, seconds: float) -> None:

@@ -11,6 +11,7 @@ from lorafleet_runtime.config import EngineConfig
 from lorafleet_runtime.core.fairness.counters import CounterTable
 from lorafleet_runtime.core.fairness.policies import read_spec
 from lorafleet_runtime.core.pages import PAGE_TOKENS, pages_for_tokens
+from lorafleet_runtime.core.room import Room
 from lorafleet_runtime.core.scheduler import Limits
 from lorafleet_runtime.engine.engine import Engine
 from lorafleet_runtime.engine.memory import available_bytes, give_back
@@ -50,7 +51,8 @@ def start(config: EngineConfig, progress: Callable[[str, float], None]) -> Engin
     limits = Limits(max_model_len, config.max_num_seqs, config.max_batched_tokens)
     give_back()
     table = CounterTable(config.incarnation or "own")
-    return Engine(model, limits, total_pages, config.max_lora_rank, parameters, read_spec(config.fairness), table)
+    room = Room(total_pages, max_model_len, prefix_caching=config.prefix_caching)
+    return Engine(model, limits, room, config.max_lora_rank, parameters, read_spec(config.fairness), table)
 
 
 def _max_model_len(config: EngineConfig, decoder: DecoderConfig) -> int:

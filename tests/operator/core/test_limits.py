@@ -21,7 +21,6 @@ def engine(**settings: Any) -> BaseModel:
 @pytest.mark.parametrize(("base", "path"), [
     (engine(tensor_parallel=2), ".spec.engine.tensorParallel"),
     (engine(memory_fraction=0.9), ".spec.engine.memoryFraction"),
-    (engine(prefix_caching=False), ".spec.engine.prefixCaching"),
     (replace(BASE, fairness={"policy": "DLPM", "quantum": 64}), ".spec.fairness.policy"),
     (replace(BASE, fairness={"cost": {"kind": "Profiled"}}), ".spec.fairness.cost.kind"),
     (replace(BASE, fairness={"earlyAbort": {"ttftSeconds": 2}}), ".spec.fairness.earlyAbort"),

@@ -99,6 +99,9 @@ class FairQueue:
         tally.waiting -= 1
         tally.running += 1
         self._crowds += tally.running == 2
+        if not sequence.admissions:
+            tally.cached_tokens += sequence.cached
+        sequence.admissions += 1
         most = self._cost.of(sequence.prompt_len, sequence.sampling.max_tokens, sequence.cached)
         sequence.in_flight = most * MICRO // round(sequence.weight * MICRO)
         tally.in_flight += sequence.in_flight
