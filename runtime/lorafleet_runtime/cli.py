@@ -54,6 +54,7 @@ def _options(parsed: argparse.Namespace) -> ServeOptions:
         max_lora_rank=parsed.max_lora_rank,
         threads=parsed.threads,
         prefix_caching=parsed.prefix_caching,
+        host_memory_bytes=parse_size(parsed.host_memory, "--host-memory") if parsed.host_memory else 0,
         fairness=parsed.fairness,
     ).check()
     return ServeOptions(
@@ -108,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-num-seqs", type=int, default=64, help="requests in one batch")
     add("--max-batched-tokens", type=int, default=2048, help="tokens of one step")
     add("--memory", default="", help="page pool for KV and adapters, as 1Gi (default: a share of the free)")
+    add("--host-memory", default="", help="bound of adapters kept beside the pool, as 2Gi; more are on disk")
     add("--max-lora-rank", type=int, default=64, help="adapters of a higher rank are refused")
     add("--prefix-caching", action=argparse.BooleanOptionalAction, default=True, help="keep prompts' KV for later ones")
     add("--threads", type=int, default=0, help="CPU threads of the engine; 0: measured")

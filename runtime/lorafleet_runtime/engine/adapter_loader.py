@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from lorafleet_runtime.model.adapter import read_adapter
+from lorafleet_runtime.model.adapter import AdapterWeights, read_adapter
 from lorafleet_runtime.model.config import DecoderConfig
 from lorafleet_runtime.model.errors import AdapterError
 from lorafleet_runtime.model.lora import PackedAdapter, pack
@@ -63,10 +63,14 @@ class AdapterLoader:
     def close(self) -> None:
         self._thread.shutdown(wait=True, cancel_futures=True)
 
+    def read(self, message: LoadAdapter) -> tuple[AdapterWeights, PackedAdapter]:
+        """Read and lay out an adapter's files here and now, in any thread. Raises AdapterError."""
+        weights = read_adapter(Path(message.folder), self._config, self._max_rank)
+        return weights, pack(weights, self._config, self._page_elements, self._dtype)
+
     def _load(self, message: LoadAdapter) -> None:
         try:
-            weights = read_adapter(Path(message.folder), self._config, self._max_rank)
-            packed = pack(weights, self._config, self._page_elements, self._dtype)
+            weights, packed = self.read(message)
             outcome = Loaded(message, packed, weights.rank, weights.targets)
         except AdapterError as error:
             outcome = Loaded(message, reason=error.reason, error=str(error))

@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterator
 from lorafleet_runtime.core.batch import Batch
 from lorafleet_runtime.core.fairness.counters import CounterTable
 from lorafleet_runtime.core.fairness.policies import FairnessSpec, make_queue
+from lorafleet_runtime.core.host_tier import HostTier
 from lorafleet_runtime.core.room import Room
 from lorafleet_runtime.core.scheduler import Limits, Scheduler
 from lorafleet_runtime.core.sequence import Sequence
 from lorafleet_runtime.engine.adapter_loader import AdapterLoader
 from lorafleet_runtime.engine.adapters import Adapters
+from lorafleet_runtime.engine.disk_tier import DiskTier
 from lorafleet_runtime.engine.runner import Runner, page_elements
 from lorafleet_runtime.engine.sampling import Sampled
 from lorafleet_runtime.engine.sharing import SharingReport
@@ -29,6 +31,7 @@ from lorafleet_runtime.protocol import (
     Counters,
     Delta,
     EngineState,
+    HostInfo,
     LoadAdapter,
     LoadInfo,
     MergeCounters,
@@ -45,8 +48,8 @@ class Engine:
     """One base model, its adapters and its queue. Not thread-safe: one thread calls everything."""
 
     def __init__(
-        self, model: Decoder, limits: Limits, room: Room, max_rank: int, parameters: int, fairness: FairnessSpec,
-        table: CounterTable,
+        self, model: Decoder, limits: Limits, room: Room, host: HostTier, disk: DiskTier, max_rank: int,
+        parameters: int, fairness: FairnessSpec, table: CounterTable,
     ) -> None:  # fmt: skip
         self._model = model
         self._limits = limits
@@ -58,7 +61,7 @@ class Engine:
         self._sharing = SharingReport(queue, table, fairness.policy)
         self._runner = Runner(model, room.pool.total)
         loader = AdapterLoader(model.config, page_elements(model.config.kv_dim), model.dtype, max_rank)
-        self._adapters = Adapters(room.residency, loader, self._runner, limits.max_model_len)
+        self._adapters = Adapters(room.residency, loader, self._runner, host, disk, limits.max_model_len)
         self._rejected: list[Delta] = []
         self._prompt_tokens = self._generated = self._steps = 0
         self._throughput = Throughput()
@@ -68,6 +71,11 @@ class Engine:
     def has_work(self) -> bool:
         """Whether `step` would do something without a new message."""
         return self._scheduler.has_work or bool(self._rejected)
+
+    @property
+    def only_reads(self) -> bool:
+        """Whether all work waits for a disk, so that `step` does nothing before something has been read."""
+        return self._scheduler.only_reads and not self._rejected
 
     @property
     def decoder_config(self) -> DecoderConfig:
@@ -89,10 +97,10 @@ class Engine:
 
     def wake_on_loaded(self, wake: Callable[[], None]) -> None:
         """Have `wake` called, from a loader thread, when an adapter's file has been read."""
-        self._adapters.loader.on_done = wake
+        self._adapters.wake_on_loaded(wake)
 
     def close(self) -> None:
-        self._adapters.loader.close()
+        self._adapters.close()
 
     def handle(self, message: AddRequest | AbortRequest | LoadAdapter | UnloadAdapter | MergeCounters) -> None:
         """Take a message. Nothing here waits: loading goes to a thread, rejections come out of the next `step`."""
@@ -112,9 +120,10 @@ class Engine:
 
     def step(self) -> list[Delta]:
         """Adopt loaded adapters, run one batch, return what each request got."""
-        self._adapters.adopt()
+        self._adopt()
         deltas, self._rejected = self._rejected, []
         batch = self._scheduler.schedule()
+        self._adapters.fetch(self._scheduler.wanted())
         if batch is None:
             return deltas
         start = time.perf_counter()
@@ -155,6 +164,7 @@ class Engine:
                 evictable=self._room.order.pages,
                 bytes=self._runner.pool[:, 0].nbytes,
             ),
+            host=HostInfo(self._adapters.memory.tier.budget, self._adapters.memory.tier.used),
             load=LoadInfo(
                 running=scheduler.running,
                 waiting=scheduler.waiting,
@@ -168,6 +178,7 @@ class Engine:
                 generation_tokens=self._generated,
                 preemptions=scheduler.preemptions,
                 adapter_loads=residency.loads,
+                adapter_reads=self._adapters.memory.reads,
                 adapter_evictions=dict(residency.evicted),
                 prefix_evictions=dict(self._room.prefixes.evicted),
                 prefix_tokens_asked=self._room.prefixes.asked,
@@ -175,6 +186,15 @@ class Engine:
             ),
             adapters=self._adapters.states(),
         )
+
+    def _adopt(self) -> None:
+        came, lost = self._adapters.adopt()
+        for adapter in came:
+            self._scheduler.came(adapter)
+        for adapter, why in lost:
+            for sequence in self._scheduler.never_comes(adapter):
+                self._reject(sequence.request_id, f"adapter_lost: adapter {adapter.id} cannot be read again: {why}")
+            self._adapters.collect()
 
     def _add(self, message: AddRequest) -> None:
         adapter = None

@@ -10,9 +10,11 @@ import torch
 from lorafleet_runtime.config import EngineConfig
 from lorafleet_runtime.core.fairness.counters import CounterTable
 from lorafleet_runtime.core.fairness.policies import read_spec
+from lorafleet_runtime.core.host_tier import HostTier
 from lorafleet_runtime.core.pages import PAGE_TOKENS, pages_for_tokens
 from lorafleet_runtime.core.room import Room
 from lorafleet_runtime.core.scheduler import Limits
+from lorafleet_runtime.engine.disk_tier import DiskTier
 from lorafleet_runtime.engine.engine import Engine
 from lorafleet_runtime.engine.memory import available_bytes, give_back
 from lorafleet_runtime.engine.threads import available_cores, choose_threads
@@ -23,6 +25,8 @@ from lorafleet_runtime.model.config import DecoderConfig
 from lorafleet_runtime.model.decoder import Decoder, parameter_count
 from lorafleet_runtime.model.threads import set_threads
 
+DEFAULT_HOST_SHARE = 0.25
+"""Of the memory that is available beside the pool, for adapters' weights."""
 DEFAULT_MEMORY_SHARE = 0.25
 """Of the memory that is available after loading; a laptop has other things to do."""
 
@@ -52,7 +56,11 @@ def start(config: EngineConfig, progress: Callable[[str, float], None]) -> Engin
     give_back()
     table = CounterTable(config.incarnation or "own")
     room = Room(total_pages, max_model_len, prefix_caching=config.prefix_caching)
-    return Engine(model, limits, room, config.max_lora_rank, parameters, read_spec(config.fairness), table)
+    host = HostTier(config.host_memory_bytes or int(DEFAULT_HOST_SHARE * available_bytes()))
+    return Engine(
+        model, limits, room, host, DiskTier(config.disk), config.max_lora_rank, parameters, read_spec(config.fairness),
+        table,
+    )  # fmt: skip
 
 
 def _max_model_len(config: EngineConfig, decoder: DecoderConfig) -> int:
