@@ -17,12 +17,11 @@ from lorafleet_runtime.core.scheduler import Limits, Scheduler
 from lorafleet_runtime.core.sequence import Sequence
 from lorafleet_runtime.engine.adapter_loader import AdapterLoader
 from lorafleet_runtime.engine.adapters import Adapters
-from lorafleet_runtime.engine.runner import Runner, page_elements
+from lorafleet_runtime.engine.runner import Runner
 from lorafleet_runtime.engine.sampling import Sampled
 from lorafleet_runtime.engine.sharing import SharingReport
 from lorafleet_runtime.engine.throughput import Throughput
 from lorafleet_runtime.model.config import DecoderConfig
-from lorafleet_runtime.model.decoder import Decoder
 from lorafleet_runtime.model.linear import Linear
 from lorafleet_runtime.protocol import (
     AbortRequest,
@@ -46,10 +45,10 @@ class Engine:
     """One base model, its adapters and its queue. Not thread-safe: one thread calls everything."""
 
     def __init__(
-        self, model: Decoder, limits: Limits, total_pages: int, max_rank: int, parameters: int,
+        self, runner: Runner, loader: AdapterLoader, limits: Limits, total_pages: int, max_rank: int, parameters: int,
         fairness: FairnessSpec, table: CounterTable,
     ) -> None:  # fmt: skip
-        self._model = model
+        self._model = runner.model
         self._limits = limits
         self._max_rank = max_rank
         self._parameters = parameters
@@ -58,8 +57,7 @@ class Engine:
         queue = make_queue(fairness, table)
         self._scheduler = Scheduler(self._pool, self._residency, limits, queue)
         self._sharing = SharingReport(queue, table, fairness.policy)
-        self._runner = Runner(model, total_pages)
-        loader = AdapterLoader(model.config, page_elements(model.config.kv_dim), model.dtype, max_rank)
+        self._runner = runner
         self._adapters = Adapters(self._residency, loader, self._runner, limits.max_model_len)
         self._rejected: list[Delta] = []
         self._prompt_tokens = self._generated = self._steps = 0
@@ -74,7 +72,7 @@ class Engine:
     @property
     def decoder_config(self) -> DecoderConfig:
         """Sizes of the base model."""
-        return self._model.config
+        return self._model.whole
 
     def linears(self) -> Iterator[Linear]:
         """The base model's products, for benches that time them alone."""
@@ -95,6 +93,7 @@ class Engine:
 
     def close(self) -> None:
         self._adapters.loader.close()
+        self._runner.close()
 
     def handle(self, message: AddRequest | AbortRequest | LoadAdapter | UnloadAdapter | MergeCounters) -> None:
         """Take a message. Nothing here waits: loading goes to a thread, rejections come out of the next `step`."""
