@@ -19,6 +19,8 @@ def arguments(base: BaseModel, drain: int) -> list[str]:
     argv += ["--max-num-seqs", str(engine.max_num_seqs), "--max-batched-tokens", str(engine.max_batched_tokens)]
     if engine.memory_bytes is not None:
         argv += ["--memory", str(engine.memory_bytes)]
+    if engine.tensor_parallel != 1:
+        argv += ["--tensor-parallel", str(engine.tensor_parallel)]
     argv += fairness_arguments(base.fairness)
     argv += ["--max-lora-rank", str(base.lora.max_rank), "--drain-seconds", str(drain), "--log-format", "json"]
     return argv

@@ -32,6 +32,8 @@ def runtime_command(
     argv += ["--max-num-seqs", str(engine.max_num_seqs), "--max-batched-tokens", str(engine.max_batched_tokens)]
     if engine.memory_bytes is not None:
         argv += ["--memory", str(engine.memory_bytes)]
+    if engine.tensor_parallel != 1:
+        argv += ["--tensor-parallel", str(engine.tensor_parallel)]
     argv += fairness_arguments(base.fairness)
     argv += ["--max-lora-rank", str(base.lora.max_rank), "--log-format", log_format, "--exit-with-parent"]
     return argv

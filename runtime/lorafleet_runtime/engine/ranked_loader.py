@@ -73,7 +73,7 @@ class RankedLoader(AdapterLoader):
     def _hand_out(self, adapter: str) -> Loaded:
         asked = self._asked[adapter]
         assert asked.own is not None
-        loaded = _outcome(asked.own, asked.answers)
+        loaded = outcome(asked.own, asked.answers)
         if loaded.packed is None:
             self._drop(adapter)
         else:
@@ -86,7 +86,7 @@ class RankedLoader(AdapterLoader):
             self._ranks.send(DropAdapter(asked.ticket))
 
 
-def _outcome(own: Loaded, answers: dict[int, AdapterRead]) -> Loaded:
+def outcome(own: Loaded, answers: dict[int, AdapterRead]) -> Loaded:
     """This rank's outcome, or the failure of the first rank that failed; every part must have the same pages."""
     if own.packed is None:
         return own
