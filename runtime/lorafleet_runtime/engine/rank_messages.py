@@ -20,6 +20,12 @@ _NO_SAMPLING = Sampling(max_tokens=1)
 BASE = -1
 
 
+class Load(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """The first message: an EngineConfig as JSON. Read your part of the base model."""
+
+    config: str
+
+
 class Begin(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """The pool's size is known: join the group, make it, and wait for steps."""
 
@@ -87,7 +93,7 @@ class Failed(msgspec.Struct, frozen=True, tag=True, array_like=True):
     details: str
 
 
-ToRank = Begin | ReadAdapter | DropAdapter | RegisterAdapter | ForgetAdapter | Step
+ToRank = Load | Begin | ReadAdapter | DropAdapter | RegisterAdapter | ForgetAdapter | Step
 FromRank = Loaded | AdapterRead | Failed
 encode = msgspec.msgpack.Encoder().encode
 decode_to_rank: Callable[[bytes], ToRank] = msgspec.msgpack.Decoder(ToRank).decode

@@ -1,6 +1,6 @@
 """A rank other than the first, as a process: it repeats on its part what the first rank tells it.
 
-`python -m lorafleet_runtime.engine.rank_process --config JSON --rank I --rendezvous FILE`, started by `engine.ranks`.
+`python -m lorafleet_runtime.engine.rank_process --rank I --rendezvous FILE`, started by `engine.ranks`.
 Frames come on standard input and answers go to standard output; it ends when standard input does."""
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from lorafleet_runtime.engine.rank_messages import (
     Failed,
     ForgetAdapter,
     FromRank,
+    Load,
     Loaded,
     ReadAdapter,
     RegisterAdapter,
@@ -45,7 +46,6 @@ from lorafleet_runtime.engine.rank_messages import (
 from lorafleet_runtime.engine.runner import Runner, page_elements
 from lorafleet_runtime.model.calibration import choose_forms
 from lorafleet_runtime.model.checkpoint import read_config
-from lorafleet_runtime.model.decoder import Decoder
 from lorafleet_runtime.model.lora import PackedAdapter
 from lorafleet_runtime.model.parallel import Shard
 from lorafleet_runtime.model.threads import set_threads
@@ -64,10 +64,9 @@ class _Read:
 class RankWorker:
     """One thread runs everything but the reading of adapters. `inbox` has the first rank's messages, in order."""
 
-    def __init__(self, config: EngineConfig, shard: Shard, rendezvous: Path, answers: BinaryIO) -> None:
+    def __init__(self, rank: int, rendezvous: Path, answers: BinaryIO) -> None:
         self.inbox: queue.SimpleQueue[ToRank | _Read] = queue.SimpleQueue()
-        self._config = config
-        self._shard = shard
+        self._rank = rank
         self._rendezvous = rendezvous
         self._answers = answers
         self._adapters: dict[int, Adapter] = {}
@@ -78,25 +77,24 @@ class RankWorker:
     def run(self) -> None:
         """Load, meet the others, then do what is told until the process ends."""
         torch.set_grad_enabled(False)
-        decoder = read_config(Path(self._config.model))
-        set_threads(self._config.threads)
-        model = load_rank(self._config, decoder, self._shard, lambda fraction: None)
+        load = self.inbox.get()
+        assert isinstance(load, Load), load
+        config = EngineConfig.from_json(load.config)
+        shard = Shard(self._rank, config.tensor_parallel)
+        decoder = read_config(Path(config.model))
+        set_threads(config.threads)
+        model = load_rank(config, decoder, shard, lambda fraction: None)
         choose_forms(model)
         give_back()
         elements = page_elements(model.config.kv_dim)
-        self._reader = AdapterReader(
-            decoder, elements, model.dtype, self._config.max_lora_rank, self._shard, self._config.partition
-        )
+        self._reader = AdapterReader(decoder, elements, model.dtype, config.max_lora_rank, shard, config.partition)
         self._answer(Loaded())
         begin = self.inbox.get()
         assert isinstance(begin, Begin), begin
-        self._runner = self._meet(model, begin.total_pages)
+        model.collectives = RankGroup(self._rendezvous, shard.rank, shard.ranks, model.embedding.device)
+        self._runner = Runner(model, begin.total_pages, config.partition)
         while True:
             self._handle(self.inbox.get())
-
-    def _meet(self, model: Decoder, total_pages: int) -> Runner:
-        model.collectives = RankGroup(self._rendezvous, self._shard.rank, self._shard.ranks, model.embedding.device)
-        return Runner(model, total_pages, self._config.partition)
 
     def _handle(self, message: ToRank | _Read) -> None:
         match message:
@@ -149,7 +147,6 @@ def _listen(pipe: BinaryIO, inbox: queue.SimpleQueue[ToRank | _Read]) -> None:
 def main() -> None:
     """Entry point of the process."""
     parser = argparse.ArgumentParser(prog="lorafleet_runtime.engine.rank_process", description=__doc__)
-    parser.add_argument("--config", required=True)
     parser.add_argument("--rank", type=int, required=True)
     parser.add_argument("--rendezvous", required=True)
     arguments = parser.parse_args()
@@ -157,8 +154,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C reaches the whole group; the first rank ends this one
-    config = EngineConfig.from_json(arguments.config)
-    worker = RankWorker(config, Shard(arguments.rank, config.tensor_parallel), Path(arguments.rendezvous), answers)
+    worker = RankWorker(arguments.rank, Path(arguments.rendezvous), answers)
     threading.Thread(target=_listen, args=(sys.stdin.buffer, worker.inbox), daemon=True).start()
     try:
         worker.run()

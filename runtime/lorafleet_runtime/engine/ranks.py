@@ -1,7 +1,8 @@
 """The other ranks of a replica, as seen by the first: child processes, a pipe to each and one back.
 
-A rank ends when its standard input does, so none outlives the first; and the first learns of a rank's end at once,
-from the pipe back, whatever a collective is waiting for."""
+Knows no torch: they are started first of all, so that all ranks import it at the same time. A rank ends when its
+standard input does, so none outlives the first; and the first learns of a rank's end at once, from the pipe back,
+whatever a collective is waiting for."""
 
 from __future__ import annotations
 
@@ -23,6 +24,7 @@ from lorafleet_runtime.engine.rank_messages import (
     AdapterRead,
     Failed,
     FromRank,
+    Load,
     Loaded,
     ToRank,
     decode_from_rank,
@@ -44,11 +46,11 @@ class Ranks:
     `send` belongs to one thread; `on_read(rank, answer)` is called from the threads that listen.
     """
 
-    def __init__(self, config: EngineConfig, died: Callable[[str], None]) -> None:
+    def __init__(self, size: int, died: Callable[[str], None]) -> None:
         self._died = died
         self._folder = Path(tempfile.mkdtemp(prefix="lorafleet-ranks-"))
         self.rendezvous = self._folder / "group"
-        self.size = config.tensor_parallel
+        self.size = size
         self.on_read: Callable[[int, AdapterRead], None] = lambda rank, answer: None
         self._reason = ""
         self._closing = False
@@ -56,7 +58,7 @@ class Ranks:
         self._changed = threading.Condition()
         self._processes: list[subprocess.Popen[bytes]] = []
         for rank in range(1, self.size):
-            command = [sys.executable, "-m", "lorafleet_runtime.engine.rank_process", "--config", config.to_json()]
+            command = [sys.executable, "-m", "lorafleet_runtime.engine.rank_process"]
             command += ["--rank", str(rank), "--rendezvous", str(self.rendezvous)]
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
             self._processes.append(process)
@@ -66,6 +68,10 @@ class Ranks:
     def pids(self) -> list[int]:
         """Process ids, by rank from 1."""
         return [process.pid for process in self._processes]
+
+    def load(self, config: EngineConfig) -> None:
+        """Have each read its part of the model. All that could be "decide for me" is decided. Raises RankDied."""
+        self.send(Load(config.to_json()))
 
     def wait_until_loaded(self) -> None:
         """Return when every rank has its part of the model. Raises RankDied."""

@@ -36,36 +36,42 @@ DEFAULT_MEMORY_SHARE = 0.25
 """Of the memory that is available after loading; a laptop has other things to do."""
 
 
-def start(
-    config: EngineConfig, progress: Callable[[str, float], None], died: Callable[[str], None] = lambda reason: None
-) -> Engine:
-    """Load the base model and make its engine. `progress(message, fraction)` is called as it goes; `died(reason)`, from
-    a thread, if another rank ends later.
+def start(config: EngineConfig, progress: Callable[[str, float], None], ranks: Ranks | None = None) -> Engine:
+    """Load the base model and make its engine. `progress(message, fraction)` is called as it goes. `ranks` are the
+    other processes, if they have been started; the engine ends them.
 
     Raises ConfigError when the settings do not fit the model or the machine, RankDied, and the checkpoint reader's
     errors.
     """
     torch.set_grad_enabled(False)
-    progress("reading the model's configuration", 0.0)
-    decoder_config = read_config(Path(config.model))
-    check_ranks(decoder_config, config.tensor_parallel, config.partition)
+    try:
+        progress("reading the model's configuration", 0.0)
+        decoder_config = read_config(Path(config.model))
+        check_ranks(decoder_config, config.tensor_parallel, config.partition)
+        if ranks is None and config.tensor_parallel > 1:
+            ranks = Ranks(config.tensor_parallel, lambda reason: None)
+        return _start(_decided(config, decoder_config), decoder_config, progress, ranks)
+    except BaseException:
+        if ranks is not None:
+            ranks.close()
+        raise
+
+
+def _decided(config: EngineConfig, decoder_config: DecoderConfig) -> EngineConfig:
+    """The settings with what all ranks must have alike: dtype, context, and, of several ranks, threads of each."""
     set_threads(config.threads or 1)
     dtype = str(best_dtype()).removeprefix("torch.") if config.dtype == "auto" else config.dtype
     config = replace(config, dtype=dtype, max_model_len=_max_model_len(config, decoder_config))
     if config.tensor_parallel == 1:
-        return _start(config, decoder_config, progress, None)
-    config = replace(config, threads=config.threads or max(1, available_cores() // config.tensor_parallel))
-    ranks = Ranks(config, died)
-    try:
-        return _start(config, decoder_config, progress, ranks)
-    except BaseException:
-        ranks.close()
-        raise
+        return config
+    return replace(config, threads=config.threads or max(1, available_cores() // config.tensor_parallel))
 
 
 def _start(
     config: EngineConfig, decoder_config: DecoderConfig, progress: Callable[[str, float], None], ranks: Ranks | None
 ) -> Engine:
+    if ranks is not None:
+        ranks.load(config)
     shard = Shard(0, config.tensor_parallel)
     model = load_rank(config, decoder_config, shard, lambda f: progress("loading weights", 0.9 * f))
     progress("measuring what is fastest on this machine", 0.9)

@@ -18,6 +18,7 @@ from lorafleet_runtime.engine.adapter_loader import Loaded
 from lorafleet_runtime.engine.engine import Engine
 from lorafleet_runtime.engine.rank_messages import AdapterRead
 from lorafleet_runtime.engine.ranked_loader import outcome
+from lorafleet_runtime.engine.ranks import Ranks
 from lorafleet_runtime.engine.start import start
 from lorafleet_runtime.errors import ConfigError, RankDied
 from lorafleet_runtime.model.config import LORA_TARGETS
@@ -43,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def launch(
-    folder: Path, ranks: int, partition: str = "replicated", died: Callable[[str], None] = lambda reason: None
+    folder: Path, ranks: int, partition: str = "replicated", died: Callable[[str], None] | None = None
 ) -> Engine:
     torch.set_num_threads(1)
     page_bytes = CONFIG.num_layers * 16 * 2 * CONFIG.kv_dim * 4 // ranks
@@ -52,7 +53,7 @@ def launch(
         memory_bytes=PAGES * page_bytes if ranks > 1 else 2**22, threads=1,
         tensor_parallel=ranks, lora_partition=partition,
     )  # fmt: skip
-    return start(config, lambda message, fraction: None, died)
+    return start(config, lambda message, fraction: None, Ranks(ranks, died) if died else None)
 
 
 def load(engine: Engine, folder: Path, *names: str) -> None:
@@ -120,7 +121,8 @@ def test_memory_that_is_too_small_for_all_preempts_and_evicts_and_changes_no_tok
     alone: Engine, spread: Engine
 ) -> None:
     before = spread.state().counters
-    for wave, adapters in enumerate((["a0", "a1", "a2", "a3"], [None], ["a0", "a2"])):
+    waves: list[list[str | None]] = [["a0", "a1", "a2", "a3"], [None], ["a0", "a2"]]
+    for wave, adapters in enumerate(waves):
         for i in range(14):
             request = ask(f"long{i}", adapters[i % len(adapters)], length=50 + wave, prompt=30)
             alone.handle(request)
