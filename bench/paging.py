@@ -15,7 +15,8 @@ from __future__ import annotations
 import argparse
 import random
 import time
-from collections.abc import Callable, Sequence as Rows
+from collections.abc import Callable
+from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 
 import numpy as np

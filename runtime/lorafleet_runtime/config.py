@@ -7,11 +7,13 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from lorafleet_runtime.core.fairness.policies import read_spec
 from lorafleet_runtime.errors import ConfigError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+PARTITIONS = ("replicated", "slora")
 _DECIMAL = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _UNITS = _DECIMAL | {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([A-Za-z]*)")
@@ -46,6 +48,8 @@ class EngineConfig:
     host_memory_bytes: int = 0
     disk: str = ""  # folder for what host memory has no room for; "": where temporary files go
     fairness: str = ""  # JSON, `spec.fairness` of the base model
+    tensor_parallel: int = 1  # ranks; `memory_bytes` and `threads` are each one's
+    lora_partition: str = "replicated"
     incarnation: str = ""  # names this replica's column among the counters; "" for one that shares them with nobody
 
     def check(self) -> EngineConfig:
@@ -65,6 +69,9 @@ class EngineConfig:
              "must be at least 1Mi"),
             (0 <= self.max_lora_rank <= 1024, "--max-lora-rank", self.max_lora_rank, "must be in 0..1024"),
             (self.threads >= 0, "--threads", self.threads, "must not be negative"),
+            (1 <= self.tensor_parallel <= 64, "--tensor-parallel", self.tensor_parallel, "must be in 1..64"),
+            (self.lora_partition in PARTITIONS, "--lora-partition", self.lora_partition,
+             f"must be one of {', '.join(PARTITIONS)}"),
         ]  # fmt: skip
         for holds, flag, value, problem in rules:
             if not holds:
@@ -74,6 +81,11 @@ class EngineConfig:
         except ValueError as error:
             raise ConfigError(f"--fairness {error}") from None
         return self
+
+    @property
+    def partition(self) -> Literal["replicated", "slora"]:
+        """`lora_partition`, checked."""
+        return "slora" if self.lora_partition == "slora" else "replicated"
 
     def to_json(self) -> str:
         """One line, for the engine process's argv; it holds no secret."""

@@ -24,6 +24,8 @@ def engine_arguments(base: BaseModel) -> list[str]:
     argv += ["--max-num-seqs", str(engine.max_num_seqs), "--max-batched-tokens", str(engine.max_batched_tokens)]
     if engine.memory_bytes is not None:
         argv += ["--memory", str(engine.memory_bytes)]
+    if engine.tensor_parallel != 1:
+        argv += ["--tensor-parallel", str(engine.tensor_parallel)]
     if base.lora.host_memory_bytes is not None:
         argv += ["--host-memory", str(base.lora.host_memory_bytes)]
     if not engine.prefix_caching:

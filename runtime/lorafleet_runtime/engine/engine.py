@@ -18,12 +18,11 @@ from lorafleet_runtime.core.sequence import Sequence
 from lorafleet_runtime.engine.adapter_loader import AdapterLoader
 from lorafleet_runtime.engine.adapters import Adapters
 from lorafleet_runtime.engine.disk_tier import DiskTier
-from lorafleet_runtime.engine.runner import Runner, page_elements
+from lorafleet_runtime.engine.runner import Runner
 from lorafleet_runtime.engine.sampling import Sampled
 from lorafleet_runtime.engine.sharing import SharingReport
 from lorafleet_runtime.engine.throughput import Throughput
 from lorafleet_runtime.model.config import DecoderConfig
-from lorafleet_runtime.model.decoder import Decoder
 from lorafleet_runtime.model.linear import Linear
 from lorafleet_runtime.protocol import (
     AbortRequest,
@@ -48,10 +47,10 @@ class Engine:
     """One base model, its adapters and its queue. Not thread-safe: one thread calls everything."""
 
     def __init__(
-        self, model: Decoder, limits: Limits, room: Room, host: HostTier, disk: DiskTier, max_rank: int,
-        parameters: int, fairness: FairnessSpec, table: CounterTable,
+        self, runner: Runner, loader: AdapterLoader, limits: Limits, room: Room, host: HostTier,
+        disk: DiskTier | None, max_rank: int, parameters: int, fairness: FairnessSpec, table: CounterTable,
     ) -> None:  # fmt: skip
-        self._model = model
+        self._model = runner.model
         self._limits = limits
         self._max_rank = max_rank
         self._parameters = parameters
@@ -59,9 +58,8 @@ class Engine:
         queue = make_queue(fairness, table)
         self._scheduler = Scheduler(room, limits, queue)
         self._sharing = SharingReport(queue, table, fairness.policy)
-        self._runner = Runner(model, room.pool.total)
-        loader = AdapterLoader(model.config, page_elements(model.config.kv_dim), model.dtype, max_rank)
-        self._adapters = Adapters(room.residency, loader, self._runner, host, disk, limits.max_model_len)
+        self._runner = runner
+        self._adapters = Adapters(room.residency, loader, runner, host, disk, limits.max_model_len)
         self._rejected: list[Delta] = []
         self._prompt_tokens = self._generated = self._steps = 0
         self._throughput = Throughput()
@@ -80,11 +78,16 @@ class Engine:
     @property
     def decoder_config(self) -> DecoderConfig:
         """Sizes of the base model."""
-        return self._model.config
+        return self._model.whole
 
     def linears(self) -> Iterator[Linear]:
         """The base model's products, for benches that time them alone."""
         return self._model.linears()
+
+    @property
+    def rank_pids(self) -> list[int]:
+        """Processes of the other ranks, if the model is spread over several."""
+        return self._runner.rank_pids
 
     @property
     def changed(self) -> bool:
@@ -101,6 +104,7 @@ class Engine:
 
     def close(self) -> None:
         self._adapters.close()
+        self._runner.close()
 
     def handle(self, message: AddRequest | AbortRequest | LoadAdapter | UnloadAdapter | MergeCounters) -> None:
         """Take a message. Nothing here waits: loading goes to a thread, rejections come out of the next `step`."""

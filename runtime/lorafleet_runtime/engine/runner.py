@@ -17,6 +17,8 @@ from lorafleet_runtime.engine.lora_step import LoraStep
 from lorafleet_runtime.engine.on_demand import zeros_on_demand
 from lorafleet_runtime.engine.sampling import Row as SamplingRow
 from lorafleet_runtime.engine.sampling import Sampled, sample
+from lorafleet_runtime.engine.slora_step import SloraStep
+from lorafleet_runtime.model.collectives import Partition
 from lorafleet_runtime.model.decoder import Decoder
 from lorafleet_runtime.model.lora import GroupView, Layout, PackedAdapter, views
 from lorafleet_runtime.model.threads import on_all_threads
@@ -36,9 +38,10 @@ def page_elements(kv_dim: int) -> int:
 class Runner:
     """The pool's memory, the model, and one step over them."""
 
-    def __init__(self, model: Decoder, total_pages: int) -> None:
+    def __init__(self, model: Decoder, total_pages: int, partition: Partition = "replicated") -> None:
         config = model.config
         self.model = model
+        self._partition = partition
         self._page_elements = page_elements(config.kv_dim)
         self.pool = zeros_on_demand((config.num_layers, total_pages, self._page_elements), model.dtype)
         self._kv = self.pool.view(config.num_layers, total_pages, 2, PAGE_TOKENS, config.num_kv_heads, config.head_dim)
@@ -64,6 +67,14 @@ class Runner:
     def give(self, adapter: Adapter, blob: Tensor) -> None:
         """The golden copy that `take_back` returned, or an equal one."""
         self._packed[adapter.handle] = PackedAdapter(self._packed[adapter.handle].layout, blob)
+
+    def close(self) -> None:
+        """End what belongs to it outside this process: nothing, for one rank."""
+
+    @property
+    def rank_pids(self) -> list[int]:
+        """Processes of the other ranks."""
+        return []
 
     def forget(self, adapter: Adapter) -> None:
         del self._packed[adapter.handle]
@@ -99,8 +110,13 @@ class Runner:
         position_tensor = torch.tensor(positions)
         pages = torch.tensor(page_ids)
         attend = _PagedAttention(self._kv, batch, ops.kv_slots(pages, position_tensor % PAGE_TOKENS), self._scratch_for)
-        lora = LoraStep(segments(batch.rows), sum(row.decodes for row in batch.rows), self._views, self._stacks)
+        lora = self._lora_step(batch)
         return self.model.forward(torch.tensor(tokens), position_tensor, attend, lora if lora.active else None)
+
+    def _lora_step(self, batch: Batch) -> LoraStep | SloraStep:
+        if self._partition == "slora" and self.model.collectives is not None:
+            return SloraStep(segments(batch.rows), self._views, self.model.collectives)
+        return LoraStep(segments(batch.rows), batch.decodes, self._views, self._stacks)
 
     def _upload(self, adapter: Adapter) -> None:
         packed = self._packed[adapter.handle]
