@@ -8,10 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from lorafleet_runtime.model.adapter import read_adapter
-from lorafleet_runtime.model.config import DecoderConfig
+from lorafleet_runtime.model.base_weights import DecoderWeights
+from lorafleet_runtime.model.decoder import Decoder
 from lorafleet_runtime.model.errors import AdapterError
 from lorafleet_runtime.model.lora import PackedAdapter, pack
 from lorafleet_runtime.protocol import LoadAdapter
@@ -32,10 +31,11 @@ class Loaded:
 class AdapterLoader:
     """`submit` and `cancel` on the engine's thread; `finished` gives what has been read since it was last asked."""
 
-    def __init__(self, config: DecoderConfig, page_elements: int, dtype: torch.dtype, max_rank: int) -> None:
-        self._config = config
+    def __init__(self, model: Decoder, page_elements: int, max_rank: int) -> None:
+        self._base = DecoderWeights(model)
+        self._config = model.config
         self._page_elements = page_elements
-        self._dtype = dtype
+        self._dtype = model.dtype
         self._max_rank = max_rank
         self._wanted: dict[str, LoadAdapter] = {}
         self._done: queue.SimpleQueue[Loaded] = queue.SimpleQueue()
@@ -65,7 +65,7 @@ class AdapterLoader:
 
     def _load(self, message: LoadAdapter) -> None:
         try:
-            weights = read_adapter(Path(message.folder), self._config, self._max_rank)
+            weights = read_adapter(Path(message.folder), self._config, self._max_rank, self._base)
             packed = pack(weights, self._config, self._page_elements, self._dtype)
             outcome = Loaded(message, packed, weights.rank, weights.targets)
         except AdapterError as error:
@@ -75,5 +75,6 @@ class AdapterLoader:
             outcome = Loaded(
                 message, reason="InvalidAdapter", error=f"reading {message.folder}: {type(error).__name__}: {error}"
             )
+        self._base.forget()
         self._done.put(outcome)
         self.on_done()

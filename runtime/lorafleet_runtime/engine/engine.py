@@ -59,7 +59,7 @@ class Engine:
         self._scheduler = Scheduler(self._pool, self._residency, limits, queue)
         self._sharing = SharingReport(queue, table, fairness.policy)
         self._runner = Runner(model, total_pages)
-        loader = AdapterLoader(model.config, page_elements(model.config.kv_dim), model.dtype, max_rank)
+        loader = AdapterLoader(model, page_elements(model.config.kv_dim), max_rank)
         self._adapters = Adapters(self._residency, loader, self._runner, limits.max_model_len)
         self._rejected: list[Delta] = []
         self._prompt_tokens = self._generated = self._steps = 0
