@@ -41,7 +41,7 @@ class Part(Enum):
 _NAME = r"(?:\.(?P<adapter>(?!weight$)[^.]+))?"
 # The first that matches counts; an embedding's A is the transpose of a linear layer's B, and the other way round.
 _PARTS: tuple[tuple[Part, re.Pattern[str]], ...] = tuple(
-    (part, re.compile(rf"(?P<module>.+)\.{tail}"))
+    (part, re.compile(rf"(?P<module>.+?)\.{tail}"))
     for part, tail in (
         (Part.A, rf"lora_A{_NAME}\.weight"),
         (Part.B, rf"lora_B{_NAME}\.weight"),
