@@ -164,6 +164,10 @@ def _tokens(value: Any) -> dict[str, tuple[int, ...]]:
     found: dict[str, tuple[int, ...]] = {}
     for module, ids in by_module.items():
         name = str(module).rpartition(".")[2]
+        if name not in ("embed_tokens", "lm_head"):
+            raise InvalidAdapter(
+                f"{CONFIG_FILE}: trainable_token_indices names tokens of {name}; only embed_tokens and lm_head have any"
+            )
         if not isinstance(ids, list) or any(isinstance(i, bool) or not isinstance(i, int) for i in ids):
             raise InvalidAdapter(f"{CONFIG_FILE}: trainable_token_indices must be token ids, got {ids!r} for {name}")
         if len(set(ids)) < len(ids) or name in found:

@@ -15,6 +15,7 @@ from lorafleet_runtime.model.config import LORA_TARGETS, DecoderConfig
 from lorafleet_runtime.model.errors import InvalidAdapter, RankTooHigh
 
 _TRANSPOSED = "lora_embedding_"
+_EMBEDDING_HALVES = {Part.A: "lora_embedding_B", Part.B: "lora_embedding_A"}
 """PEFT stores an embedding's A and B the other way round: `[r, V]` and `[H, r]`."""
 
 
@@ -103,7 +104,8 @@ class AdapterTensors:
         keys = module.keys
         for half, other in ((Part.A, Part.B), (Part.B, Part.A)):
             if half in keys and other not in keys:
-                raise InvalidAdapter(f"{keys[half]} has no {other.value} beside it; the file is incomplete")
+                name = other.value if module.name != EMBEDDING else _EMBEDDING_HALVES[other]
+                raise InvalidAdapter(f"{keys[half]} has no {name} beside it; the file is incomplete")
         for part, field, trained in (
             (Part.MAGNITUDE, "use_dora", self.settings.dora),
             (Part.B_BIAS, "lora_bias", self.settings.lora_bias and module.name != EMBEDDING),
