@@ -24,6 +24,7 @@ KINDS: Mapping[str, Mapping[str, Any]] = {
         "alpha_pattern": {"k_proj": 3},
         "layers_to_transform": [1],
     },
+    "velora": {"target_modules": ["o_proj"], "velora_config": {"num_groups": 4, "init_type": "random"}},
     "lora-bias": {"target_modules": ["q_proj", "v_proj", "o_proj", "down_proj"], "lora_bias": True},
     "lm-head": {"target_modules": ["lm_head", "q_proj"]},
     "lm-head-only-bias": {"target_modules": ["lm_head"], "lora_bias": True},
@@ -71,6 +72,8 @@ def save_with_peft(model: Path, folder: Path, settings: Mapping[str, Any], seed:
         warnings.simplefilter("ignore")
         base = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
         torch.manual_seed(seed)
+        if "velora_config" in settings:
+            settings = {**settings, "velora_config": peft.tuners.lora.VeloraConfig(**settings["velora_config"])}
         config = peft.LoraConfig(task_type="CAUSAL_LM", r=rank, init_lora_weights=False, **settings)
         adapted = peft.get_peft_model(base, config)
         for name, parameter in adapted.named_parameters():

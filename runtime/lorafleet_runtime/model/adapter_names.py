@@ -56,6 +56,8 @@ _PARTS: tuple[tuple[Part, re.Pattern[str]], ...] = tuple(
         (Part.WEIGHT, r"weight"),
     )
 )
+# Of use in training only: VeLoRA's projection for its compressed backward pass.
+_TRAINING_ONLY = re.compile(r".+\.lora_velora_embed(?:\.[^.]+)?")
 # What wrappers put before the layers: PEFT itself, a causal-LM head, a multimodal model, torch.compile, DDP.
 _MODULE = re.compile(
     r"(?:(?:base_model|model|language_model|module|_orig_mod)\.)*"
@@ -90,6 +92,8 @@ def modules(keys: Iterable[str], config: DecoderConfig) -> dict[tuple[int, str],
     found: dict[tuple[int, str], Module] = {}
     adapters: set[str] = set()
     for key in sorted(keys):
+        if _TRAINING_ONLY.fullmatch(key):
+            continue
         part, path, adapter = _split(key)
         place = _MODULE.fullmatch(path)
         if place is None:

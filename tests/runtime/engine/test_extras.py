@@ -63,7 +63,8 @@ def test_pages_hold_all_that_an_adapter_brings(make: Callable[..., Engine], fold
     engine = make(2000)
     load(engine, folders)
     pages = {a.id: a.pages for a in engine.state().adapters}
-    assert (info := engine.state().pages) is not None
+    info = engine.state().pages
+    assert info is not None
     page_bytes = info.bytes
     matrix = CONFIG.vocab_size * CONFIG.hidden_size * 4
 
