@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import queue
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from lorafleet_runtime.model.adapter import AdapterWeights, read_adapter
+from lorafleet_runtime.model.adapter import read_adapter
+from lorafleet_runtime.model.adapter_weights import AdapterWeights
+from lorafleet_runtime.model.base_weights import DecoderWeights
 from lorafleet_runtime.model.collectives import Partition
 from lorafleet_runtime.model.config import DecoderConfig
 from lorafleet_runtime.model.errors import AdapterError
@@ -41,10 +44,18 @@ class AdapterReader:
     max_rank: int
     shard: Shard
     partition: Partition
+    base: DecoderWeights | None = None
+    """None where several ranks hold a part each."""
+    _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
 
     def read(self, folder: str) -> tuple[AdapterWeights, PackedAdapter]:
-        """What the adapter is, and this rank's part of it, packed. Raises AdapterError."""
-        weights = read_adapter(Path(folder), self.config, self.max_rank)
+        """What the adapter is, and this rank's part of it, packed; from any thread. Raises AdapterError."""
+        with self._one_at_a_time:
+            try:
+                weights = read_adapter(Path(folder), self.config, self.max_rank, self.base)
+            finally:
+                if self.base is not None:
+                    self.base.forget()
         part = shard_adapter(weights, self.shard, self.partition)
         return weights, pack(part, rank_config(self.config, self.shard.ranks), self.page_elements, self.dtype)
 

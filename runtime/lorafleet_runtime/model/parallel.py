@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lorafleet_runtime.errors import ConfigError
-from lorafleet_runtime.model.adapter import AdapterWeights, LoraPair
+from lorafleet_runtime.model.adapter_weights import AdapterWeights, LoraPair
 from lorafleet_runtime.model.collectives import Partition
 from lorafleet_runtime.model.config import LORA_TARGETS, DecoderConfig
 from lorafleet_runtime.model.errors import InvalidAdapter
