@@ -251,6 +251,7 @@ class Engine:
 
     def _count(self, batch: Batch, first: set[str], sampled: int, seconds: float) -> None:
         self._steps += 1
+        self._room.costs.saw_step(seconds, batch.tokens)
         self._prompt_tokens += sum(row.count for row in batch.rows if row.sequence.request_id in first)
         self._generated += sampled
         self._throughput.add(time.perf_counter(), seconds, sampled)
