@@ -32,7 +32,7 @@ class EngineConfig:
     """Settings of one engine; `check()` has been called on every one that a process is started with.
 
     `model` is "" while it is not known yet. Zero stands for "decide for me": `max_model_len` takes what the model was
-    trained for, `memory_bytes` a share of what the device has left, `threads` the cores this process may use.
+    trained for, `memory_bytes` and `host_memory_bytes` a share of what is left, `threads` the cores that it may use.
     """
 
     model: str
@@ -44,6 +44,9 @@ class EngineConfig:
     memory_bytes: int = 0
     max_lora_rank: int = 64
     threads: int = 0
+    prefix_caching: bool = True
+    host_memory_bytes: int = 0
+    disk: str = ""  # folder for what host memory has no room for; "": where temporary files go
     fairness: str = ""  # JSON, `spec.fairness` of the base model
     tensor_parallel: int = 1  # ranks; `memory_bytes` and `threads` are each one's
     lora_partition: str = "replicated"
@@ -61,6 +64,8 @@ class EngineConfig:
             (self.max_batched_tokens >= self.max_num_seqs, "--max-batched-tokens", self.max_batched_tokens,
              f"must be at least --max-num-seqs ({self.max_num_seqs}): a step decodes one token of each"),
             (self.memory_bytes == 0 or self.memory_bytes >= 2**20, "--memory", self.memory_bytes,
+             "must be at least 1Mi"),
+            (self.host_memory_bytes == 0 or self.host_memory_bytes >= 2**20, "--host-memory", self.host_memory_bytes,
              "must be at least 1Mi"),
             (0 <= self.max_lora_rank <= 1024, "--max-lora-rank", self.max_lora_rank, "must be in 0..1024"),
             (self.threads >= 0, "--threads", self.threads, "must not be negative"),

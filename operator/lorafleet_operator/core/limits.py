@@ -37,8 +37,6 @@ def _base_sentences(base: BaseModel) -> Iterator[str]:
             )
     if engine.memory_fraction is not None:
         yield ".spec.engine.memoryFraction: a replica's page pool has a size: write memory, such as 1Gi"
-    if not engine.prefix_caching:
-        yield ".spec.engine.prefixCaching: this runtime always keeps prefixes while pages are free: leave it out"
     if base.fairness.get("policy") == "DLPM":
         yield (
             ".spec.fairness.policy: DLPM orders by cached prefixes, and this runtime keeps none yet: write another "

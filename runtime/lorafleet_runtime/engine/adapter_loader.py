@@ -87,9 +87,13 @@ class AdapterLoader:
     def close(self) -> None:
         self._thread.shutdown(wait=True, cancel_futures=True)
 
+    def read(self, message: LoadAdapter) -> tuple[AdapterWeights, PackedAdapter]:
+        """Read and lay out an adapter's files here and now, in any thread. Raises AdapterError."""
+        return self._reader.read(message.folder)
+
     def _load(self, message: LoadAdapter) -> None:
         try:
-            weights, packed = self._reader.read(message.folder)
+            weights, packed = self.read(message)
             outcome = Loaded(message, packed, weights.rank, weights.targets)
         except Exception as error:
             reason, text = explain(error, message.folder)

@@ -72,7 +72,8 @@ def _loop(engine: Engine, inbox: zmq.Socket[bytes], outbox: zmq.Socket[bytes], a
     stepped = True
     worked = True
     while True:
-        ready = dict(poller.poll(0 if engine.has_work or engine.changed else int(1000 * IDLE_STATE_SECONDS)))
+        busy = engine.has_work and not engine.only_reads
+        ready = dict(poller.poll(0 if busy or engine.changed else int(1000 * IDLE_STATE_SECONDS)))
         if engine.has_work:
             worked = True
         elif worked and not ready:

@@ -20,11 +20,14 @@ from lorafleet_runtime.engine.sampling import Sampled, sample
 from lorafleet_runtime.engine.slora_step import SloraStep
 from lorafleet_runtime.model.collectives import Partition
 from lorafleet_runtime.model.decoder import Decoder
-from lorafleet_runtime.model.lora import GroupView, PackedAdapter, views
+from lorafleet_runtime.model.lora import GroupView, Layout, PackedAdapter, views
 from lorafleet_runtime.model.threads import on_all_threads
 
 STACK_BYTES = 256 * 2**20
 """Bound of the copies that let adapters of one layout be multiplied together; beyond it they go one by one."""
+
+NOT_HERE = torch.empty(0)
+"""In place of a golden copy that is on disk."""
 
 
 def page_elements(kv_dim: int) -> int:
@@ -45,14 +48,25 @@ class Runner:
         self._scratch = torch.empty(2, 0, *self._kv.shape[3:], dtype=model.dtype)
         self._views: dict[int, tuple[Mapping[str, GroupView], ...]] = {}
         self._packed: dict[int, PackedAdapter] = {}
-        self._layouts: dict[Hashable, int] = {}
+        self._layouts: dict[Hashable, tuple[int, Layout]] = {}
         self._stacks = LoraStacks(STACK_BYTES)
 
     def register(self, adapter: Adapter, packed: PackedAdapter) -> int:
         """Keep an adapter's golden copy; its pages are filled when a batch names it in `uploads`. Returns the number of
         its layout."""
-        self._packed[adapter.handle] = packed
-        return self._layouts.setdefault(packed.layout.signature, len(self._layouts))
+        number, layout = self._layouts.setdefault(packed.layout.signature, (len(self._layouts), packed.layout))
+        self._packed[adapter.handle] = PackedAdapter(layout, packed.blob)  # thousands of adapters share a layout
+        return number
+
+    def take_back(self, adapter: Adapter) -> Tensor:
+        """Give up an adapter's golden copy, which is returned, until `give` brings it back."""
+        packed = self._packed[adapter.handle]
+        self._packed[adapter.handle] = PackedAdapter(packed.layout, NOT_HERE)
+        return packed.blob
+
+    def give(self, adapter: Adapter, blob: Tensor) -> None:
+        """The golden copy that `take_back` returned, or an equal one."""
+        self._packed[adapter.handle] = PackedAdapter(self._packed[adapter.handle].layout, blob)
 
     def close(self) -> None:
         """End what belongs to it outside this process: nothing, for one rank."""
@@ -106,6 +120,7 @@ class Runner:
 
     def _upload(self, adapter: Adapter) -> None:
         packed = self._packed[adapter.handle]
+        assert packed.blob is not NOT_HERE, f"adapter {adapter.id} is on disk"
         self.pool.index_copy_(1, torch.tensor(adapter.pages), packed.blob)
         self._views[adapter.handle] = views(self.pool, adapter.pages, packed.layout)
 

@@ -12,12 +12,16 @@ import torch
 from lorafleet_runtime.config import EngineConfig
 from lorafleet_runtime.core.fairness.counters import CounterTable
 from lorafleet_runtime.core.fairness.policies import read_spec
+from lorafleet_runtime.core.host_tier import HostTier
 from lorafleet_runtime.core.pages import PAGE_TOKENS, pages_for_tokens
+from lorafleet_runtime.core.room import Room
 from lorafleet_runtime.core.scheduler import Limits
 from lorafleet_runtime.engine.adapter_loader import AdapterLoader, AdapterReader
+from lorafleet_runtime.engine.disk_tier import DiskTier
 from lorafleet_runtime.engine.engine import Engine
 from lorafleet_runtime.engine.load import load_rank
 from lorafleet_runtime.engine.memory import available_bytes, give_back
+from lorafleet_runtime.engine.ranked_disk import RankedDisk
 from lorafleet_runtime.engine.ranked_loader import RankedLoader
 from lorafleet_runtime.engine.ranked_runner import RankedRunner
 from lorafleet_runtime.engine.ranks import Ranks
@@ -32,6 +36,8 @@ from lorafleet_runtime.model.parallel import Shard, check_ranks
 from lorafleet_runtime.model.threads import set_threads
 from lorafleet_runtime.model.weights import expected_shapes
 
+DEFAULT_HOST_SHARE = 0.25
+"""Of the memory that is available beside the pool, for adapters' weights."""
 DEFAULT_MEMORY_SHARE = 0.25
 """Of the memory that is available after loading; a laptop has other things to do."""
 
@@ -88,9 +94,14 @@ def _start(
     reader = AdapterReader(decoder_config, elements, model.dtype, config.max_lora_rank, shard, config.partition)
     runner, loader = _parts(model, total_pages, reader, ranks)
     table = CounterTable(config.incarnation or "own")
+    room = Room(total_pages, config.max_model_len, prefix_caching=config.prefix_caching)
+    share = int(DEFAULT_HOST_SHARE * available_bytes()) // config.tensor_parallel
+    host = HostTier(config.host_memory_bytes or share)
+    disk = DiskTier(config.disk) if ranks is None else RankedDisk(config.disk, ranks)
     parameters = sum(math.prod(shape) for shape in expected_shapes(decoder_config).values())
-    spec = read_spec(config.fairness)
-    return Engine(runner, loader, limits, total_pages, config.max_lora_rank, parameters, spec, table)
+    return Engine(
+        runner, loader, limits, room, host, disk, config.max_lora_rank, parameters, read_spec(config.fairness), table
+    )
 
 
 def _parts(
