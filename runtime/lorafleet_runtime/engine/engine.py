@@ -85,11 +85,6 @@ class Engine:
         return self._model.linears()
 
     @property
-    def rank_pids(self) -> list[int]:
-        """Processes of the other ranks, if the model is spread over several."""
-        return self._runner.rank_pids
-
-    @property
     def changed(self) -> bool:
         """Whether the state is news: an adapter's changed, or a request was aborted."""
         return self._changed or self._adapters.changed

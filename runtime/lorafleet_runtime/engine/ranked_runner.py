@@ -55,7 +55,3 @@ class RankedRunner(Runner):
 
     def close(self) -> None:
         self._ranks.close()
-
-    @property
-    def rank_pids(self) -> list[int]:
-        return self._ranks.pids

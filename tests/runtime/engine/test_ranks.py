@@ -7,7 +7,7 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -45,9 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def launch(
-    folder: Path, ranks: int, partition: str = "replicated", died: Callable[[str], None] | None = None
-) -> Engine:
+def launch(folder: Path, ranks: int, partition: str = "replicated", processes: Ranks | None = None) -> Engine:
     torch.set_num_threads(1)
     page_bytes = CONFIG.num_layers * 16 * 2 * CONFIG.kv_dim * 4 // ranks
     config = EngineConfig(
@@ -55,7 +53,7 @@ def launch(
         memory_bytes=PAGES * page_bytes if ranks > 1 else 2**22, threads=1,
         tensor_parallel=ranks, lora_partition=partition, host_memory_bytes=2**22 if ranks == 1 else HOST_BYTES,
     )  # fmt: skip
-    return start(config, lambda message, fraction: None, Ranks(ranks, died) if died else None)
+    return start(config, lambda message, fraction: None, processes)
 
 
 def load(engine: Engine, folder: Path, *names: str) -> None:
@@ -210,10 +208,11 @@ def test_a_model_that_cannot_be_spread_is_refused_before_any_process_starts(fold
 
 def test_a_rank_that_ends_is_noticed_at_once_and_named(folder: Path) -> None:
     died: queue.SimpleQueue[str] = queue.SimpleQueue()
-    engine = launch(folder, 2, died=died.put)
+    ranks = Ranks(2, died.put)
+    engine = launch(folder, 2, processes=ranks)
     engine.handle(ask("running", None, length=60))
     engine.step()
-    (pid,) = engine.rank_pids
+    (pid,) = ranks.pids
     os.kill(pid, signal.SIGKILL)
 
     assert died.get(timeout=10) == "rank 1 of 2 ended by SIGKILL"
@@ -225,8 +224,9 @@ def test_a_rank_that_ends_is_noticed_at_once_and_named(folder: Path) -> None:
 
 
 def test_a_rank_that_ends_in_the_middle_of_a_step_does_not_hang_it(folder: Path) -> None:
-    engine = launch(folder, 2)
-    (pid,) = engine.rank_pids
+    ranks = Ranks(2, lambda reason: None)
+    engine = launch(folder, 2, processes=ranks)
+    (pid,) = ranks.pids
     os.kill(pid, signal.SIGSTOP)  # the step waits for it in a collective
     engine.handle(ask("running", None, length=60))
     threading.Timer(0.5, os.kill, (pid, signal.SIGKILL)).start()
