@@ -111,17 +111,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-num-seqs", type=int, default=64, help="requests in one batch")
     add("--max-batched-tokens", type=int, default=2048, help="tokens of one step")
     add("--memory", default="", help="each rank's page pool for KV and adapters, as 1Gi (default: a share of the free)")
-    add("--host-memory", default="", help="bound of adapters kept beside the pool, as 2Gi; more are on disk")
+    add("--host-memory", default="", help="bound of adapters kept beside the pool, as 2Gi, by rank; more are on disk")
     add("--max-lora-rank", type=int, default=64, help="adapters of a higher rank are refused")
     add("--prefix-caching", action=argparse.BooleanOptionalAction, default=True, help="keep prompts' KV for later ones")
     add("--threads", type=int, default=0, help="CPU threads of each rank; 0: measured, or the cores shared out")
     add("--tensor-parallel", type=int, default=1, metavar="N", help="spread the model over N ranks, processes here")
-    add(
-        "--lora-partition",
-        choices=PARTITIONS,
-        default="replicated",
-        help="adapters on several ranks: replicated needs no communication, slora keeps nothing twice",
-    )
+    add("--lora-partition", choices=PARTITIONS, default="replicated",
+        help="adapters on several ranks: replicated needs no communication, slora keeps nothing twice")  # fmt: skip
     add("--fairness", default="", metavar="JSON", help="how tenants share: a BaseModel's spec.fairness")
     add("--adapter", action="append", default=[], metavar="ID=FOLDER", help="load at start; may be repeated")
     add("--drain-seconds", type=float, default=20.0, help="how long SIGTERM waits for running requests")

@@ -22,7 +22,7 @@ class Adapters:
 
     def __init__(
         self, residency: Residency, loader: AdapterLoader, runner: Runner, tier: HostTier,
-        disk: DiskTier | None, max_model_len: int,
+        disk: DiskTier, max_model_len: int,
     ) -> None:  # fmt: skip
         self.changed = True
         self.memory = HostMemory(tier, disk, runner, self._pack_again)
@@ -115,8 +115,6 @@ class Adapters:
 
     def _why_no_room(self, adapter: str, packed: PackedAdapter) -> str:
         """Why an adapter could never run beside a full context and the pinned adapters, or nothing."""
-        if (text := self.memory.why_no_room(packed.blob.nbytes)):
-            return f"adapter {adapter} {text}"
         pages = packed.layout.pages
         needed = pages + pages_for_tokens(self._max_model_len) + self._residency.pinned_pages
         if needed <= self._residency.pool.total:

@@ -47,8 +47,8 @@ class Engine:
     """One base model, its adapters and its queue. Not thread-safe: one thread calls everything."""
 
     def __init__(
-        self, runner: Runner, loader: AdapterLoader, limits: Limits, room: Room, host: HostTier,
-        disk: DiskTier | None, max_rank: int, parameters: int, fairness: FairnessSpec, table: CounterTable,
+        self, runner: Runner, loader: AdapterLoader, limits: Limits, room: Room, host: HostTier, disk: DiskTier,
+        max_rank: int, parameters: int, fairness: FairnessSpec, table: CounterTable,
     ) -> None:  # fmt: skip
         self._model = runner.model
         self._limits = limits
@@ -83,11 +83,6 @@ class Engine:
     def linears(self) -> Iterator[Linear]:
         """The base model's products, for benches that time them alone."""
         return self._model.linears()
-
-    @property
-    def rank_pids(self) -> list[int]:
-        """Processes of the other ranks, if the model is spread over several."""
-        return self._runner.rank_pids
 
     @property
     def changed(self) -> bool:

@@ -52,6 +52,18 @@ class RegisterAdapter(msgspec.Struct, frozen=True, tag=True, array_like=True):
     handle: int
 
 
+class StoreAdapter(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Host memory has no room for it: put your part on disk."""
+
+    handle: int
+
+
+class FetchAdapter(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Bring it back into host memory, beside the steps, and answer with AdapterFetched."""
+
+    handle: int
+
+
 class ForgetAdapter(msgspec.Struct, frozen=True, tag=True, array_like=True):
     handle: int
 
@@ -66,7 +78,7 @@ class PlannedRow(msgspec.Struct, frozen=True, array_like=True):
     pages: list[int]
 
 
-class Step(msgspec.Struct, frozen=True, tag=True, array_like=True):
+class RunStep(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """One batch; `uploads` are handles with the pages that their weights go into first."""
 
     rows: list[PlannedRow]
@@ -86,6 +98,13 @@ class AdapterRead(msgspec.Struct, frozen=True, tag=True, array_like=True):
     error: str = ""
 
 
+class AdapterFetched(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """It is in host memory, or `error` says why it never will be."""
+
+    handle: int
+    error: str = ""
+
+
 class Failed(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """The last words of a rank that ends by itself."""
 
@@ -93,8 +112,9 @@ class Failed(msgspec.Struct, frozen=True, tag=True, array_like=True):
     details: str
 
 
-ToRank = Load | Begin | ReadAdapter | DropAdapter | RegisterAdapter | ForgetAdapter | Step
-FromRank = Loaded | AdapterRead | Failed
+Order = ReadAdapter | DropAdapter | RegisterAdapter | StoreAdapter | FetchAdapter | ForgetAdapter
+ToRank = Load | Begin | Order | RunStep
+FromRank = Loaded | AdapterRead | AdapterFetched | Failed
 encode = msgspec.msgpack.Encoder().encode
 decode_to_rank: Callable[[bytes], ToRank] = msgspec.msgpack.Decoder(ToRank).decode
 decode_from_rank: Callable[[bytes], FromRank] = msgspec.msgpack.Decoder(FromRank).decode
@@ -116,9 +136,9 @@ def read_frame(pipe: IO[bytes]) -> bytes | None:
     return body if len(body) == length else None
 
 
-def plan_of(batch: Batch) -> Step:
+def plan_of(batch: Batch) -> RunStep:
     """What another rank must know of a batch."""
-    return Step(
+    return RunStep(
         [
             PlannedRow(
                 row.start,
@@ -133,7 +153,7 @@ def plan_of(batch: Batch) -> Step:
     )
 
 
-def batch_of(plan: Step, adapters: Mapping[int, Adapter]) -> Batch:
+def batch_of(plan: RunStep, adapters: Mapping[int, Adapter]) -> Batch:
     """The batch again, with this rank's adapters. Tokens before the step's own are zeros: their KV is in the pages."""
     for handle, pages in plan.uploads:
         adapters[handle].pages = pages

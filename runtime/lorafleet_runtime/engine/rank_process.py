@@ -12,31 +12,25 @@ import signal
 import sys
 import threading
 import traceback
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import torch
 
 from lorafleet_runtime.config import EngineConfig
-from lorafleet_runtime.core.residency import Adapter
-from lorafleet_runtime.engine.adapter_loader import AdapterReader, explain
+from lorafleet_runtime.engine.adapter_loader import AdapterReader
+from lorafleet_runtime.engine.disk_tier import DiskTier
 from lorafleet_runtime.engine.load import load_rank
 from lorafleet_runtime.engine.memory import give_back
+from lorafleet_runtime.engine.rank_adapters import Fetched, RankAdapters, Read
 from lorafleet_runtime.engine.rank_group import RankGroup
 from lorafleet_runtime.engine.rank_messages import (
-    AdapterRead,
     Begin,
-    DropAdapter,
     Failed,
-    ForgetAdapter,
     FromRank,
     Load,
     Loaded,
-    ReadAdapter,
-    RegisterAdapter,
-    Step,
+    RunStep,
     ToRank,
     batch_of,
     decode_to_rank,
@@ -46,33 +40,18 @@ from lorafleet_runtime.engine.rank_messages import (
 from lorafleet_runtime.engine.runner import Runner, page_elements
 from lorafleet_runtime.model.calibration import choose_forms
 from lorafleet_runtime.model.checkpoint import read_config
-from lorafleet_runtime.model.lora import PackedAdapter
 from lorafleet_runtime.model.parallel import Shard
 from lorafleet_runtime.model.threads import set_threads
 
 
-@dataclass(frozen=True, slots=True)
-class _Read:
-    """What the reading thread has for a ticket."""
-
-    ticket: int
-    packed: PackedAdapter | None = None
-    reason: str = ""
-    error: str = ""
-
-
 class RankWorker:
-    """One thread runs everything but the reading of adapters. `inbox` has the first rank's messages, in order."""
+    """One loop runs everything but the reading of files. `inbox` has the first rank's messages, in order."""
 
     def __init__(self, rank: int, rendezvous: Path, answers: BinaryIO) -> None:
-        self.inbox: queue.SimpleQueue[ToRank | _Read] = queue.SimpleQueue()
+        self.inbox: queue.SimpleQueue[ToRank | Read | Fetched] = queue.SimpleQueue()
         self._rank = rank
         self._rendezvous = rendezvous
         self._answers = answers
-        self._adapters: dict[int, Adapter] = {}
-        self._read: dict[int, PackedAdapter] = {}
-        self._wanted: set[int] = set()  # tickets
-        self._reading = ThreadPoolExecutor(max_workers=1, thread_name_prefix="adapter-reader")
 
     def run(self) -> None:
         """Load, meet the others, then do what is told until the process ends."""
@@ -86,58 +65,29 @@ class RankWorker:
         model = load_rank(config, decoder, shard, lambda fraction: None)
         choose_forms(model)
         give_back()
-        elements = page_elements(model.config.kv_dim)
-        self._reader = AdapterReader(decoder, elements, model.dtype, config.max_lora_rank, shard, config.partition)
-        self._answer(Loaded())
+        self.answer(Loaded())
         begin = self.inbox.get()
         assert isinstance(begin, Begin), begin
         model.collectives = RankGroup(self._rendezvous, shard.rank, shard.ranks, model.embedding.device)
-        self._runner = Runner(model, begin.total_pages, config.partition)
+        runner = Runner(model, begin.total_pages, config.partition)
+        elements = page_elements(model.config.kv_dim)
+        reader = AdapterReader(decoder, elements, model.dtype, config.max_lora_rank, shard, config.partition)
+        adapters = RankAdapters(runner, reader, DiskTier(config.disk), self.inbox.put, self.answer)
         while True:
-            self._handle(self.inbox.get())
+            match self.inbox.get():
+                case RunStep() as step:
+                    runner.logits(batch_of(step, adapters.by_handle))
+                case Load() | Begin():
+                    raise AssertionError("the first rank began twice")
+                case message:
+                    adapters.handle(message)
 
-    def _handle(self, message: ToRank | _Read) -> None:
-        match message:
-            case Step():
-                self._runner.logits(batch_of(message, self._adapters))
-            case ReadAdapter():
-                self._wanted.add(message.ticket)
-                self._reading.submit(self._read_adapter, message)
-            case _Read():
-                self._have_read(message)
-            case DropAdapter():
-                self._wanted.discard(message.ticket)
-                self._read.pop(message.ticket, None)
-            case RegisterAdapter():
-                self._wanted.discard(message.ticket)
-                adapter = Adapter(message.handle, "", "", 0, 0, 0, ())
-                adapter.layout = self._runner.register(adapter, self._read.pop(message.ticket))
-                self._adapters[message.handle] = adapter
-            case ForgetAdapter():
-                self._runner.forget(self._adapters.pop(message.handle))
-
-    def _read_adapter(self, message: ReadAdapter) -> None:
-        try:
-            _, packed = self._reader.read(message.folder)
-            self.inbox.put(_Read(message.ticket, packed))
-        except Exception as error:
-            self.inbox.put(_Read(message.ticket, None, *explain(error, message.folder)))
-
-    def _have_read(self, read: _Read) -> None:
-        if read.ticket not in self._wanted:
-            return
-        if read.packed is None:
-            self._answer(AdapterRead(read.ticket, 0, read.reason, read.error))
-        else:
-            self._read[read.ticket] = read.packed
-            self._answer(AdapterRead(read.ticket, read.packed.layout.pages))
-
-    def _answer(self, message: FromRank) -> None:
+    def answer(self, message: FromRank) -> None:
         self._answers.write(frame(message))
         self._answers.flush()
 
 
-def _listen(pipe: BinaryIO, inbox: queue.SimpleQueue[ToRank | _Read]) -> None:
+def _listen(pipe: BinaryIO, inbox: queue.SimpleQueue[ToRank | Read | Fetched]) -> None:
     """The first rank holds the other end alone: when it ends, so does this process, whatever it is doing."""
     while (raw := read_frame(pipe)) is not None:
         inbox.put(decode_to_rank(raw))

@@ -7,7 +7,7 @@ from torch import Tensor
 from lorafleet_runtime.core.batch import Batch
 from lorafleet_runtime.core.residency import Adapter
 from lorafleet_runtime.engine.rank_group import RankGroup
-from lorafleet_runtime.engine.rank_messages import Begin, ForgetAdapter, RegisterAdapter, plan_of
+from lorafleet_runtime.engine.rank_messages import Begin, ForgetAdapter, RegisterAdapter, StoreAdapter, plan_of
 from lorafleet_runtime.engine.ranked_loader import RankedLoader
 from lorafleet_runtime.engine.ranks import Ranks
 from lorafleet_runtime.engine.runner import Runner
@@ -37,6 +37,10 @@ class RankedRunner(Runner):
         self._ranks.send(RegisterAdapter(self._loader.claim(adapter.id, adapter.revision), adapter.handle))
         return super().register(adapter, packed)
 
+    def take_back(self, adapter: Adapter) -> Tensor:
+        self._ranks.send(StoreAdapter(adapter.handle))
+        return super().take_back(adapter)
+
     def forget(self, adapter: Adapter) -> None:
         self._ranks.send(ForgetAdapter(adapter.handle))
         super().forget(adapter)
@@ -51,7 +55,3 @@ class RankedRunner(Runner):
 
     def close(self) -> None:
         self._ranks.close()
-
-    @property
-    def rank_pids(self) -> list[int]:
-        return self._ranks.pids

@@ -21,11 +21,12 @@ import structlog
 
 from lorafleet_runtime.config import EngineConfig
 from lorafleet_runtime.engine.rank_messages import (
+    AdapterFetched,
     AdapterRead,
     Failed,
+    FetchAdapter,
     FromRank,
     Load,
-    Loaded,
     ToRank,
     decode_from_rank,
     frame,
@@ -43,7 +44,7 @@ BLAME_SECONDS = 2.0
 class Ranks:
     """Ranks 1 .. N-1. `died(reason)` is called once, from a thread, when one ends unasked; from then on `send` raises.
 
-    `send` belongs to one thread; `on_read(rank, answer)` is called from the threads that listen.
+    `on_read(rank, answer)` is called from the threads that listen.
     """
 
     def __init__(self, size: int, died: Callable[[str], None]) -> None:
@@ -55,7 +56,9 @@ class Ranks:
         self._reason = ""
         self._closing = False
         self._loaded: set[int] = set()
+        self._fetched: dict[int, dict[int, str]] = {}  # by handle: errors, or "", by rank
         self._changed = threading.Condition()
+        self._sending = threading.Lock()
         self._processes: list[subprocess.Popen[bytes]] = []
         for rank in range(1, self.size):
             command = [sys.executable, "-m", "lorafleet_runtime.engine.rank_process"]
@@ -80,16 +83,32 @@ class Ranks:
         self._check()
 
     def send(self, message: ToRank) -> None:
-        """Tell every rank. Raises RankDied when one is gone."""
+        """Tell every rank, from any thread. Raises RankDied when one is gone."""
         self._check()
         data = frame(message)
-        for process in self._processes:
-            assert process.stdin is not None
-            try:
-                process.stdin.write(data)
-                process.stdin.flush()
-            except OSError as error:
-                raise self.blame(error) from error
+        try:
+            with self._sending:
+                for process in self._processes:
+                    assert process.stdin is not None
+                    process.stdin.write(data)
+                    process.stdin.flush()
+        except OSError as error:
+            raise self.blame(error) from error
+
+    def fetch(self, handle: int) -> Callable[[], str]:
+        """Have every rank bring an adapter back into its memory; the result waits for all of them, and returns the
+        first error or "". Raises RankDied."""
+        self._fetched[handle] = {}
+        self.send(FetchAdapter(handle))
+
+        def wait() -> str:
+            with self._changed:
+                self._changed.wait_for(lambda: self._reason or len(self._fetched[handle]) == self.size - 1)
+                answers = self._fetched.pop(handle)
+            self._check()
+            return next((f"on rank {rank}: {error}" for rank, error in sorted(answers.items()) if error), "")
+
+        return wait
 
     def blame(self, error: Exception) -> Exception:
         """What to raise for an error that another rank may have caused: RankDied if one has ended, or the error."""
@@ -145,7 +164,10 @@ class Ranks:
     def _take(self, rank: int, answer: FromRank) -> None:
         if isinstance(answer, AdapterRead):
             self.on_read(rank, answer)
-        elif isinstance(answer, Loaded):
+        else:
             with self._changed:
-                self._loaded.add(rank)
+                if isinstance(answer, AdapterFetched):
+                    self._fetched.setdefault(answer.handle, {})[rank] = answer.error
+                else:
+                    self._loaded.add(rank)
                 self._changed.notify_all()

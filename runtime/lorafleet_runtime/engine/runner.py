@@ -76,11 +76,6 @@ class Runner:
     def close(self) -> None:
         """End what belongs to it outside this process: nothing, for one rank."""
 
-    @property
-    def rank_pids(self) -> list[int]:
-        """Processes of the other ranks."""
-        return []
-
     def forget(self, adapter: Adapter) -> None:
         del self._packed[adapter.handle]
         self._views.pop(adapter.handle, None)

@@ -21,6 +21,7 @@ from lorafleet_runtime.engine.disk_tier import DiskTier
 from lorafleet_runtime.engine.engine import Engine
 from lorafleet_runtime.engine.load import load_rank
 from lorafleet_runtime.engine.memory import available_bytes, give_back
+from lorafleet_runtime.engine.ranked_disk import RankedDisk
 from lorafleet_runtime.engine.ranked_loader import RankedLoader
 from lorafleet_runtime.engine.ranked_runner import RankedRunner
 from lorafleet_runtime.engine.ranks import Ranks
@@ -104,8 +105,9 @@ def _start(
     table = CounterTable(config.incarnation or "own")
     parameters = sum(math.prod(shape) for shape in expected_shapes(decoder_config).values())
     room = make_room(total_pages, config.max_model_len, prefix_caching=config.prefix_caching)
-    host = HostTier(config.host_memory_bytes or int(DEFAULT_HOST_SHARE * available_bytes()))
-    disk = DiskTier(config.disk) if ranks is None else None
+    share = int(DEFAULT_HOST_SHARE * available_bytes()) // config.tensor_parallel
+    host = HostTier(config.host_memory_bytes or share)
+    disk = DiskTier(config.disk) if ranks is None else RankedDisk(config.disk, ranks)
     spec = read_spec(config.fairness)
     return Engine(runner, loader, limits, room, host, disk, config.max_lora_rank, parameters, spec, table)
 
