@@ -22,6 +22,7 @@ log = structlog.get_logger("runtime")
 
 _REASONS = {
     "digest_mismatch": "DigestMismatch",
+    "disk_full": "DiskFull",
     "fetch_failed": "FetchFailed",
     "invalid_adapter": "InvalidAdapter",
 }

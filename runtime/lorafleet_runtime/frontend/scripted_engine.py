@@ -83,7 +83,9 @@ class ScriptedEngine:
     def load_adapter(self, message: LoadAdapter) -> None:
         """Ready at the next turn of the loop, or failed as `failures` says."""
         self.loads.append(message)
-        state = AdapterState(message.adapter, message.revision, "Ready", rank=8, pages=2, bytes=512)
+        state = AdapterState(
+            message.adapter, message.revision, "Ready", rank=8, pages=2, bytes=512, pinned=message.pinned
+        )
         if message.adapter in self.failures:
             reason, text = self.failures[message.adapter]
             state = AdapterState(message.adapter, message.revision, "Failed", reason, text)
