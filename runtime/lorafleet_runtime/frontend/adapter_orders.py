@@ -128,9 +128,8 @@ def _refuse_to_pin_beyond_the_pool(service: Service, adapter: str, revision: str
     found = service.adapters.find(adapter, revision)
     if found is None or found.state != "Ready" or found.pinned or engine.pages is None or engine.model is None:
         return
-    others = (state for state in service.adapters.states() if state.id != adapter and state.state == "Ready")
     why = why_no_room(
-        adapter, found.pages, pinned=sum(state.pages for state in others if state.pinned),
+        adapter, found.pages, pinned=service.adapters.pinned_pages(but=adapter),
         total=engine.pages.total, page_bytes=engine.pages.bytes, max_model_len=engine.model.max_model_len,
     )  # fmt: skip
     if why:

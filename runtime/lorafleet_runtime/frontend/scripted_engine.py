@@ -125,6 +125,14 @@ class ScriptedEngine:
             stream.fail(EngineDead(reason))
         self._running.clear()
 
+    def begin_again(self, incarnation: str) -> None:
+        """Die, and have another engine in this one's place, which holds nothing yet."""
+        self.die("scripted death")
+        self._dead = ""
+        self.loads.clear()
+        self.board.begin(incarnation)
+        self.become(phase="Ready", message="", adapters=[])
+
     def _set_adapter(self, adapter: str, state: AdapterState | None) -> None:
         others = [held for held in self.state.adapters if held.id != adapter]
         self.become(adapters=others if state is None else [*others, state])

@@ -184,4 +184,5 @@ async def test_a_pin_that_leaves_no_full_context_is_refused_and_changes_nothing(
 
     assert [response.status_code for response in pins] == [200] * 42 + [507]
     assert "needs 2 pages (8192 bytes); of the pool's 100 pages, 0 (0 bytes) are left" in pins[-1].text
+    await asyncio.sleep(0.01)
     assert sum(state.pinned for state in engine.state.adapters) == 42

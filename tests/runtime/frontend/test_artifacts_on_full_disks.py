@@ -62,9 +62,10 @@ async def origin() -> AsyncIterator[str]:
 
 def adapter(url: str, size: int) -> list[ArtifactFile]:
     """An adapter whose weights are `size` zeros."""
+    config, weights = "adapter_config.json", "adapter_model.safetensors"
     return [
-        ArtifactFile("adapter_config.json", f"{url}/adapter_config.json/{size}", _digest(CONFIG), len(CONFIG)),
-        ArtifactFile("adapter_model.safetensors", f"{url}/adapter_model.safetensors/{size}", _digest(bytes(size)), size),
+        ArtifactFile(config, f"{url}/{config}/{size}", _digest(CONFIG), len(CONFIG)),
+        ArtifactFile(weights, f"{url}/{weights}/{size}", _digest(bytes(size)), size),
     ]
 
 
