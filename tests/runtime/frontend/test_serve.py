@@ -1,78 +1,21 @@
 from __future__ import annotations
 
-import contextlib
 import os
-import re
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
 import pytest
 
-from lorafleet_runtime.model.tiny import random_adapter, save_adapter, save_tiny_model, tiny_config
-from lorafleet_runtime.model.tiny_tokenizer import save_tiny_tokenizer
+from tests.runtime.frontend.replica_process import LONG, Replica, ask, running, save_model, state, wait_until
 
 pytestmark = pytest.mark.slow
 
-LONG = {"model": "tiny", "prompt": "x", "max_tokens": 400, "ignore_eos": True, "temperature": 0}
-
-
-@dataclass
-class Replica:
-    """A real runtime: its process, and what it says about itself."""
-
-    process: subprocess.Popen[bytes]
-    log: Path
-
-    def address(self, port: str) -> str:
-        match = re.search(rf'"{port}": "(http[^"]+)"', self.log.read_text())
-        assert match is not None
-        return match[1]
-
-    @property
-    def engine(self) -> psutil.Process:
-        children = psutil.Process(self.process.pid).children()
-        return next(c for c in children if "lorafleet_runtime.engine.process" in c.cmdline())
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it took too long"
-        time.sleep(0.05)
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny")
-    save_adapter(folder / "alpha", random_adapter(tiny_config(), rank=4, seed=3))
-    save_tiny_model(folder / "model", tiny_config())
-    return save_tiny_tokenizer(folder / "model")
-
-
-@contextlib.contextmanager
-def running(model: Path, folder: Path) -> Iterator[Replica]:
-    """A replica with one adapter, from its start on."""
-    log = folder / "log"
-    command = [
-        sys.executable, "-m", "lorafleet_runtime", "serve", "--model", str(model), "--served-name", "tiny",
-        "--port", "0", "--admin-port", "0", "--dtype", "float32", "--memory", "64Mi", "--log-format", "json",
-        "--threads", "1", "--exit-with-parent", "--adapter", f"alpha={model.parent / 'alpha'}",
-    ]  # fmt: skip
-    with log.open("wb") as sink:
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=sink)
-    yield Replica(process, log)
-    process.kill()
-    process.wait()
-    assert process.stdin is not None
-    process.stdin.close()
+    return save_model(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture
@@ -90,16 +33,6 @@ def stream_from(replica: Replica) -> Iterator[str]:
         "POST", replica.address("serving") + "/v1/completions", json=LONG | {"stream": True}, timeout=60
     ) as response:
         yield from (line for line in response.iter_lines() if line)
-
-
-def ask(replica: Replica, model: str = "tiny") -> httpx.Response:
-    body = LONG | {"model": model, "max_tokens": 8}
-    return httpx.post(replica.address("serving") + "/v1/completions", json=body, timeout=60)
-
-
-def state(replica: Replica) -> dict[str, Any]:
-    body: dict[str, Any] = httpx.get(replica.address("admin") + "/admin/state").json()
-    return body
 
 
 def serves_again(replica: Replica) -> bool:
