@@ -9,6 +9,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -17,7 +18,7 @@ from tests.runtime.frontend.replica_process import LONG, Replica, ask, running, 
 
 pytestmark = pytest.mark.slow
 
-LONG_PROMPT = {"prompt": "x" * 400, "max_tokens": 100}
+LONG_PROMPT: dict[str, Any] = {"prompt": "x" * 400, "max_tokens": 100}
 
 
 @pytest.fixture(scope="module")
