@@ -205,7 +205,13 @@ class EngineState(msgspec.Struct, frozen=True, tag=True, rename="camel"):
     adapters: list[AdapterState] = []
 
 
-FromEngine = Deltas | Sharing | EngineState
+class Alive(msgspec.Struct, frozen=True, tag=True):
+    """Sent once a second, from a thread that waits for no step: for how long the engine's loop has not come round."""
+
+    busy_seconds: float
+
+
+FromEngine = Deltas | Sharing | EngineState | Alive
 
 encode = msgspec.msgpack.Encoder().encode
 decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode
