@@ -143,6 +143,7 @@ class Counters(msgspec.Struct, frozen=True, rename="camel"):
     preemptions: int = 0
     adapter_loads: int = 0
     adapter_evictions: int = 0
+    early_aborts: int = 0
 
 
 class TenantRow(msgspec.Struct, frozen=True, rename="camel"):
@@ -156,6 +157,7 @@ class TenantRow(msgspec.Struct, frozen=True, rename="camel"):
     cached_tokens: int = 0
     running: int = 0
     waiting: int = 0
+    aborted: int = 0
 
 
 class Sharing(msgspec.Struct, frozen=True, tag=True):

@@ -1,4 +1,4 @@
-"""Early abort: who can still get a first token in time, in which order they go, and who is told at once that it is lost.
+"""Early abort: who can still get a first token in time, in which order they go, and who is told at once.
 
 The objective is the number of requests with a first token within `ttft` seconds of their arrival [S-LoRA 4.3, 6.3].
 Of one share of the queue (a tenant's, a user's, or all of it) the plan is Moore and Hodgson's for the fewest late jobs:
@@ -6,12 +6,12 @@ Of one share of the queue (a tenant's, a user's, or all of it) the plan is Moore
     in order of arrival:  S ← S + r;  if S cannot be done by r's target:  S ← S - its costliest request
     S goes first, in order of arrival; then the rest, cheapest first
 
-While all can make it nothing changes: first come, first served. A target is half of `ttft`: a plan up to the deadline
-would be broken by the next arrivals, and answers later than it must. Nothing is held back: who steps back still goes
-when there is room.
+While all can make it nothing changes: first come, first served. The target is the deadline. Where more than a
+tenth is lost it comes nearer, down to half of `ttft`: in lasting overload a queue as long as the deadline loses hardly
+fewer, and makes everybody wait. Nothing is held back: who steps back still goes when there is room.
 
 A request is lost when not even going next would save it, and hopeless when it steps back, and S alone would take up its
-time if the replica gave all it has to this share, twice as fast as lately. Both are answered at once.
+time if the replica gave all it has to this share, three times as fast as lately. Both are answered at once.
 
 Never judged: what has been admitted before (preempted), or came with tokens that its client already has (resumed).
 Speeds are learned from what happened between two looks. Pure: `now` is the caller's clock, in seconds."""
@@ -28,9 +28,13 @@ from lorafleet_runtime.core.fairness.prediction import MovingAverage, Predictor
 from lorafleet_runtime.core.pace import Pace, Rate
 from lorafleet_runtime.core.sequence import Sequence
 
-TARGET = 0.5
-"""Of `ttft`: when the plan wants first tokens."""
-HOPE = 2.0
+MANY = 0.1
+"""The share of arrivals that is lost before the target comes nearer."""
+NEARER = 3.0
+"""How much nearer, in `ttft`, for the share that is lost beyond it."""
+NEAREST = 0.5
+"""The nearest target, in `ttft`."""
+HOPE = 3.0
 """How many times faster than lately things may become, for what is called hopeless."""
 MEMORY = 2.0
 """In `ttft`: how long what was admitted is remembered, and a quarter of it is needed before a rate is believed."""
@@ -68,6 +72,7 @@ class EarlyAbort:
         self._running = 0
         self._looked = -math.inf
         self._planned = -math.inf
+        self._came = self._gave_up = 0.0  # arrivals, and those of them that were lost, fading
         self._news = False
         self._prompt_tokens = 0
         self._rows = 0
@@ -79,6 +84,7 @@ class EarlyAbort:
             self._waiting[sequence.arrival] = sequence
             self._longest = max(self._longest, sequence.prompt_len)
             self._news = True
+            self._came += 1
 
     def admit(self, sequence: Sequence) -> None:
         self._running += 1
@@ -106,6 +112,7 @@ class EarlyAbort:
         """What has become of those that wait."""
         self._learn(now)
         lost = self._lost(now)
+        self._gave_up += len(lost)
         due = self._news or now - self._planned >= self.ttft / LOOKS
         rate = self.rate.per_second
         if not due or rate is None or len(self._waiting) - len(lost) < 2:
@@ -118,6 +125,7 @@ class EarlyAbort:
                 if sequence in rest:
                     rest.remove(sequence)
                     lost.append(sequence)
+                    self._gave_up += 1
             if rest or key in self._postponed:
                 verdict.arranged.append([*kept, *rest])
             (self._postponed.add if rest else self._postponed.discard)(key)
@@ -138,6 +146,9 @@ class EarlyAbort:
             self.pace.learn(seconds, self._prompt_tokens)
         if math.isfinite(seconds) and waited:
             self.rate.add(self._admitted, max(0.0, seconds))
+        if math.isfinite(seconds):
+            kept = math.exp(-max(0.0, seconds) / self.rate.memory)
+            self._came, self._gave_up = self._came * kept, self._gave_up * kept
         self._looked = now
         self._rows = self._prompt_tokens = 0
         self._admitted = 0.0
@@ -175,14 +186,16 @@ class EarlyAbort:
     def _chosen(self, members: list[Sequence], now: float, rate: float) -> tuple[list[Sequence], list[Sequence]]:
         """Moore and Hodgson's set at this rate, in order of arrival; and the rest, cheapest first."""
         finished = 0.0
+        lost = self._gave_up / self._came if self._came > 0 else 0.0
+        target = self.ttft * max(NEAREST, 1 - NEARER * max(0.0, lost - MANY))
         costliest: list[tuple[float, int]] = []
         out: set[int] = set()
         for sequence in members:
             seconds = self._cost_of(sequence) / rate
             finished += seconds
             heapq.heappush(costliest, (-seconds, sequence.arrival))
-            target = sequence.arrived + TARGET * self.ttft - self.pace.first_token(sequence)
-            while costliest and now + finished > target:
+            latest = sequence.arrived + target - self.pace.first_token(sequence)
+            while costliest and now + finished > latest:
                 seconds, arrival = heapq.heappop(costliest)
                 finished += seconds
                 out.add(arrival)

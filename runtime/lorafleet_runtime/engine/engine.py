@@ -115,6 +115,7 @@ class Engine:
     def step(self) -> list[Delta]:
         """Adopt loaded adapters, run one batch, return what each request got."""
         self._adapters.adopt()
+        self._give_up()
         deltas, self._rejected = self._rejected, []
         batch = self._scheduler.schedule()
         if batch is None:
@@ -170,6 +171,7 @@ class Engine:
                 preemptions=scheduler.preemptions,
                 adapter_loads=residency.loads,
                 adapter_evictions=residency.evictions,
+                early_aborts=scheduler.queue.aborted,
             ),
             adapters=self._adapters.states(),
         )
@@ -201,8 +203,19 @@ class Engine:
                 tenant=message.tenant,
                 weight=message.weight,
                 user=message.user,
+                arrived=time.monotonic(),
             )
         )
+
+    def _give_up(self) -> None:
+        """Answer those whose first token would come too late."""
+        queue = self._scheduler.queue
+        for sequence in queue.expired(time.monotonic()):
+            self._scheduler.abort(sequence.request_id)
+            error = "slo_unattainable: the queue is too long for a first token within earlyAbort.ttftSeconds"
+            seconds = queue.retry_after()
+            self._rejected.append(Delta(sequence.request_id, [], "error", error=error, retry_after=seconds))
+            self._adapters.collect()
 
     def _reject(self, request_id: str, error: str) -> None:
         self._rejected.append(Delta(request_id, [], finish_reason="error", error=error))

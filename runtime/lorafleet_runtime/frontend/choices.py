@@ -17,6 +17,7 @@ _STATUS_OF_ERRORS = {
     "no_room": 503,
     "draining": 503,
     "rate_limited": 429,
+    "slo_unattainable": 503,
 }
 
 

@@ -121,6 +121,7 @@ class _EngineCollector(Collector):
             ("lorafleet_preemptions", "Requests put back for want of pages", state.counters.preemptions),
             ("lorafleet_adapter_loads", "Adapters copied into pages", state.counters.adapter_loads),
             ("lorafleet_adapter_evictions", "Adapters evicted from pages", state.counters.adapter_evictions),
+            ("lorafleet_early_aborts", "Requests given up before their first token", state.counters.early_aborts),
         ]:
             family = CounterMetricFamily(name, text, labels=["model_name"])
             family.add_metric([self._model_name], total)

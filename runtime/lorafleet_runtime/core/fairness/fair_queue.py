@@ -55,6 +55,7 @@ class FairQueue:
         self.tallies: dict[str, Tally] = {}
         self.changed: set[str] = set()  # tenants whose tally has changed since the owner last emptied it
         self.refunds = 0
+        self.aborted = 0  # early
         self._crowds = 0  # tenants of whom several sequences run
         self.worst_in_flight = 0
         self._cost = cost or Linear()
@@ -116,6 +117,7 @@ class FairQueue:
             self.order.arrange(sequences)
         for sequence in verdict.lost:
             self._tally(sequence).aborted += 1
+            self.aborted += 1
         return verdict.lost
 
     def retry_after(self) -> int:

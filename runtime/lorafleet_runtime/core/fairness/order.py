@@ -20,8 +20,8 @@ USERS = 4096
 class Order(Protocol):
     """Waiting sequences, and the counters of those who sent them.
 
-    The head does not change while it waits for room, other than by arrivals, charges, removals and `arrange`: to skip it
-    for somebody's smaller request would void the bound. A share is what goes in one line: a tenant's, one of its
+    The head does not change while it waits for room, other than by arrivals, charges, removals and `arrange`: to skip
+    it for somebody's smaller request would void the bound. A share is what goes in one line: a tenant's, one of its
     user's, or everything."""
 
     meter: Meter
