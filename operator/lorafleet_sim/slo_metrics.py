@@ -1,5 +1,5 @@
-"""What a deadline for the first token is worth (S-LoRA, section 7.1; the artifact's run_exp): of all who asked, given up
-or not."""
+"""How many first tokens came in time (S-LoRA, section 7.1; the artifact's run_exp): of all who asked, given up or
+not."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from lorafleet_sim.serving import Job
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """`attainment`: share whose first token came in less than the deadline. `satisfaction`: mean of 1 - (ttft/deadline)²,
-    0 for later. `throughput`: requests answered a second, from the first arrival to the last token. `told`: median
-    seconds after which those that were given up learned it."""
+    """`attainment`: share whose first token came in less than the deadline. `satisfaction`: mean of
+    1 - (ttft/deadline)², 0 for later. `throughput`: requests answered a second, from the first arrival to the last
+    token. `told`: median seconds after which those that were given up learned it."""
 
     attainment: float
     satisfaction: float
