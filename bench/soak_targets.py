@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+import zlib
 from pathlib import Path
 
 import torch
@@ -157,4 +158,4 @@ def _hardships(room: Room, scheduler: Scheduler) -> dict[str, int]:
 
 def hash_of(name: str) -> int:
     """The same in every run."""
-    return sum(ord(c) * 31**i for i, c in enumerate(name)) % 2**31
+    return zlib.crc32(name.encode())

@@ -113,8 +113,8 @@ def live(target: Target, requests: int, seed: int, *, adapters: int = 24, rates:
     if life.broken is None:
         target.settle()
         _audit(life, target.leaks())
-        for adapter in range(adapters):
-            target.unload(f"adapter-{adapter}")
+        for index in range(adapters):
+            target.unload(f"adapter-{index}")
         _audit(life, target.leaks())
     return life
 

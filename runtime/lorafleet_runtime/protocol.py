@@ -157,6 +157,7 @@ class Counters(msgspec.Struct, frozen=True, rename="camel"):
     prefix_evictions: dict[str, int] = {}
     prefix_tokens_asked: int = 0  # prompt tokens of admitted requests
     prefix_tokens_hit: int = 0  # of these, what the prefix cache held
+    early_aborts: int = 0
 
 
 class TenantRow(msgspec.Struct, frozen=True, rename="camel"):
@@ -170,6 +171,7 @@ class TenantRow(msgspec.Struct, frozen=True, rename="camel"):
     cached_tokens: int = 0
     running: int = 0
     waiting: int = 0
+    aborted: int = 0
 
 
 class Sharing(msgspec.Struct, frozen=True, tag=True):

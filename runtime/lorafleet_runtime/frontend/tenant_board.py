@@ -179,6 +179,7 @@ def shown(board: TenantBoard) -> Iterator[dict[str, object]]:
             "running": row.running,
             "waiting": row.waiting,
             "rejected": board.rejected(name),
+            "aborted": row.aborted,
         }
 
 
