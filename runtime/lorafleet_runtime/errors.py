@@ -4,6 +4,7 @@
     ├── ConfigError            config, cli            → the command line: message and exit code 2
     ├── ApiError               schemas, server, admin → one JSON body on every port
     ├── EngineDead             engine_client          → server: 503 or a last SSE event; cli: exit code 1
+    ├── RankDied               engine.ranks           → engine process: state Failed with the reason; it ends
     ├── ClientGone             disconnects            → server: the generation is aborted, nothing is answered
     └── ArtifactError          artifacts              → admin: 409, 422 or 502
 
@@ -55,6 +56,10 @@ def invalid(message: str, param: str | None = None, code: str = "invalid_value")
 
 class EngineDead(LorafleetError):
     """The engine process has ended; nothing that was running there will finish."""
+
+
+class RankDied(LorafleetError):
+    """A rank of this replica has ended unasked; no step can be finished without its part."""
 
 
 class ClientGone(LorafleetError):

@@ -18,13 +18,18 @@ from lorafleet_runtime.engine.lora_step import LoraStep
 from lorafleet_runtime.engine.on_demand import zeros_on_demand
 from lorafleet_runtime.engine.sampling import Row as SamplingRow
 from lorafleet_runtime.engine.sampling import Sampled, sample
+from lorafleet_runtime.engine.slora_step import SloraStep
+from lorafleet_runtime.model.collectives import Partition
 from lorafleet_runtime.model.decoder import Decoder
 from lorafleet_runtime.model.extras import ExtraViews, extra_views
-from lorafleet_runtime.model.lora import GroupView, PackedAdapter, matrices, vectors_in
+from lorafleet_runtime.model.lora import GroupView, Layout, PackedAdapter, matrices, vectors_in
 from lorafleet_runtime.model.threads import on_all_threads
 
 STACK_BYTES = 256 * 2**20
 """Bound of the copies that let adapters of one layout be multiplied together; beyond it they go one by one."""
+
+NOT_HERE = torch.empty(0)
+"""In place of a golden copy that is on disk."""
 
 
 def page_elements(kv_dim: int) -> int:
@@ -35,9 +40,10 @@ def page_elements(kv_dim: int) -> int:
 class Runner:
     """The pool's memory, the model, and one step over them."""
 
-    def __init__(self, model: Decoder, total_pages: int) -> None:
+    def __init__(self, model: Decoder, total_pages: int, partition: Partition = "replicated") -> None:
         config = model.config
         self.model = model
+        self._partition = partition
         self._page_elements = page_elements(config.kv_dim)
         self.pool = zeros_on_demand((config.num_layers, total_pages, self._page_elements), model.dtype)
         self._kv = self.pool.view(config.num_layers, total_pages, 2, PAGE_TOKENS, config.num_kv_heads, config.head_dim)
@@ -45,14 +51,35 @@ class Runner:
         self._views: dict[int, tuple[Mapping[str, GroupView], ...]] = {}
         self._extras: dict[int, ExtraViews] = {}  # of the adapters that have any
         self._packed: dict[int, PackedAdapter] = {}
-        self._layouts: dict[Hashable, int] = {}
+        self._numbers: dict[Hashable, int] = {}
+        self._layouts: dict[Hashable, Layout] = {}
         self._stacks = LoraStacks(STACK_BYTES)
 
     def register(self, adapter: Adapter, packed: PackedAdapter) -> int:
         """Keep an adapter's golden copy; its pages are filled when a batch names it in `uploads`. Returns the number of
         its layout."""
-        self._packed[adapter.handle] = packed
-        return self._layouts.setdefault(packed.layout.signature, len(self._layouts))
+        number = self._numbers.setdefault(packed.layout.signature, len(self._numbers))
+        layout = self._layouts.setdefault(packed.layout.identity, packed.layout)
+        self._packed[adapter.handle] = PackedAdapter(layout, packed.blob)  # thousands of adapters share a layout
+        return number
+
+    def take_back(self, adapter: Adapter) -> Tensor:
+        """Give up an adapter's golden copy, which is returned, until `give` brings it back."""
+        packed = self._packed[adapter.handle]
+        self._packed[adapter.handle] = PackedAdapter(packed.layout, NOT_HERE)
+        return packed.blob
+
+    def give(self, adapter: Adapter, blob: Tensor) -> None:
+        """The golden copy that `take_back` returned, or an equal one."""
+        self._packed[adapter.handle] = PackedAdapter(self._packed[adapter.handle].layout, blob)
+
+    def close(self) -> None:
+        """End what belongs to it outside this process: nothing, for one rank."""
+
+    @property
+    def rank_pids(self) -> list[int]:
+        """Processes of the other ranks."""
+        return []
 
     def forget(self, adapter: Adapter) -> None:
         del self._packed[adapter.handle]
@@ -97,17 +124,23 @@ class Runner:
         position_tensor = torch.tensor(positions)
         pages = torch.tensor(page_ids)
         attend = _PagedAttention(self._kv, batch, ops.kv_slots(pages, position_tensor % PAGE_TOKENS), self._scratch_for)
-        adapted = [s for s in segments(batch.rows) if s.adapter is not None and self._adapts_projections(s.adapter)]
-        step = LoraStep(adapted, sum(row.decodes for row in batch.rows), self._views, self._stacks)
+        step = self._lora_step(batch)
         lora = step if step.active else None
         hook = lora if extras is None else extras.before(lora)
         return self.model.forward(torch.tensor(tokens), position_tensor, attend, hook, extras)
+
+    def _lora_step(self, batch: Batch) -> LoraStep | SloraStep:
+        adapted = [s for s in segments(batch.rows) if s.adapter is not None and self._adapts_projections(s.adapter)]
+        if self._partition == "slora" and self.model.collectives is not None:
+            return SloraStep(adapted, self._views, self.model.collectives)
+        return LoraStep(adapted, batch.decodes, self._views, self._stacks)
 
     def _adapts_projections(self, adapter: Adapter) -> bool:
         return self._packed[adapter.handle].layout.adapts_projections
 
     def _upload(self, adapter: Adapter) -> None:
         packed = self._packed[adapter.handle]
+        assert packed.blob is not NOT_HERE, f"adapter {adapter.id} is on disk"
         self.pool.index_copy_(1, torch.tensor(adapter.pages), packed.blob)
         vectors = vectors_in(self.pool, adapter.pages)
         if packed.layout.adapts_projections:

@@ -49,7 +49,7 @@ class ScriptedEngine:
                 "Ready",
                 progress=1.0,
                 model=ModelInfo("llama", "float32", max_model_len, 64, 1000, vocab_size),
-                pages=PagesInfo(100, 80, 15, 5, 3, 4096),
+                pages=PagesInfo(100, 80, 13, 5, 2, 3, 4096),
                 load=LoadInfo(0, 0, 0, 0.01, 0.0),
             )
         )

@@ -54,7 +54,8 @@ async def serve(options: ServeOptions) -> int:
         if path is None:
             return 0
         options = replace(options, engine=replace(options.engine, model=str(path)).check())
-    options = replace(options, engine=replace(options.engine, incarnation=incarnation))
+    disk = str(default_cache().parent)
+    options = replace(options, engine=replace(options.engine, incarnation=incarnation, disk=disk))
     engine = EngineClient(options.engine, options.log_format)
     await engine.start()
     try:

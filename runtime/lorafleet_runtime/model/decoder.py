@@ -5,7 +5,7 @@ names."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,8 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lorafleet_kernels import reference as ops
+from lorafleet_runtime.model.collectives import Collectives
 from lorafleet_runtime.model.config import DecoderConfig
 from lorafleet_runtime.model.linear import Linear
+from lorafleet_runtime.model.parallel import rank_config
 from lorafleet_runtime.model.rope import tables
 
 
@@ -64,10 +66,16 @@ class Layer:
 
 
 class Decoder:
-    """Weights in fused form. `weights` is emptied while it is read, so that no tensor is held twice."""
+    """Weights in fused form. `weights` is emptied while it is read, so that no tensor is held twice.
 
-    def __init__(self, config: DecoderConfig, weights: dict[str, Tensor], max_model_len: int) -> None:
-        self.config = config
+    One of several `ranks` has its part of the weights of `whole` (`model.parallel`); `config` is then what it runs, and
+    `collectives` reach the others, which must be set before the first step.
+    """
+
+    def __init__(self, whole: DecoderConfig, weights: dict[str, Tensor], max_model_len: int, ranks: int = 1) -> None:
+        self.whole = whole
+        self.config = config = rank_config(whole, ranks)
+        self.collectives: Collectives | None = None
         self.embedding = weights.pop("embed_tokens.weight")
         self.dtype = self.embedding.dtype
         self.layers = [_layer(weights, i) for i in range(config.num_layers)]
@@ -100,7 +108,7 @@ class Decoder:
             o = layer.o(attended)
             if lora is not None:
                 lora(index, "o", attended, o)
-            x = x + o
+            x = x + self._summed(o)
             h = ops.rms_norm(x, layer.post_norm, eps)
             if extras is not None:
                 extras.norm(index, "post", x, h)
@@ -111,18 +119,25 @@ class Decoder:
             down = layer.down(h)
             if lora is not None:
                 lora(index, "down", h, down)
-            x = x + down
+            x = x + self._summed(down)
         return x
 
     def logits(self, hidden: Tensor, extras: Extras | None = None) -> Tensor:
-        """`hidden [n, H]` of the sampling rows → `[n, vocabulary]` float32."""
+        """`hidden [n, H]` of the sampling rows → `[n, vocabulary]` float32; on the first rank only, if there are
+        several."""
         h = ops.rms_norm(hidden, self.norm, self.config.rms_norm_eps)
         if extras is not None:
             extras.final_norm(hidden, h)
-        y = self.lm_head(h)
+        logits = self.lm_head(h)
         if extras is not None:
-            extras.logits(h, y)
-        return y.float()
+            extras.logits(h, logits)
+        if self.collectives is not None:
+            logits = self.collectives.gather_columns(logits, self.config.vocab_size)
+        return logits.float()
+
+    def _summed(self, part: Tensor) -> Tensor:
+        """What all ranks' row layers give together; a rank has its part of the inputs."""
+        return part if self.collectives is None else self.collectives.all_reduce(part)
 
     def _heads(
         self, index: int, qkv: Tensor, cos: Tensor, sin: Tensor, extras: Extras | None
@@ -172,8 +187,3 @@ def _fuse(weights: dict[str, Tensor], prefix: str, names: tuple[str, ...]) -> Li
             [b if b is not None else torch.zeros(p.shape[0], dtype=p.dtype) for b, p in zip(biases, parts, strict=True)]
         )
     return Linear(torch.cat(parts) if len(parts) > 1 else parts[0], bias)
-
-
-def parameter_count(weights: Mapping[str, Tensor]) -> int:
-    """Elements of all weights together."""
-    return sum(t.numel() for t in weights.values())

@@ -23,10 +23,12 @@ from lorafleet_runtime.model.extras import ExtrasLayout, pack_extras, plan_extra
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """Where one projection of one layer lies in the layer's vector, in elements, and which output columns it feeds."""
+    """Where one projection of one layer lies in the layer's vector, in elements, and which output columns it feeds.
+    `a_rows` is `rank`, but for a rank's part of an A that is split along it."""
 
     a: int
     b: int
+    a_rows: int
     rank: int
     k: int
     begin: int
@@ -42,6 +44,11 @@ class Layout:
     pages: int
     signature: Hashable
     extras: ExtrasLayout | None = None
+
+    @property
+    def identity(self) -> Hashable:
+        """Equal for equal layouts."""
+        return self.signature, None if self.extras is None else self.extras.identity
 
     @property
     def adapts_projections(self) -> bool:
@@ -66,19 +73,19 @@ def plan_layout(weights: AdapterWeights, config: DecoderConfig, page_elements: i
         offset = 0
         for group, targets in GROUPS.items():
             present = [t for t in targets if (layer, t) in weights.modules]
-            ranks = {t: weights.modules[layer, t].a.shape[0] for t in present}
             k = config.linear_shape(targets[0])[1]
             a = offset
-            b = a + k * sum(ranks.values())
+            b = a + k * sum(weights.modules[layer, t].a.shape[0] for t in present)
             slices: list[Slice] = []
             column = 0
             for target in targets:
-                out = config.linear_shape(target)[0]
-                if target in ranks:
-                    slices.append(Slice(a, b, ranks[target], k, column, column + out))
-                    a += ranks[target] * k
-                    b += ranks[target] * out
-                column += out
+                if target in present:
+                    a_rows = weights.modules[layer, target].a.shape[0]
+                    out, rank = weights.modules[layer, target].b.shape
+                    slices.append(Slice(a, b, a_rows, rank, k, column, column + out))
+                    a += a_rows * k
+                    b += rank * out
+                column += config.linear_shape(target)[0]
             offset = b
             if slices:
                 groups[group] = tuple(slices)
@@ -99,7 +106,7 @@ def pack(weights: AdapterWeights, config: DecoderConfig, page_elements: int, dty
             present = [t for t in GROUPS[group] if (layer, t) in weights.modules]
             for target, s in zip(present, slices, strict=True):
                 pair = weights.modules[layer, target]
-                blob[layer, s.a : s.a + s.rank * s.k] = pair.a.to(dtype).reshape(-1)
+                blob[layer, s.a : s.a + s.a_rows * s.k] = pair.a.to(dtype).reshape(-1)
                 blob[layer, s.b : s.b + s.rank * (s.end - s.begin)] = pair.b.t().to(dtype).reshape(-1)
     if layout.extras is not None:
         pack_extras(blob, layout.extras, weights, config)
@@ -138,8 +145,8 @@ def _layer_views(vector: Tensor, groups: Mapping[str, tuple[Slice, ...]]) -> Map
     found: dict[str, GroupView] = {}
     for group, slices in groups.items():
         k = slices[0].k
-        ranks = sum(s.rank for s in slices)
-        a = vector[slices[0].a : slices[0].a + ranks * k].view(ranks, k)
+        rows = sum(s.a_rows for s in slices)
+        a = vector[slices[0].a : slices[0].a + rows * k].view(rows, k)
         parts: list[LoraPart] = []
         for s in slices:
             b = vector[s.b : s.b + s.rank * (s.end - s.begin)].view(s.rank, s.end - s.begin)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -39,6 +40,16 @@ class Replica:
         children = psutil.Process(self.process.pid).children()
         return next(c for c in children if "lorafleet_runtime.engine.process" in c.cmdline())
 
+    @property
+    def rank(self) -> psutil.Process:
+        """The second of two ranks."""
+        (process,) = self.engine.children()
+        return process
+
+
+def ended(process: psutil.Process) -> bool:
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
 
 def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
@@ -54,13 +65,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_tokenizer(folder)
 
 
-@pytest.fixture
-def replica(model: Path, tmp_path: Path) -> Iterator[Replica]:
-    log = tmp_path / "log"
+@contextlib.contextmanager
+def launched(model: Path, folder: Path, *options: str) -> Iterator[Replica]:
+    """A replica that is ready, or has ended."""
+    log = folder / "log"
     command = [
         sys.executable, "-m", "lorafleet_runtime", "serve", "--model", str(model), "--served-name", "tiny",
         "--port", "0", "--admin-port", "0", "--dtype", "float32", "--memory", "64Mi", "--log-format", "json",
-        "--threads", "1", "--exit-with-parent",
+        "--threads", "1", "--exit-with-parent", *options,
     ]  # fmt: skip
     with log.open("wb") as sink:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=sink)
@@ -71,6 +83,19 @@ def replica(model: Path, tmp_path: Path) -> Iterator[Replica]:
     process.wait()
     assert process.stdin is not None
     process.stdin.close()
+
+
+@pytest.fixture
+def replica(model: Path, tmp_path: Path) -> Iterator[Replica]:
+    with launched(model, tmp_path) as replica:
+        yield replica
+
+
+@pytest.fixture
+def ranked(model: Path, tmp_path: Path) -> Iterator[Replica]:
+    """A replica of two ranks."""
+    with launched(model, tmp_path, "--tensor-parallel", "2") as replica:
+        yield replica
 
 
 def stream_from(replica: Replica) -> Iterator[str]:
@@ -101,6 +126,36 @@ def test_sigterm_lets_running_requests_finish(replica: Replica) -> None:
     assert replica.process.wait(10) == 0
 
 
+def test_a_killed_rank_ends_streams_with_an_error_that_names_it_and_the_process_with_1(ranked: Replica) -> None:
+    engine, rank = ranked.engine, ranked.rank
+    lines = stream_from(ranked)
+    next(lines)
+    rank.kill()
+    rest = list(lines)
+
+    assert '"engine_failed"' in rest[-1]
+    assert "rank 1 of 2 ended by SIGKILL" in rest[-1]
+    assert ranked.process.wait(10) == 1
+    wait_until(lambda: ended(engine), 10)
+
+
+@pytest.mark.parametrize("killed", ["parent", "front end", "engine"])
+def test_no_rank_is_left_when_a_parent_is_killed(ranked: Replica, killed: str) -> None:
+    engine, rank = ranked.engine, ranked.rank
+    lines = stream_from(ranked)
+    next(lines)  # the ranks are at work
+    if killed == "parent":
+        assert ranked.process.stdin is not None
+        ranked.process.stdin.close()
+    else:
+        os.kill(ranked.process.pid if killed == "front end" else engine.pid, signal.SIGKILL)
+    with contextlib.suppress(httpx.HTTPError):
+        list(lines)
+    ranked.process.wait(10)
+
+    wait_until(lambda: ended(engine) and ended(rank), 10)
+
+
 @pytest.mark.parametrize("killed", ["parent", "front end"])
 def test_nothing_is_left_when_a_parent_is_killed(replica: Replica, killed: str) -> None:
     """The parent's end closes the front end's standard input; the front end's end closes the engine's."""
@@ -112,4 +167,4 @@ def test_nothing_is_left_when_a_parent_is_killed(replica: Replica, killed: str) 
         os.kill(replica.process.pid, signal.SIGKILL)
     replica.process.wait(10)
 
-    wait_until(lambda: not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE, 10)
+    wait_until(lambda: ended(engine), 10)

@@ -99,6 +99,9 @@ class FairQueue:
         tally.waiting -= 1
         tally.running += 1
         self._crowds += tally.running == 2
+        if not sequence.admissions:
+            tally.cached_tokens += sequence.cached
+        sequence.admissions += 1
         most = self._cost.of(sequence.prompt_len, sequence.sampling.max_tokens, sequence.cached)
         sequence.in_flight = most * MICRO // round(sequence.weight * MICRO)
         tally.in_flight += sequence.in_flight
@@ -118,9 +121,19 @@ class FairQueue:
             tally.output_tokens += made
             self._charge_up_to(sequence, sequence.output_len, tally)
 
-    def cancel(self, sequence: Sequence) -> None:
-        """A waiting sequence leaves: what it was not given costs nothing."""
+    def set_aside(self, sequence: Sequence) -> None:
+        """The head cannot run yet: it waits elsewhere, until it is restored or cancelled."""
         self.order.take(sequence)
+
+    def restore(self, sequence: Sequence) -> None:
+        """A sequence that was set aside waits here again, in front of its tenant's others."""
+        self.order.put_back(sequence)
+
+    def cancel(self, sequence: Sequence, *, queued: bool = True) -> None:
+        """A waiting sequence leaves (`queued` is False for one that was set aside): what it was not given costs
+        nothing."""
+        if queued:
+            self.order.take(sequence)
         tally = self._tally(sequence)
         tally.waiting -= 1
         self._settle(sequence, tally)
