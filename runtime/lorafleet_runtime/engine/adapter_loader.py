@@ -13,9 +13,9 @@ import torch
 
 from lorafleet_runtime.model.adapter import read_adapter
 from lorafleet_runtime.model.adapter_weights import AdapterWeights
-from lorafleet_runtime.model.base_weights import DecoderWeights
 from lorafleet_runtime.model.collectives import Partition
 from lorafleet_runtime.model.config import DecoderConfig
+from lorafleet_runtime.model.decoder_weights import DecoderWeights
 from lorafleet_runtime.model.errors import AdapterError
 from lorafleet_runtime.model.lora import PackedAdapter, pack
 from lorafleet_runtime.model.parallel import Shard, rank_config, shard_adapter

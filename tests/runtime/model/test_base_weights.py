@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lorafleet_runtime.model.base_weights import DecoderWeights, needed
+from lorafleet_runtime.model.base_weights import needed
 from lorafleet_runtime.model.config import LORA_TARGETS
 from lorafleet_runtime.model.decoder import Decoder
+from lorafleet_runtime.model.decoder_weights import DecoderWeights
 from lorafleet_runtime.model.errors import InvalidAdapter
 from lorafleet_runtime.model.linear import Form
 from lorafleet_runtime.model.tiny import random_weights, tiny_config
@@ -43,5 +44,5 @@ def test_a_tied_lm_head_is_the_embedding() -> None:
 
 
 def test_a_tensor_that_needs_the_base_model_says_so_where_there_is_none() -> None:
-    with pytest.raises(InvalidAdapter, match=r"x\.bias can only be read beside the base model's weights"):
+    with pytest.raises(InvalidAdapter, match=r"x\.bias asks for whole matrices of the base model"):
         needed(None, "x.bias")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lorafleet_runtime.errors import ConfigError
 from lorafleet_runtime.model import parallel
-from lorafleet_runtime.model.adapter import AdapterWeights, LoraPair
+from lorafleet_runtime.model.adapter import AdapterWeights, LoraPair, VocabularyUpdate
 from lorafleet_runtime.model.collectives import Partition
 from lorafleet_runtime.model.config import LORA_TARGETS, DecoderConfig
 from lorafleet_runtime.model.errors import InvalidAdapter
@@ -172,3 +172,17 @@ def test_what_an_adapter_has_beyond_pairs_is_refused_by_name(monkeypatch: pytest
 
     with pytest.raises(InvalidAdapter, match="the adapter has token rows, which is not supported yet on a replica"):
         shard_adapter(dataclasses.replace(plain, token_rows={7: torch.ones(1)}), Shard(0, 2), "replicated")
+
+
+def test_what_is_not_spread_yet_is_refused_by_name() -> None:
+    vector = torch.ones(CONFIG.hidden_size)
+    parts: dict[str, Any] = {
+        "scales": {(0, "o_proj"): vector}, "shifts": {(0, "o_proj"): vector}, "norms": {(0, "post"): vector},
+        "final_norm": vector, "embedding": VocabularyUpdate(scale=vector), "lm_head": VocabularyUpdate(),
+    }  # fmt: skip
+    for name, value in parts.items():
+        weights = dataclasses.replace(AdapterWeights(0, {}, ()), **{name: value})
+
+        assert shard_adapter(weights, Shard(), "replicated") is weights
+        with pytest.raises(InvalidAdapter, match=f"has {name.replace('_', ' ')}, which is not supported yet"):
+            shard_adapter(weights, Shard(1, 2), "replicated")
