@@ -49,13 +49,14 @@ def serve(config: EngineConfig, endpoint: str) -> None:
         ranks = Ranks(config.tensor_parallel, _last_words(endpoint)) if config.tensor_parallel > 1 else None
         # Imported late: torch takes seconds, in which the other ranks import theirs.
         from lorafleet_runtime.engine.start import start
+        from lorafleet_runtime.model.threads import threads
 
         engine = start(config, _report_to(outbox), ranks)
     except Exception as error:
         outbox.send(encode(EngineState("Failed", message=f"{error}")))
         raise
     engine.wake_on_loaded(_alarm_bell(context))
-    log.info("the engine is ready")
+    log.info("the engine is ready", threads=threads())
     try:
         _loop(engine, inbox, outbox, alarm, pulse)
     except RankDied as error:
