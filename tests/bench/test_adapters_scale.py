@@ -66,7 +66,7 @@ def test_few_are_popular_under_zipf_and_all_alike_under_uniform(engine: Engine, 
     register(engine, files, 0, 60)
     seen = {}
     for popularity in ("zipf", "uniform"):
-        loop = ClosedLoop(engine, 60, popularity, SHAPE)  # type: ignore[arg-type]
+        loop = ClosedLoop(engine, 60, popularity, SHAPE)
         turn = Turn()
         loop.run(0.0)
         for _ in range(60):

@@ -37,11 +37,6 @@ def _base_sentences(base: BaseModel) -> Iterator[str]:
             )
     if engine.memory_fraction is not None:
         yield ".spec.engine.memoryFraction: a replica's page pool has a size: write memory, such as 1Gi"
-    if base.fairness.get("policy") == "DLPM":
-        yield (
-            ".spec.fairness.policy: DLPM orders by cached prefixes, and this runtime keeps none yet: write another "
-            "policy, or leave it out"
-        )
     if (base.fairness.get("cost") or {}).get("kind") == "Profiled":
         yield ".spec.fairness.cost.kind: this runtime does not profile itself: write Quadratic with the coefficients"
     if base.migration.get("enabled"):

@@ -64,6 +64,10 @@ class PrefixCache:
             found.append(node)
         return found
 
+    def match(self, run: Run) -> int:
+        """How many tokens of it are cached now."""
+        return PAGE_TOKENS * len(self.find(run))
+
     def idle_pages(self, found: Sequence[Prefix]) -> int:
         """How many of these count as pages that may be given up."""
         return sum(prefix.users == 0 for prefix in found)

@@ -54,7 +54,7 @@ class Engine:
         self._max_rank = max_rank
         self._parameters = parameters
         self._room = room
-        queue = make_queue(fairness, table)
+        queue = make_queue(fairness, table, room.prefixes.match)
         self._scheduler = Scheduler(room, limits, queue)
         self._sharing = SharingReport(queue, table, fairness.policy)
         self._runner = runner

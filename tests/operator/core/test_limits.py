@@ -22,7 +22,6 @@ def engine(**settings: Any) -> BaseModel:
     (replace(engine(tensor_parallel=2), runtime={"resources": {"limits": {"nvidia.com/gpu": 1}}}),
      ".spec.engine.tensorParallel: 2 ranks need a device each, and .spec.runtime.resources.limits has nvidia.com/gpu"),
     (engine(memory_fraction=0.9), ".spec.engine.memoryFraction"),
-    (replace(BASE, fairness={"policy": "DLPM", "quantum": 64}), ".spec.fairness.policy"),
     (replace(BASE, fairness={"cost": {"kind": "Profiled"}}), ".spec.fairness.cost.kind"),
     (replace(BASE, migration={"enabled": True}), ".spec.migration.enabled"),
 ])  # fmt: skip

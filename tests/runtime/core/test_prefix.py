@@ -7,6 +7,8 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lorafleet_runtime.core.fairness.counters import CounterTable
+from lorafleet_runtime.core.fairness.policies import make_queue, read_spec
 from lorafleet_runtime.core.prefix import Prefix
 from lorafleet_runtime.core.residency import Adapter
 from lorafleet_runtime.core.room import Room
@@ -171,6 +173,20 @@ def test_switched_off_it_keeps_nothing() -> None:
 
     assert bench.ask("second", PROMPT).cached == 0
     assert bench.room.pool.free == 64
+
+
+def test_longest_prefix_match_takes_who_finds_most_first() -> None:
+    room = Room(64, 256)
+    queue = make_queue(read_spec('{"policy": "DLPM"}'), CounterTable("own"), room.prefixes.match)
+    bench = Bench()
+    bench.room, bench.scheduler = room, Scheduler(room, Limits(256, 1, 64), queue)
+    bench.ask("warm", PROMPT)
+    bench.add("far", [9, *PROMPT])
+    near = bench.add("near", [*PROMPT[:32], 1, 2])
+    bench.step()
+
+    assert near.cached == 32
+    assert near.admissions == 1
 
 
 def owners(bench: Bench) -> list[int]:
