@@ -105,6 +105,11 @@ class _EngineCollector(Collector):
                 ("lorafleet_step_seconds", "Mean time of a step", state.load.step_seconds),
                 ("lorafleet_output_tokens_per_second", "Throughput", state.load.output_tokens_per_second),
             ]
+        if state.host is not None:
+            gauges += [
+                ("lorafleet_host_memory_bytes", "Bound of host memory for adapters", state.host.budget),
+                ("lorafleet_host_memory_used_bytes", "Host memory that adapters take", state.host.used),
+            ]
         if state.pages is not None:
             usage = state.pages.kv / state.pages.total if state.pages.total else 0.0
             gauges += [
@@ -121,6 +126,7 @@ class _EngineCollector(Collector):
             ("lorafleet_steps", "Steps run", counters.steps),
             ("lorafleet_preemptions", "Requests put back for want of pages", counters.preemptions),
             ("lorafleet_adapter_loads", "Adapters copied into pages", counters.adapter_loads),
+            ("lorafleet_adapter_reads", "Adapters read again from disk", counters.adapter_reads),
             ("lorafleet_early_aborts", "Requests given up before their first token", counters.early_aborts),
             ("vllm:prefix_cache_queries", "Prompt tokens looked for in the prefix cache", counters.prefix_tokens_asked),
             ("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache", counters.prefix_tokens_hit),
@@ -169,6 +175,6 @@ class _EngineCollector(Collector):
         )
         for adapter in state.adapters:
             if adapter.state == "Ready":
-                level = "gpu" if adapter.resident else "cpu"
+                level = "gpu" if adapter.resident else "disk" if adapter.level == "disk" else "cpu"
                 held.add_metric([adapter.id, level, str(adapter.pinned).lower(), str(adapter.rank)], 1)
         yield held
