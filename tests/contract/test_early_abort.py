@@ -21,7 +21,7 @@ BODY = {"model": "tiny", "prompt": [65, 66], "max_tokens": 200, "temperature": 0
 def replica(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replica]:
     """One seat, and a deadline far below what an answer takes."""
     arguments = fairness_arguments({"policy": "VTC", "earlyAbort": {"ttftSeconds": 0.05}})
-    with running(tmp_path_factory.mktemp("replica"), "--max-num-seqs", "1", *arguments) as replica:
+    with running(tmp_path_factory.mktemp("replica"), "--threads", "1", "--max-num-seqs", "1", *arguments) as replica:
         yield replica
 
 
