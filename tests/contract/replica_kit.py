@@ -49,13 +49,13 @@ def two_ports() -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def running(folder: Path) -> Iterator[Replica]:
-    """A replica whose pool has 128 pages of 8 KiB, from Ready to its end."""
+def running(folder: Path, *more: str) -> Iterator[Replica]:
+    """A replica whose pool has 128 pages of 8 KiB, from Ready to its end; `more` is added to its command line."""
     ports = two_ports()
     model = save_tiny_tokenizer(save_tiny_model(folder / "model", CONFIG, seed=4))
     argv = [sys.executable, "-m", "lorafleet_runtime", "serve", "--model", str(model), "--served-name", "tiny"]
     argv += ["--port", str(ports[0]), "--admin-port", str(ports[1]), "--dtype", "float32", "--max-model-len", "256"]
-    argv += ["--memory", "1Mi", "--max-lora-rank", str(MAX_RANK), "--exit-with-parent"]
+    argv += ["--memory", "1Mi", "--max-lora-rank", str(MAX_RANK), "--exit-with-parent", *more]
     artifacts = folder / "artifacts"
     tokens = {
         "LORAFLEET_ADMIN_TOKEN": ADMIN_TOKEN, "LORAFLEET_SERVING_TOKEN": SERVING_TOKEN,
