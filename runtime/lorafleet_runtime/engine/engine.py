@@ -26,6 +26,7 @@ from lorafleet_runtime.model.config import DecoderConfig
 from lorafleet_runtime.model.linear import Linear
 from lorafleet_runtime.protocol import (
     AbortRequest,
+    AdapterNews,
     AddRequest,
     Counters,
     Delta,
@@ -144,8 +145,12 @@ class Engine:
         """How tenants share, as far as it changed since the last call; None when it did not."""
         return self._sharing.news(time.monotonic())
 
-    def state(self) -> EngineState:
-        """What the front end shows; cheap."""
+    def adapter_news(self) -> AdapterNews | None:
+        """What has changed among the adapters since the last call; None when nothing has."""
+        return self._adapters.news()
+
+    def state(self, *, adapters: bool = True) -> EngineState:
+        """What the front end shows; cheap without the adapters."""
         pool, residency, scheduler = self._room.pool, self._room.residency, self._scheduler
         now = time.perf_counter()
         return EngineState(
@@ -188,7 +193,7 @@ class Engine:
                 prefix_tokens_asked=self._room.prefixes.asked,
                 prefix_tokens_hit=self._room.prefixes.hits,
             ),
-            adapters=self._adapters.states(),
+            adapters=self._adapters.states() if adapters else [],
         )
 
     def _adopt(self) -> None:
