@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from bench.soak_device import TaggedDevice
 from bench.soak_traffic import Ask
 from lorafleet_runtime.config import EngineConfig
 from lorafleet_runtime.core.invariants import leaks, violations
@@ -30,6 +31,7 @@ class CoreTarget:
         self._room = Room(pages, CONTEXT)
         self._scheduler = Scheduler(self._room, Limits(CONTEXT, seqs, 96))
         self._rng = random.Random(pages)
+        self._device = TaggedDevice()
 
     def ask(self, request: Ask) -> None:
         sampling = Sampling(max_tokens=request.max_tokens, stop_token_ids=(0,))
@@ -60,6 +62,7 @@ class CoreTarget:
         batch = self._scheduler.schedule()
         if batch is None:
             return []
+        self._device.run(batch)
         tokens = [self._rng.randrange(20) for row in batch.rows if row.samples]
         ended = [s.request_id for s, _ in self._scheduler.commit(batch, tokens) if s.finish_reason]
         self._room.residency.collect()
@@ -69,7 +72,7 @@ class CoreTarget:
         self._room.residency.collect()
 
     def violations(self) -> list[str]:
-        return violations(self._room, self._scheduler)
+        return violations(self._room, self._scheduler) + self._device.problems
 
     def leaks(self) -> list[str]:
         return leaks(self._room, self._scheduler)

@@ -194,7 +194,9 @@ class Sharing(msgspec.Struct, frozen=True, tag=True):
 
 
 class EngineState(msgspec.Struct, frozen=True, tag=True, rename="camel"):
-    """Sent when something changed, at most every 100 ms, and on every change of phase or of an adapter's state."""
+    """Sent when something changed, at most every 100 ms, and on every change of phase or of an adapter's state.
+
+    `adapters` does not travel: there may be ten thousand. Who receives AdapterNews puts them in."""
 
     phase: str  # Loading | Ready | Failed
     message: str = ""
@@ -207,13 +209,21 @@ class EngineState(msgspec.Struct, frozen=True, tag=True, rename="camel"):
     adapters: list[AdapterState] = []
 
 
+class AdapterNews(msgspec.Struct, frozen=True, tag=True):
+    """What has changed among the adapters since the last one, sent before the state that it belongs to. Keys mean
+    nothing but themselves."""
+
+    told: dict[int, AdapterState]
+    gone: list[int] = []
+
+
 class Alive(msgspec.Struct, frozen=True, tag=True):
     """Sent once a second, from a thread that waits for no step: for how long the engine's loop has not come round."""
 
     busy_seconds: float
 
 
-FromEngine = Deltas | Sharing | EngineState | Alive
+FromEngine = Deltas | Sharing | AdapterNews | EngineState | Alive
 
 encode = msgspec.msgpack.Encoder().encode
 decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode

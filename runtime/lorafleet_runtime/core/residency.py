@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from lorafleet_runtime.core.eviction import Costs, EvictionOrder, Purpose
 from lorafleet_runtime.core.pages import PagePool
 
+_SHOWN = frozenset({"pinned", "pages", "users", "waiting", "in_host", "draining", "evicted_for"})
+
 
 @dataclass(slots=True, eq=False)
 class Adapter:
@@ -37,6 +39,15 @@ class Adapter:
     draining: bool = False
     evicted_for: Purpose | None = None  # why its pages were given up the last time
     ticket: int = 0
+    news: set[Adapter] | None = None  # it enters itself here when something changes that is shown
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Of ten thousand adapters a few change between two reports, by many hands; here none is forgotten."""
+        object.__setattr__(self, name, value)
+        if name in _SHOWN:
+            news = getattr(self, "news", None)  # not there yet while it is being made
+            if news is not None:
+                news.add(self)
 
     @property
     def resident(self) -> bool:
@@ -65,6 +76,8 @@ class Residency:
         self._current: dict[str, Adapter] = {}
         self._draining: list[Adapter] = []
         self._next_handle = 0
+        self.news: set[Adapter] = set()
+        """Adapters that have come, gone or changed since the owner last emptied it."""
         self.loads = 0
         self.evicted: Counter[str] = Counter()
         self.pages_used = 0
@@ -72,6 +85,10 @@ class Residency:
     def get(self, adapter_id: str) -> Adapter | None:
         """The current revision under a name."""
         return self._current.get(adapter_id)
+
+    def knows(self, adapter: Adapter) -> bool:
+        """Whether a revision is current, or drains."""
+        return self._current.get(adapter.id) is adapter or adapter in self._draining
 
     def all(self) -> list[Adapter]:
         """Current revisions, then the ones that drain."""
@@ -87,6 +104,8 @@ class Residency:
         """Make a revision current. Returns it, and the revisions that nothing holds any more (forget their weights)."""
         adapter = Adapter(self._next_handle, adapter_id, revision, rank, pages, size, targets, pinned)
         self._next_handle += 1
+        adapter.news = self.news
+        self.news.add(adapter)
         gone = self.unregister(adapter_id)
         self._current[adapter_id] = adapter
         return adapter, gone

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 
-from lorafleet_runtime.core.batch import Batch, Row, Step, order_rows
+from lorafleet_runtime.core.batch import Batch, Row, Step
 from lorafleet_runtime.core.cold import Cold
 from lorafleet_runtime.core.fairness.fair_queue import FairQueue
 from lorafleet_runtime.core.pages import PAGE_TOKENS, OutOfPages
@@ -41,6 +41,7 @@ class Scheduler:
         self._running: list[Sequence] = []
         self._by_id: dict[str, Sequence] = {}
         self._arrivals = 0
+        self._owed: list[Adapter] = []  # have pages, and no step has copied their weights there yet
         self.preemptions = 0
 
     @property
@@ -127,7 +128,7 @@ class Scheduler:
 
         First the sequences that decode, then tenants of whom nothing runs yet, then prompts under way, the least served
         first, then whoever waits: so a flood of long prompts does not keep the first token from others."""
-        step = Step(self._limits.max_batched_tokens)
+        step = Step(self._limits.max_batched_tokens, self._owed)
         prompts = []
         for sequence in list(self._running):
             if sequence.pending > 1:
@@ -140,11 +141,11 @@ class Scheduler:
             self._go_on(sequence, step)
         if not step.preempted:
             self._admit(step)
-        if not step.rows:
-            return None
-        if len(self._waiting):
+        if step.rows and len(self._waiting):
             step.uploads += self._room.prefetch(self._waiting.order.upcoming(PREFETCHED), len(self._running))
-        return Batch(order_rows(step.rows.values()), tuple(step.uploads), tuple(step.preempted))
+        batch = step.batch()
+        self._owed = step.uploads if batch is None else []
+        return batch
 
     def commit(self, batch: Batch, sampled: Iterable[int]) -> list[tuple[Sequence, int]]:
         """Book a step that ran. `sampled` has one token per row with `samples`, in row order. Returns (sequence, token)

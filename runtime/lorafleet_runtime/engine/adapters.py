@@ -10,11 +10,12 @@ from lorafleet_runtime.core.adapter_room import why_no_room
 from lorafleet_runtime.core.host_tier import HostTier
 from lorafleet_runtime.core.residency import Adapter, Residency
 from lorafleet_runtime.engine.adapter_loader import AdapterLoader, Loaded
+from lorafleet_runtime.engine.adapter_news import Teller
 from lorafleet_runtime.engine.disk_tier import DiskTier
 from lorafleet_runtime.engine.host_memory import HostMemory
 from lorafleet_runtime.engine.runner import Runner
 from lorafleet_runtime.model.lora import PackedAdapter
-from lorafleet_runtime.protocol import AdapterState, LoadAdapter
+from lorafleet_runtime.protocol import AdapterNews, AdapterState, LoadAdapter
 
 
 class Adapters:
@@ -32,10 +33,15 @@ class Adapters:
         self._max_model_len = max_model_len
         self._orders: dict[int, LoadAdapter] = {}  # by handle: where a usable revision's own files are
         self._unusable: dict[str, AdapterState] = {}  # loading or failed, by adapter id
+        self._teller = Teller(residency, _adapter_state)
 
     def states(self) -> list[AdapterState]:
         """Every revision that is known here."""
         return [_adapter_state(adapter) for adapter in self._residency.all()] + list(self._unusable.values())
+
+    def news(self) -> AdapterNews | None:
+        """What of `states` has changed since the last call."""
+        return self._teller.news(self._unusable)
 
     def adopt(self) -> tuple[list[Adapter], list[tuple[Adapter, str]]]:
         """Give names to what the loader has finished. Returns the adapters that are back from disk, and those that

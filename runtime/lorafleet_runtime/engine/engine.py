@@ -27,6 +27,7 @@ from lorafleet_runtime.model.config import DecoderConfig
 from lorafleet_runtime.model.linear import Linear
 from lorafleet_runtime.protocol import (
     AbortRequest,
+    AdapterNews,
     AddRequest,
     Delta,
     EngineState,
@@ -139,8 +140,12 @@ class Engine:
         """How tenants share, as far as it changed since the last call; None when it did not."""
         return self._sharing.news(time.monotonic())
 
-    def state(self) -> EngineState:
-        """What the front end shows; cheap."""
+    def adapter_news(self) -> AdapterNews | None:
+        """What has changed among the adapters since the last call; None when nothing has."""
+        return self._adapters.news()
+
+    def state(self, *, adapters: bool = True) -> EngineState:
+        """What the front end shows; cheap without the adapters."""
         scheduler, memory = self._scheduler, self._adapters.memory
         now = time.perf_counter()
         return EngineState(
@@ -164,7 +169,7 @@ class Engine:
                 output_tokens_per_second=self._throughput.tokens_per_second(now),
             ),
             counters=counters(self._totals, self._room, scheduler, memory.reads),
-            adapters=self._adapters.states(),
+            adapters=self._adapters.states() if adapters else [],
         )
 
     def _adopt(self) -> None:

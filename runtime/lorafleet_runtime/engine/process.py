@@ -104,7 +104,9 @@ def _loop(
             engine.told()
             stepped = False
             reported_at = now
-            outbox.send(encode(engine.state()))
+            if (news := engine.adapter_news()) is not None:
+                outbox.send(encode(news))
+            outbox.send(encode(engine.state(adapters=False)))
             if (sharing := engine.sharing()) is not None:
                 outbox.send(encode(sharing))
 

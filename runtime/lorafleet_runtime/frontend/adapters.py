@@ -60,6 +60,7 @@ class Adapters:
         self._held: dict[str, _Held] = {}
         self._verifying = asyncio.Semaphore(_VERIFIED_AT_ONCE)
         self.version = 0
+        self._found: tuple[list[AdapterState], int, dict[str, list[AdapterState]]] = ([], -1, {})
 
     def states(self) -> list[AdapterState]:
         """Each revision of each adapter, once."""
@@ -70,7 +71,13 @@ class Adapters:
 
     def of(self, adapter: str) -> list[AdapterState]:
         """The states under one id: none, one, or an old revision beside a new one."""
-        return [state for state in self.states() if state.id == adapter]
+        held = self._engine.state.adapters
+        if self._found[0] is not held or self._found[1] != self.version:  # not anew for each of many requests
+            found: dict[str, list[AdapterState]] = {}
+            for state in self.states():
+                found.setdefault(state.id, []).append(state)
+            self._found = held, self.version, found
+        return self._found[2].get(adapter, [])
 
     def find(self, adapter: str, revision: str) -> AdapterState | None:
         """One revision's state; a draining copy counts only where there is no other."""

@@ -24,6 +24,8 @@ from lorafleet_runtime.frontend.restarts import NEVER, Restarts
 from lorafleet_runtime.frontend.tenant_board import TenantBoard
 from lorafleet_runtime.protocol import (
     AbortRequest,
+    AdapterNews,
+    AdapterState,
     AddRequest,
     Deltas,
     EngineState,
@@ -60,6 +62,8 @@ class EngineClient:
         self._states = Broadcast(EngineState("Loading", message="starting the engine"))
         self.board = TenantBoard(config.incarnation, lambda table: self._send(MergeCounters(table)))
         self._streams: dict[str, Stream] = {}
+        self._adapters: dict[int, AdapterState] = {}
+        self._shown: list[AdapterState] = []  # the same object as long as nothing changes
         self._process = self._new_process()
         self._life: asyncio.Task[None] | None = None
         self._was_ready = False
@@ -132,9 +136,14 @@ class EngineClient:
                 self.board.took(message)
             case EngineState(phase="Failed"):
                 self._last_words = message.message  # its process is about to end: only then is it known what follows
+            case AdapterNews():
+                for key in message.gone:
+                    del self._adapters[key]
+                self._adapters |= message.told
+                self._shown = list(self._adapters.values())
             case EngineState(phase="Ready"):
                 self._was_ready, self._away = True, ""
-                self._states.replace(message)
+                self._states.replace(msgspec.structs.replace(message, adapters=self._shown))
             case EngineState():
                 again = f" (started again: {self._away})" if self._away else ""
                 self._states.replace(msgspec.structs.replace(message, message=message.message + again))
@@ -184,6 +193,7 @@ class EngineClient:
             self._end(reason)
             return None
         self._away = reason
+        self._adapters, self._shown = {}, []
         self._config = replace(self._config, incarnation=secrets.token_hex(8))
         self._process = self._new_process()
         if table := self.board.begin(self._config.incarnation):

@@ -344,3 +344,16 @@ def test_every_request_ends_and_every_page_comes_back(seed: int, pages: int, bud
     assert set(bench.finished) == wanted
     assert all(s.output_len == min(s.sampling.max_tokens, 128 - s.prompt_len) for s in bench.finished.values())
     assert bench.pool.free + bench.room.order.pages == pages
+
+
+def test_an_adapter_whose_pages_were_given_up_within_the_step_is_not_uploaded() -> None:
+    """A newcomer comes with its adapter, is preempted for a prompt under way, and its adapter is evicted for that."""
+    bench = Bench(14, budget=96)
+    bench.add("long", prompt=160, tenant="a")
+    bench.step()
+    bench.add("new", prompt=16, adapter=bench.adapter("late", pages=5), tenant="b")
+    batch = bench.step()
+
+    assert batch is not None
+    assert [sequence.request_id for sequence in batch.preempted] == ["new"]
+    assert batch.uploads == ()

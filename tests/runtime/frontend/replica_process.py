@@ -45,6 +45,16 @@ class Replica:
         children = psutil.Process(self.process.pid).children()
         return next(c for c in children if "lorafleet_runtime.engine.process" in c.cmdline())
 
+    @property
+    def rank(self) -> psutil.Process:
+        """The second of two ranks."""
+        (process,) = self.engine.children()
+        return process
+
+
+def ended(process: psutil.Process) -> bool:
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
 
 def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
@@ -54,13 +64,13 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
 
 
 @contextlib.contextmanager
-def running(model: Path, folder: Path) -> Iterator[Replica]:
+def running(model: Path, folder: Path, *options: str) -> Iterator[Replica]:
     """A replica with one adapter, from its start on."""
     log = folder / "log"
     command = [
         sys.executable, "-m", "lorafleet_runtime", "serve", "--model", str(model), "--served-name", "tiny",
         "--port", "0", "--admin-port", "0", "--dtype", "float32", "--memory", "64Mi", "--log-format", "json",
-        "--threads", "1", "--exit-with-parent", "--adapter", f"alpha={model.parent / 'alpha'}",
+        "--threads", "1", "--exit-with-parent", "--adapter", f"alpha={model.parent / 'alpha'}", *options,
     ]  # fmt: skip
     with log.open("wb") as sink:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=sink)
