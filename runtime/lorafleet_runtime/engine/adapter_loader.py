@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import queue
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from lorafleet_runtime.model.adapter import AdapterWeights, read_adapter
+from lorafleet_runtime.model.adapter import read_adapter
+from lorafleet_runtime.model.adapter_weights import AdapterWeights
+from lorafleet_runtime.model.base_weights import BaseWeights
 from lorafleet_runtime.model.collectives import Partition
 from lorafleet_runtime.model.config import DecoderConfig
 from lorafleet_runtime.model.errors import AdapterError
@@ -41,10 +44,16 @@ class AdapterReader:
     max_rank: int
     shard: Shard
     partition: Partition
+    base: BaseWeights
+    _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
 
     def read(self, folder: str) -> tuple[AdapterWeights, PackedAdapter]:
-        """What the adapter is, and this rank's part of it, packed. Raises AdapterError."""
-        weights = read_adapter(Path(folder), self.config, self.max_rank)
+        """What the adapter is, and this rank's part of it, packed; from any thread. Raises AdapterError."""
+        with self._one_at_a_time:
+            try:
+                weights = read_adapter(Path(folder), self.config, self.max_rank, self.base)
+            finally:
+                self.base.forget()
         part = shard_adapter(weights, self.shard, self.partition)
         return weights, pack(part, rank_config(self.config, self.shard.ranks), self.page_elements, self.dtype)
 
@@ -60,7 +69,7 @@ class AdapterLoader:
     """`submit` and `cancel` on the engine's thread; `finished` gives what has been read since it was last asked."""
 
     def __init__(self, reader: AdapterReader) -> None:
-        self._reader = reader
+        self.reader = reader
         self._wanted: dict[str, LoadAdapter] = {}
         self._done: queue.SimpleQueue[Loaded] = queue.SimpleQueue()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="adapter-loader")
@@ -87,13 +96,9 @@ class AdapterLoader:
     def close(self) -> None:
         self._thread.shutdown(wait=True, cancel_futures=True)
 
-    def read(self, message: LoadAdapter) -> tuple[AdapterWeights, PackedAdapter]:
-        """Read and lay out an adapter's files here and now, in any thread. Raises AdapterError."""
-        return self._reader.read(message.folder)
-
     def _load(self, message: LoadAdapter) -> None:
         try:
-            weights, packed = self.read(message)
+            weights, packed = self.reader.read(message.folder)
             outcome = Loaded(message, packed, weights.rank, weights.targets)
         except Exception as error:
             reason, text = explain(error, message.folder)

@@ -13,6 +13,7 @@ from lorafleet_runtime.engine.adapter_loader import AdapterLoader, Loaded
 from lorafleet_runtime.engine.disk_tier import DiskTier
 from lorafleet_runtime.engine.host_memory import HostMemory
 from lorafleet_runtime.engine.runner import Runner
+from lorafleet_runtime.model.lora import PackedAdapter
 from lorafleet_runtime.protocol import AdapterState, LoadAdapter
 
 
@@ -20,8 +21,8 @@ class Adapters:
     """`changed`: an adapter's state did, since the owner last set it to False."""
 
     def __init__(
-        self, residency: Residency, loader: AdapterLoader, runner: Runner, tier: HostTier, disk: DiskTier,
-        max_model_len: int,
+        self, residency: Residency, loader: AdapterLoader, runner: Runner, tier: HostTier,
+        disk: DiskTier | None, max_model_len: int,
     ) -> None:  # fmt: skip
         self.changed = True
         self.memory = HostMemory(tier, disk, runner, self._pack_again)
@@ -90,7 +91,7 @@ class Adapters:
         message = loaded.message
         self.changed = True
         reason, text = loaded.reason, loaded.error
-        if loaded.packed is not None and (text := self._why_no_room(message.adapter, loaded.packed.layout.pages)):
+        if loaded.packed is not None and (text := self._why_no_room(message.adapter, loaded.packed)):
             reason = "NoRoom"
         if loaded.packed is None or reason:
             self._unusable[message.adapter] = AdapterState(
@@ -112,8 +113,11 @@ class Adapters:
         self.memory.add(adapter)
         self._forget(gone)
 
-    def _why_no_room(self, adapter: str, pages: int) -> str:
+    def _why_no_room(self, adapter: str, packed: PackedAdapter) -> str:
         """Why an adapter could never run beside a full context and the pinned adapters, or nothing."""
+        if (text := self.memory.why_no_room(packed.blob.nbytes)):
+            return f"adapter {adapter} {text}"
+        pages = packed.layout.pages
         needed = pages + pages_for_tokens(self._max_model_len) + self._residency.pinned_pages
         if needed <= self._residency.pool.total:
             return ""
@@ -142,7 +146,7 @@ class Adapters:
             self._forget(self._residency.unregister(adapter.id))
 
     def _pack_again(self, adapter: Adapter) -> Tensor:
-        return self._loader.read(self._orders[adapter.handle])[1].blob
+        return self._loader.reader.read(self._orders[adapter.handle].folder)[1].blob
 
 
 def _adapter_state(adapter: Adapter) -> AdapterState:

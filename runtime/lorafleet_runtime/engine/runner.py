@@ -12,6 +12,7 @@ from lorafleet_kernels import reference as ops
 from lorafleet_runtime.core.batch import Batch, Row, segments
 from lorafleet_runtime.core.pages import PAGE_TOKENS, pages_for_tokens
 from lorafleet_runtime.core.residency import Adapter
+from lorafleet_runtime.engine.extras_step import ExtrasStep
 from lorafleet_runtime.engine.lora_stack import LoraStacks
 from lorafleet_runtime.engine.lora_step import LoraStep
 from lorafleet_runtime.engine.on_demand import zeros_on_demand
@@ -20,7 +21,8 @@ from lorafleet_runtime.engine.sampling import Sampled, sample
 from lorafleet_runtime.engine.slora_step import SloraStep
 from lorafleet_runtime.model.collectives import Partition
 from lorafleet_runtime.model.decoder import Decoder
-from lorafleet_runtime.model.lora import GroupView, Layout, PackedAdapter, views
+from lorafleet_runtime.model.extras import ExtraViews, extra_views
+from lorafleet_runtime.model.lora import GroupView, Layout, PackedAdapter, matrices, vectors_in
 from lorafleet_runtime.model.threads import on_all_threads
 
 STACK_BYTES = 256 * 2**20
@@ -47,6 +49,7 @@ class Runner:
         self._kv = self.pool.view(config.num_layers, total_pages, 2, PAGE_TOKENS, config.num_kv_heads, config.head_dim)
         self._scratch = torch.empty(2, 0, *self._kv.shape[3:], dtype=model.dtype)
         self._views: dict[int, tuple[Mapping[str, GroupView], ...]] = {}
+        self._extras: dict[int, ExtraViews] = {}  # of the adapters that have any
         self._packed: dict[int, PackedAdapter] = {}
         self._layouts: dict[Hashable, tuple[int, Layout]] = {}
         self._stacks = LoraStacks(STACK_BYTES)
@@ -74,6 +77,7 @@ class Runner:
     def forget(self, adapter: Adapter) -> None:
         del self._packed[adapter.handle]
         self._views.pop(adapter.handle, None)
+        self._extras.pop(adapter.handle, None)
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> list[Sampled]:
@@ -86,14 +90,22 @@ class Runner:
         """The step without its sampling: `[rows that sample, vocabulary]` float32."""
         for adapter in batch.uploads:
             self._upload(adapter)
-        hidden = self._forward(batch)
+        extras = self._extras_of(batch)
+        hidden = self._forward(batch, extras)
         ends = itertools.accumulate(row.count for row in batch.rows)
         last = [end - 1 for row, end in zip(batch.rows, ends, strict=True) if row.samples]
         if not last:
             return hidden.new_empty(0, self.model.config.vocab_size)
-        return self.model.logits(hidden if len(last) == len(hidden) else hidden[torch.tensor(last)])
+        return self.model.logits(hidden if len(last) == len(hidden) else hidden[torch.tensor(last)], extras)
 
-    def _forward(self, batch: Batch) -> Tensor:
+    def _extras_of(self, batch: Batch) -> ExtrasStep | None:
+        handles = [row.sequence.adapter.handle if row.sequence.adapter else -1 for row in batch.rows]
+        if not self._extras or self._extras.keys().isdisjoint(handles):
+            return None
+        sampling = [handle for handle, row in zip(handles, batch.rows, strict=True) if row.samples]
+        return ExtrasStep(segments(batch.rows), sampling, self._extras, self.model.config.rms_norm_eps)
+
+    def _forward(self, batch: Batch, extras: ExtrasStep | None) -> Tensor:
         tokens: list[int] = []
         positions: list[int] = []
         page_ids: list[int] = []
@@ -105,19 +117,27 @@ class Runner:
         position_tensor = torch.tensor(positions)
         pages = torch.tensor(page_ids)
         attend = _PagedAttention(self._kv, batch, ops.kv_slots(pages, position_tensor % PAGE_TOKENS), self._scratch_for)
-        lora = self._lora_step(batch)
-        return self.model.forward(torch.tensor(tokens), position_tensor, attend, lora if lora.active else None)
+        step = self._lora_step(batch)
+        lora = step if step.active else None
+        hook = lora if extras is None else extras.before(lora)
+        return self.model.forward(torch.tensor(tokens), position_tensor, attend, hook, extras)
+
 
     def _lora_step(self, batch: Batch) -> LoraStep | SloraStep:
+        adapted = [s for s in segments(batch.rows) if s.adapter is not None and s.adapter.handle in self._views]
         if self._partition == "slora" and self.model.collectives is not None:
-            return SloraStep(segments(batch.rows), self._views, self.model.collectives)
-        return LoraStep(segments(batch.rows), batch.decodes, self._views, self._stacks)
+            return SloraStep(adapted, self._views, self.model.collectives)
+        return LoraStep(adapted, batch.decodes, self._views, self._stacks)
 
     def _upload(self, adapter: Adapter) -> None:
         packed = self._packed[adapter.handle]
         assert packed.blob is not NOT_HERE, f"adapter {adapter.id} is on disk"
         self.pool.index_copy_(1, torch.tensor(adapter.pages), packed.blob)
-        self._views[adapter.handle] = views(self.pool, adapter.pages, packed.layout)
+        vectors = vectors_in(self.pool, adapter.pages)
+        if packed.layout.adapts_projections:
+            self._views[adapter.handle] = matrices(vectors, packed.layout)
+        if packed.layout.extras is not None:
+            self._extras[adapter.handle] = extra_views(vectors, packed.layout.extras)
 
     def _scratch_for(self, pages: int) -> Tensor:
         if self._scratch.shape[1] < pages:

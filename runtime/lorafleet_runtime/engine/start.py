@@ -28,8 +28,10 @@ from lorafleet_runtime.engine.ranks import Ranks
 from lorafleet_runtime.engine.runner import Runner, page_elements
 from lorafleet_runtime.engine.threads import available_cores, choose_threads
 from lorafleet_runtime.errors import ConfigError
+from lorafleet_runtime.model.base_weights import BaseWeights, DecoderWeights
 from lorafleet_runtime.model.calibration import best_dtype, choose_forms
 from lorafleet_runtime.model.checkpoint import read_config
+from lorafleet_runtime.model.checkpoint_weights import CheckpointWeights
 from lorafleet_runtime.model.config import DecoderConfig
 from lorafleet_runtime.model.decoder import Decoder
 from lorafleet_runtime.model.parallel import Shard, check_ranks
@@ -42,9 +44,15 @@ DEFAULT_MEMORY_SHARE = 0.25
 """Of the memory that is available after loading; a laptop has other things to do."""
 
 
-def start(config: EngineConfig, progress: Callable[[str, float], None], ranks: Ranks | None = None) -> Engine:
+def start(
+    config: EngineConfig,
+    progress: Callable[[str, float], None],
+    ranks: Ranks | None = None,
+    make_room: Callable[..., Room] = Room,
+) -> Engine:
     """Load the base model and make its engine. `progress(message, fraction)` is called as it goes. `ranks` are the
-    other processes, if they have been started; the engine ends them.
+    other processes, if they have been started; the engine ends them. `make_room` is another pool than the product's,
+    for benches that compare.
 
     Raises ConfigError when the settings do not fit the model or the machine, RankDied, and the checkpoint reader's
     errors.
@@ -56,7 +64,7 @@ def start(config: EngineConfig, progress: Callable[[str, float], None], ranks: R
         check_ranks(decoder_config, config.tensor_parallel, config.partition)
         if ranks is None and config.tensor_parallel > 1:
             ranks = Ranks(config.tensor_parallel, lambda reason: None)
-        return _start(_decided(config, decoder_config), decoder_config, progress, ranks)
+        return _start(_decided(config, decoder_config), decoder_config, progress, ranks, make_room)
     except BaseException:
         if ranks is not None:
             ranks.close()
@@ -74,8 +82,9 @@ def _decided(config: EngineConfig, decoder_config: DecoderConfig) -> EngineConfi
 
 
 def _start(
-    config: EngineConfig, decoder_config: DecoderConfig, progress: Callable[[str, float], None], ranks: Ranks | None
-) -> Engine:
+    config: EngineConfig, decoder_config: DecoderConfig, progress: Callable[[str, float], None], ranks: Ranks | None,
+    make_room: Callable[..., Room],
+) -> Engine:  # fmt: skip
     if ranks is not None:
         ranks.load(config)
     shard = Shard(0, config.tensor_parallel)
@@ -91,17 +100,19 @@ def _start(
     limits = Limits(config.max_model_len, config.max_num_seqs, config.max_batched_tokens)
     give_back()
     elements = page_elements(model.config.kv_dim)
-    reader = AdapterReader(decoder_config, elements, model.dtype, config.max_lora_rank, shard, config.partition)
+    base: BaseWeights = DecoderWeights(model)
+    if ranks is not None:
+        base = CheckpointWeights(Path(config.model), decoder_config, model.dtype)
+    reader = AdapterReader(decoder_config, elements, model.dtype, config.max_lora_rank, shard, config.partition, base)
     runner, loader = _parts(model, total_pages, reader, ranks)
     table = CounterTable(config.incarnation or "own")
-    room = Room(total_pages, config.max_model_len, prefix_caching=config.prefix_caching)
+    parameters = sum(math.prod(shape) for shape in expected_shapes(decoder_config).values())
+    room = make_room(total_pages, config.max_model_len, prefix_caching=config.prefix_caching)
     share = int(DEFAULT_HOST_SHARE * available_bytes()) // config.tensor_parallel
     host = HostTier(config.host_memory_bytes or share)
     disk = DiskTier(config.disk) if ranks is None else RankedDisk(config.disk, ranks)
-    parameters = sum(math.prod(shape) for shape in expected_shapes(decoder_config).values())
-    return Engine(
-        runner, loader, limits, room, host, disk, config.max_lora_rank, parameters, read_spec(config.fairness), table
-    )
+    spec = read_spec(config.fairness)
+    return Engine(runner, loader, limits, room, host, disk, config.max_lora_rank, parameters, spec, table)
 
 
 def _parts(

@@ -29,6 +29,26 @@ class Attention(Protocol):
         ...
 
 
+class Extras(Protocol):
+    """What the step's adapters change beside the outputs of linear layers; everything in place, on their rows only."""
+
+    def embed(self, tokens: Tensor, x: Tensor) -> None:
+        """`tokens [T]`, their embeddings `x [T, H]`."""
+        ...
+
+    def norm(self, layer: int, name: str, x: Tensor, y: Tensor) -> None:
+        """`y` is what the layer's norm `name` (input, post, q, k) made of `x`, both `[T, ...]`."""
+        ...
+
+    def final_norm(self, x: Tensor, y: Tensor) -> None:
+        """`y` is what the last norm made of `x`, of the rows that sample."""
+        ...
+
+    def logits(self, h: Tensor, y: Tensor) -> None:
+        """`y [n, vocabulary]` is what lm_head made of the normed rows `h [n, H]`."""
+        ...
+
+
 LoraHook = Callable[[int, str, Tensor, Tensor], None]
 """(layer, group, x [T, K], y [T, O]) adds the adapters' deltas to y in place."""
 
@@ -68,22 +88,30 @@ class Decoder:
             yield from (layer.qkv, layer.o, layer.gate_up, layer.down)
         yield self.lm_head
 
-    def forward(self, tokens: Tensor, positions: Tensor, attend: Attention, lora: LoraHook | None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, positions: Tensor, attend: Attention, lora: LoraHook | None, extras: Extras | None = None
+    ) -> Tensor:
         """`tokens, positions [T]` int64 → hidden states `[T, H]` before the final norm."""
         eps = self.config.rms_norm_eps
         x = F.embedding(tokens, self.embedding)
+        if extras is not None:
+            extras.embed(tokens, x)
         cos, sin = self._cos[positions], self._sin[positions]
         for index, layer in enumerate(self.layers):
             h = ops.rms_norm(x, layer.input_norm, eps)
+            if extras is not None:
+                extras.norm(index, "input", x, h)
             qkv = layer.qkv(h)
             if lora is not None:
                 lora(index, "qkv", h, qkv)
-            attended = attend(index, *self._heads(layer, qkv, cos, sin)).reshape(h.shape[0], -1)
+            attended = attend(index, *self._heads(index, qkv, cos, sin, extras)).reshape(h.shape[0], -1)
             o = layer.o(attended)
             if lora is not None:
                 lora(index, "o", attended, o)
             x = x + self._summed(o)
             h = ops.rms_norm(x, layer.post_norm, eps)
+            if extras is not None:
+                extras.norm(index, "post", x, h)
             gate_up = layer.gate_up(h)
             if lora is not None:
                 lora(index, "gate_up", h, gate_up)
@@ -94,25 +122,38 @@ class Decoder:
             x = x + self._summed(down)
         return x
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor, extras: Extras | None = None) -> Tensor:
         """`hidden [n, H]` of the sampling rows → `[n, vocabulary]` float32; on the first rank only, if there are
         several."""
-        logits = self.lm_head(ops.rms_norm(hidden, self.norm, self.config.rms_norm_eps))
+        h = ops.rms_norm(hidden, self.norm, self.config.rms_norm_eps)
+        if extras is not None:
+            extras.final_norm(hidden, h)
+        y = self.lm_head(h)
         if self.collectives is not None:
-            logits = self.collectives.gather_columns(logits, self.config.vocab_size)
-        return logits.float()
+            y = self.collectives.gather_columns(y, self.config.vocab_size)
+            if self.collectives.rank:
+                return y
+        if extras is not None:
+            extras.logits(h, y)
+        return y.float()
 
     def _summed(self, part: Tensor) -> Tensor:
         """What all ranks' row layers give together; a rank has its part of the inputs."""
         return part if self.collectives is None else self.collectives.all_reduce(part)
 
-    def _heads(self, layer: Layer, qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        config = self.config
+    def _heads(
+        self, index: int, qkv: Tensor, cos: Tensor, sin: Tensor, extras: Extras | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        config, layer = self.config, self.layers[index]
         heads = qkv.view(qkv.shape[0], -1, config.head_dim)
         rotated = heads[:, : config.num_heads + config.num_kv_heads]
         if layer.q_norm is not None and layer.k_norm is not None:
-            q = ops.rms_norm(rotated[:, : config.num_heads], layer.q_norm, config.rms_norm_eps)
-            k = ops.rms_norm(rotated[:, config.num_heads :], layer.k_norm, config.rms_norm_eps)
+            raw_q, raw_k = rotated[:, : config.num_heads], rotated[:, config.num_heads :]
+            q = ops.rms_norm(raw_q, layer.q_norm, config.rms_norm_eps)
+            k = ops.rms_norm(raw_k, layer.k_norm, config.rms_norm_eps)
+            if extras is not None:
+                extras.norm(index, "q", raw_q, q)
+                extras.norm(index, "k", raw_k, k)
             rotated = torch.cat((q, k), dim=1)
         rotated = ops.apply_rope(rotated, cos, sin)
         values = heads[:, config.num_heads + config.num_kv_heads :]

@@ -34,12 +34,16 @@ class Linear:
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self.shape = tuple(weight.shape)
         self.weight = weight
-        self._bias = bias
+        self.bias = bias
         self._form = Form.PLAIN
 
     @on_all_threads
     def __call__(self, x: Tensor) -> Tensor:
-        return multiply(self._form, x, self.weight, self._bias)
+        return multiply(self._form, x, self.weight, self.bias)
+
+    def plain(self) -> Tensor:
+        """The weight as `[O, K]`, a copy where it is packed."""
+        return self.weight.to_dense() if self.weight.is_mkldnn else self.weight
 
     def use(self, form: Form) -> None:
         """Change a plain product to `form`."""

@@ -2,7 +2,8 @@
 
 A decoder layer has four fused linear groups; an adapter has A and Bᵀ of some of their projections. Per layer they
 form one vector, group after group: the A rows of the group's projections, then their Bᵀ rows. The vector is cut into
-pages; page ids are the same in every layer, as for KV. Rank-exact: nothing is padded but the last page."""
+pages; page ids are the same in every layer, as for KV. Rank-exact: nothing is padded but the last page. What is no pair
+of a projection (DoRA, norms, the vocabulary's matrices) lies behind, as `extras` says."""
 
 from __future__ import annotations
 
@@ -14,15 +15,10 @@ from torch import Tensor
 
 from lorafleet_kernels.reference import LoraPart
 from lorafleet_runtime.core.pages import is_run
-from lorafleet_runtime.model.adapter import AdapterWeights
+from lorafleet_runtime.model.adapter_weights import AdapterWeights
+from lorafleet_runtime.model.config import GROUPS as GROUPS
 from lorafleet_runtime.model.config import DecoderConfig
-
-GROUPS: Mapping[str, tuple[str, ...]] = {
-    "qkv": ("q_proj", "k_proj", "v_proj"),
-    "o": ("o_proj",),
-    "gate_up": ("gate_proj", "up_proj"),
-    "down": ("down_proj",),
-}
+from lorafleet_runtime.model.extras import ExtrasLayout, pack_extras, plan_extras
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +38,17 @@ class Slice:
 @dataclass(frozen=True, slots=True)
 class Layout:
     """Slices by layer and group, and the pages that the longest layer needs. Two adapters with the same `signature`
-    have the same ranks and targets everywhere, so that their matrices can be stacked."""
+    have the same ranks and targets everywhere, so that their matrices can be stacked; `extras` are not stacked."""
 
     layers: tuple[Mapping[str, tuple[Slice, ...]], ...]
     pages: int
     signature: Hashable
+    extras: ExtrasLayout | None = None
+
+    @property
+    def adapts_projections(self) -> bool:
+        """Whether there is a pair at all: an adapter may change norms or the vocabulary only."""
+        return any(self.layers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ class PackedAdapter:
 def plan_layout(weights: AdapterWeights, config: DecoderConfig, page_elements: int) -> Layout:
     """Offsets of every projection. Within a group all A rows are adjacent, so that one product shrinks them all."""
     layers: list[Mapping[str, tuple[Slice, ...]]] = []
-    longest = 0
+    ends: list[int] = []
     for layer in range(config.num_layers):
         groups: dict[str, tuple[Slice, ...]] = {}
         offset = 0
@@ -83,9 +85,11 @@ def plan_layout(weights: AdapterWeights, config: DecoderConfig, page_elements: i
             if slices:
                 groups[group] = tuple(slices)
         layers.append(groups)
-        longest = max(longest, offset)
+        ends.append(offset)
     signature = tuple(tuple(groups.items()) for groups in layers)
-    return Layout(tuple(layers), -(-longest // page_elements), signature)
+    extras = plan_extras(weights, config, ends)
+    longest = max(ends) if extras is None else extras.end
+    return Layout(tuple(layers), -(-longest // page_elements), signature, extras)
 
 
 def pack(weights: AdapterWeights, config: DecoderConfig, page_elements: int, dtype: torch.dtype) -> PackedAdapter:
@@ -99,6 +103,8 @@ def pack(weights: AdapterWeights, config: DecoderConfig, page_elements: int, dty
                 pair = weights.modules[layer, target]
                 blob[layer, s.a : s.a + s.a_rows * s.k] = pair.a.to(dtype).reshape(-1)
                 blob[layer, s.b : s.b + s.rank * (s.end - s.begin)] = pair.b.t().to(dtype).reshape(-1)
+    if layout.extras is not None:
+        pack_extras(blob, layout.extras, weights, config)
     return PackedAdapter(layout, blob.view(config.num_layers, layout.pages, page_elements))
 
 
@@ -110,15 +116,23 @@ class GroupView:
     parts: tuple[LoraPart, ...]
 
 
-def views(pool: Tensor, pages: list[int], layout: Layout) -> tuple[Mapping[str, GroupView], ...]:
-    """The adapter's matrices in `pool [layers, P, page elements]`, by layer and group.
+def vectors_in(pool: Tensor, pages: list[int]) -> Tensor:
+    """The vectors `[layers, elements]` of an adapter whose pages in `pool [layers, P, page elements]` these are.
 
-    Views where the pages are consecutive; a copy made once per residency where they are not.
+    A view where the pages are consecutive; a copy, to be made once per residency, where they are not.
     """
     if is_run(pages):
-        vectors = pool[:, pages[0] : pages[0] + len(pages)].flatten(1)
-    else:
-        vectors = pool.index_select(1, torch.tensor(pages)).flatten(1)
+        return pool[:, pages[0] : pages[0] + len(pages)].flatten(1)
+    return pool.index_select(1, torch.tensor(pages)).flatten(1)
+
+
+def views(pool: Tensor, pages: list[int], layout: Layout) -> tuple[Mapping[str, GroupView], ...]:
+    """The adapter's matrices in the pool, by layer and group."""
+    return matrices(vectors_in(pool, pages), layout)
+
+
+def matrices(vectors: Tensor, layout: Layout) -> tuple[Mapping[str, GroupView], ...]:
+    """The adapter's matrices in its `vectors [layers, elements]`, by layer and group."""
     return tuple(_layer_views(vectors[i], groups) for i, groups in enumerate(layout.layers))
 
 

@@ -54,6 +54,12 @@ def one_size(engine: Engine) -> int:
     return engine.state().adapters[0].bytes
 
 
+def file_of(engine: Engine) -> int:
+    disk = engine._adapters.memory._disk
+    assert disk is not None
+    return disk._file.fileno()
+
+
 def settle(engine: Engine) -> None:
     """Let what is under way to disk arrive there."""
     engine._adapters.memory._thread.submit(lambda: None).result()
@@ -115,7 +121,7 @@ def test_a_copy_that_is_damaged_on_disk_is_packed_again(make: Callable[..., Engi
     expected = ask(engine, "before", adapters[0].name)
     ask(engine, "between", adapters[1].name)
     make_cold(engine, adapters[0].name, adapters[1].name)
-    os.pwrite(engine._adapters.memory._disk._file.fileno(), b"damaged", 100)
+    os.pwrite(file_of(engine), b"damaged", 100)
 
     assert ask(engine, "after", adapters[0].name) == expected
 
@@ -136,7 +142,7 @@ def test_an_adapter_that_cannot_be_read_again_fails_alone(make: Callable[..., En
     lost, other = adapters[0], adapters[1]
     ask(engine, "1", other.name)
     make_cold(engine, lost.name, other.name)
-    os.ftruncate(engine._adapters.memory._disk._file.fileno(), 10)
+    os.ftruncate(file_of(engine), 10)
     (lost / "adapter_model.safetensors").unlink()
 
     engine.handle(AddRequest("gone", [1], Sampling(max_tokens=1, temperature=0), lost.name))
