@@ -116,12 +116,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--prefix-caching", action=argparse.BooleanOptionalAction, default=True, help="keep prompts' KV for later ones")
     add("--threads", type=int, default=0, help="CPU threads of each rank; 0: measured, or the cores shared out")
     add("--tensor-parallel", type=int, default=1, metavar="N", help="spread the model over N ranks, processes here")
-    add(
-        "--lora-partition",
-        choices=PARTITIONS,
-        default="replicated",
-        help="adapters on several ranks: replicated needs no communication, slora keeps nothing twice",
-    )
+    add("--lora-partition", choices=PARTITIONS, default="replicated",
+        help="adapters on several ranks: replicated needs no communication, slora keeps nothing twice")  # fmt: skip
     add("--fairness", default="", metavar="JSON", help="how tenants share: a BaseModel's spec.fairness")
     add("--adapter", action="append", default=[], metavar="ID=FOLDER", help="load at start; may be repeated")
     add("--drain-seconds", type=float, default=20.0, help="how long SIGTERM waits for running requests")

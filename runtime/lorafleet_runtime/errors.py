@@ -6,7 +6,7 @@
     ├── EngineDead             engine_client          → server: 503 or a last SSE event; cli: exit code 1
     ├── RankDied               engine.ranks           → engine process: state Failed with the reason; it ends
     ├── ClientGone             disconnects            → server: the generation is aborted, nothing is answered
-    └── ArtifactError          artifacts              → admin: 409, 422 or 502
+    └── ArtifactError          artifacts              → admin: 409, 422, 502 or 507
 
 Knows no framework.
 """
@@ -67,7 +67,7 @@ class ClientGone(LorafleetError):
 
 
 class ArtifactError(LorafleetError):
-    """Files could not be had: `code` is digest_mismatch, fetch_failed, invalid_adapter or invalid_model."""
+    """Files could not be had: `code` is digest_mismatch, disk_full, fetch_failed, invalid_adapter or invalid_model."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)

@@ -157,6 +157,7 @@ class Counters(msgspec.Struct, frozen=True, rename="camel"):
     prefix_evictions: dict[str, int] = {}
     prefix_tokens_asked: int = 0  # prompt tokens of admitted requests
     prefix_tokens_hit: int = 0  # of these, what the prefix cache held
+    early_aborts: int = 0
 
 
 class TenantRow(msgspec.Struct, frozen=True, rename="camel"):
@@ -170,6 +171,7 @@ class TenantRow(msgspec.Struct, frozen=True, rename="camel"):
     cached_tokens: int = 0
     running: int = 0
     waiting: int = 0
+    aborted: int = 0
 
 
 class Sharing(msgspec.Struct, frozen=True, tag=True):
@@ -205,7 +207,13 @@ class EngineState(msgspec.Struct, frozen=True, tag=True, rename="camel"):
     adapters: list[AdapterState] = []
 
 
-FromEngine = Deltas | Sharing | EngineState
+class Alive(msgspec.Struct, frozen=True, tag=True):
+    """Sent once a second, from a thread that waits for no step: for how long the engine's loop has not come round."""
+
+    busy_seconds: float
+
+
+FromEngine = Deltas | Sharing | EngineState | Alive
 
 encode = msgspec.msgpack.Encoder().encode
 decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode

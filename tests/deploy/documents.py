@@ -31,7 +31,7 @@ FULL: dict[str, dict[str, Any]] = {
                          "cost": {"kind": "Quadratic", "input": 2.1, "output": 1, "product": 0.04,
                                   "outputSquared": 0.032, "constant": 11.46},
                          "users": "Fair", "prediction": "MovingAverage",
-                         "earlyAbort": {"ttftSeconds": 5}},
+                         "earlyAbort": {"ttftSeconds": 5}, "clusterAdapters": 8},
             "migration": {"enabled": True, "hi": 0.9, "lo": 0.5, "dwellSeconds": 30, "cooldownSeconds": 60},
             "allowedNamespaces": {"from": "Selector", "selector": {"matchLabels": {"tier": "gold"}}},
             "runtime": {
@@ -197,6 +197,8 @@ BAD: list[tuple[str, str, Any, str]] = [
         {"tokens": 0, "cost": 9}, {"tokens": 1, "cost": 3}]}, "must not fall"),
     ("BaseModel", "fairness.cost.input", -1, "between 0"),
     ("BaseModel", "fairness.earlyAbort", {}, "ttftSeconds: is required"),
+    ("BaseModel", "fairness.earlyAbort.ttftSeconds", 0, "between 0.01 and 3600"),
+    ("BaseModel", "fairness.clusterAdapters", 0, "between 1 and 10000"),
     ("BaseModel", "migration.lo", 0.95, "lo must be below hi"),
     ("BaseModel", "migration", {"hi": 0.6}, "lo must be below hi"),
     ("BaseModel", "allowedNamespaces", {"from": "Selector"}, "selector belongs to from: Selector"),

@@ -44,8 +44,6 @@ def _base_sentences(base: BaseModel) -> Iterator[str]:
         )
     if (base.fairness.get("cost") or {}).get("kind") == "Profiled":
         yield ".spec.fairness.cost.kind: this runtime does not profile itself: write Quadratic with the coefficients"
-    if base.fairness.get("earlyAbort"):
-        yield ".spec.fairness.earlyAbort: this runtime does not abort early: leave it out"
     if base.migration.get("enabled"):
         yield ".spec.migration.enabled: replicas do not move adapters yet: write false, or leave it out"
 

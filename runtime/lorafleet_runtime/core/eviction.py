@@ -19,6 +19,8 @@ from lorafleet_runtime.core.pages import OutOfPages, PagePool
 Purpose = Literal["prompt", "decode", "adapter"]
 """What pages are wanted for: a sequence's admission, a running one's growth, or an adapter's weights."""
 
+TELLING_TOKENS, SMOOTHING = 64, 0.1
+
 
 @dataclass(slots=True)
 class Costs:
@@ -30,6 +32,15 @@ class Costs:
     """To copy one page of an adapter from host memory."""
     read: float = 1e-3
     """To read one page of an adapter from disk."""
+
+    def saw_step(self, seconds: float, tokens: int) -> None:
+        """A step took so long. Small ones say little: most of their time is the same without the prompt."""
+        if tokens >= TELLING_TOKENS:
+            self.token += SMOOTHING * (seconds / tokens - self.token)
+
+    def saw_read(self, seconds: float, pages: int) -> None:
+        """An adapter of so many pages was read from disk."""
+        self.read += SMOOTHING * (seconds / pages - self.read)
 
 
 class Idle(Protocol):

@@ -65,11 +65,6 @@ class Scheduler:
         return sum(s.pending for s in self.queued())
 
     @property
-    def kv_pages(self) -> int:
-        """Pages of running sequences; what several share counts once."""
-        return self._room.sequence_pages
-
-    @property
     def has_work(self) -> bool:
         return bool(self._by_id)
 
@@ -94,7 +89,7 @@ class Scheduler:
         for sequence in given_up:
             del self._by_id[sequence.request_id]
             sequence.finish_reason = "error"
-            self._waiting.cancel(sequence, queued=False)
+            self._waiting.cancel(sequence)
             self._leave_queue(sequence)
         return given_up
 
@@ -121,10 +116,9 @@ class Scheduler:
             self._room.free(sequence)
             self._waiting.leave(sequence)
         else:
-            cold = sequence in self._cold
-            if cold:
+            if sequence in self._cold:
                 self._cold.remove(sequence)
-            self._waiting.cancel(sequence, queued=not cold)
+            self._waiting.cancel(sequence)
             self._leave_queue(sequence)
         return sequence
 

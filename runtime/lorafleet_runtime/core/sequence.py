@@ -29,6 +29,7 @@ class Sequence:
     weight: float = 1.0
     user: str = ""  # whom of its tenant it serves, where a tenant's users share fairly too
     arrival: int = 0  # order of admission to the queue; ties of policy are broken by it
+    arrived: float = 0.0  # seconds on the engine's clock; early abort counts from here
     computed: int = 0
     prefilled: int = 0  # prompt tokens that have been computed at least once
     cached: int = 0  # prompt tokens that a prefix cache held at admission

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 
 from torch import Tensor
 
+from lorafleet_runtime.core.adapter_room import why_no_room
 from lorafleet_runtime.core.host_tier import HostTier
-from lorafleet_runtime.core.pages import pages_for_tokens
 from lorafleet_runtime.core.residency import Adapter, Residency
 from lorafleet_runtime.engine.adapter_loader import AdapterLoader, Loaded
 from lorafleet_runtime.engine.disk_tier import DiskTier
@@ -22,7 +22,7 @@ class Adapters:
 
     def __init__(
         self, residency: Residency, loader: AdapterLoader, runner: Runner, tier: HostTier,
-        disk: DiskTier | None, max_model_len: int,
+        disk: DiskTier, max_model_len: int,
     ) -> None:  # fmt: skip
         self.changed = True
         self.memory = HostMemory(tier, disk, runner, self._pack_again)
@@ -114,17 +114,13 @@ class Adapters:
         self._forget(gone)
 
     def _why_no_room(self, adapter: str, packed: PackedAdapter) -> str:
-        """Why an adapter could never run beside a full context and the pinned adapters, or nothing."""
-        if (text := self.memory.why_no_room(packed.blob.nbytes)):
-            return f"adapter {adapter} {text}"
-        pages = packed.layout.pages
-        needed = pages + pages_for_tokens(self._max_model_len) + self._residency.pinned_pages
-        if needed <= self._residency.pool.total:
-            return ""
-        return (
-            f"adapter {adapter} needs {pages} pages; with a full context and the pinned adapters that makes {needed}, "
-            f"and the pool has {self._residency.pool.total}: raise engine.memory"
-        )
+        """Why an adapter could never run here, or nothing."""
+        residency, replaced = self._residency, self._residency.get(adapter)
+        own = replaced.pages_needed if replaced is not None and replaced.pinned else 0
+        return why_no_room(
+            adapter, packed.layout.pages, pinned=residency.pinned_pages - own, total=residency.pool.total,
+            page_bytes=self._runner.pool[:, 0].nbytes, max_model_len=self._max_model_len,
+        )  # fmt: skip
 
     def collect(self) -> None:
         """Forget the revisions that nothing holds any more."""

@@ -18,6 +18,7 @@ from lorafleet_runtime.core.sequence import Sequence
 from lorafleet_runtime.engine.adapter_loader import AdapterLoader
 from lorafleet_runtime.engine.adapters import Adapters
 from lorafleet_runtime.engine.disk_tier import DiskTier
+from lorafleet_runtime.engine.report import Totals, counters, pages_info
 from lorafleet_runtime.engine.runner import Runner
 from lorafleet_runtime.engine.sampling import Sampled
 from lorafleet_runtime.engine.sharing import SharingReport
@@ -27,7 +28,6 @@ from lorafleet_runtime.model.linear import Linear
 from lorafleet_runtime.protocol import (
     AbortRequest,
     AddRequest,
-    Counters,
     Delta,
     EngineState,
     HostInfo,
@@ -35,7 +35,6 @@ from lorafleet_runtime.protocol import (
     LoadInfo,
     MergeCounters,
     ModelInfo,
-    PagesInfo,
     Sampling,
     Sharing,
     TokenLogprobs,
@@ -61,7 +60,7 @@ class Engine:
         self._runner = runner
         self._adapters = Adapters(room.residency, loader, runner, host, disk, limits.max_model_len)
         self._rejected: list[Delta] = []
-        self._prompt_tokens = self._generated = self._steps = 0
+        self._totals = Totals()
         self._throughput = Throughput()
         self._changed = True
 
@@ -120,6 +119,7 @@ class Engine:
     def step(self) -> list[Delta]:
         """Adopt loaded adapters, run one batch, return what each request got."""
         self._adopt()
+        self._give_up()
         deltas, self._rejected = self._rejected, []
         batch = self._scheduler.schedule()
         self._adapters.fetch(self._scheduler.wanted())
@@ -141,7 +141,7 @@ class Engine:
 
     def state(self) -> EngineState:
         """What the front end shows; cheap."""
-        pool, residency, scheduler = self._room.pool, self._room.residency, self._scheduler
+        scheduler, memory = self._scheduler, self._adapters.memory
         now = time.perf_counter()
         return EngineState(
             phase="Ready",
@@ -154,16 +154,8 @@ class Engine:
                 parameters=self._parameters,
                 vocab_size=self._model.config.vocab_size,
             ),
-            pages=PagesInfo(
-                total=pool.total,
-                free=pool.free,
-                kv=scheduler.kv_pages,
-                adapters=residency.pages_used,
-                prefixes=self._room.prefixes.idle,
-                evictable=self._room.order.pages,
-                bytes=self._runner.pool[:, 0].nbytes,
-            ),
-            host=HostInfo(self._adapters.memory.tier.budget, self._adapters.memory.tier.used),
+            pages=pages_info(self._room, self._runner.pool[:, 0].nbytes),
+            host=HostInfo(memory.tier.budget, memory.tier.used),
             load=LoadInfo(
                 running=scheduler.running,
                 waiting=scheduler.waiting,
@@ -171,18 +163,7 @@ class Engine:
                 step_seconds=self._throughput.step_seconds,
                 output_tokens_per_second=self._throughput.tokens_per_second(now),
             ),
-            counters=Counters(
-                steps=self._steps,
-                prompt_tokens=self._prompt_tokens,
-                generation_tokens=self._generated,
-                preemptions=scheduler.preemptions,
-                adapter_loads=residency.loads,
-                adapter_reads=self._adapters.memory.reads,
-                adapter_evictions=dict(residency.evicted),
-                prefix_evictions=dict(self._room.prefixes.evicted),
-                prefix_tokens_asked=self._room.prefixes.asked,
-                prefix_tokens_hit=self._room.prefixes.hits,
-            ),
+            counters=counters(self._totals, self._room, scheduler, memory.reads),
             adapters=self._adapters.states(),
         )
 
@@ -222,8 +203,19 @@ class Engine:
                 tenant=message.tenant,
                 weight=message.weight,
                 user=message.user,
+                arrived=time.monotonic(),
             )
         )
+
+    def _give_up(self) -> None:
+        """Answer those whose first token would come too late."""
+        queue = self._scheduler.queue
+        for sequence in queue.expired(time.monotonic()):
+            self._scheduler.abort(sequence.request_id)
+            error = "slo_unattainable: the queue is too long for a first token within earlyAbort.ttftSeconds"
+            seconds = queue.retry_after()
+            self._rejected.append(Delta(sequence.request_id, [], "error", error=error, retry_after=seconds))
+            self._adapters.collect()
 
     def _reject(self, request_id: str, error: str) -> None:
         self._rejected.append(Delta(request_id, [], finish_reason="error", error=error))
@@ -245,9 +237,10 @@ class Engine:
         )
 
     def _count(self, batch: Batch, first: set[str], sampled: int, seconds: float) -> None:
-        self._steps += 1
-        self._prompt_tokens += sum(row.count for row in batch.rows if row.sequence.request_id in first)
-        self._generated += sampled
+        self._totals.steps += 1
+        self._room.costs.saw_step(seconds, batch.tokens)
+        self._totals.prompt_tokens += sum(row.count for row in batch.rows if row.sequence.request_id in first)
+        self._totals.generated += sampled
         self._throughput.add(time.perf_counter(), seconds, sampled)
 
 

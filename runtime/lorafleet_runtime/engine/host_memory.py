@@ -32,11 +32,10 @@ class Fetched:
 
 
 class HostMemory:
-    """`pack_again(adapter)` reads an adapter's own files anew, from any thread; it raises AdapterError. Without `disk`
-    (several ranks each hold a part) the budget is all there is."""
+    """`pack_again(adapter)` reads an adapter's own files anew, from any thread; it raises AdapterError."""
 
     def __init__(
-        self, tier: HostTier, disk: DiskTier | None, runner: Runner, pack_again: Callable[[Adapter], Tensor]
+        self, tier: HostTier, disk: DiskTier, runner: Runner, pack_again: Callable[[Adapter], Tensor]
     ) -> None:
         self.tier = tier
         self.reads = 0
@@ -48,19 +47,9 @@ class HostMemory:
         self._done: queue.SimpleQueue[Fetched] = queue.SimpleQueue()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="adapter-disk")
 
-    def why_no_room(self, size: int) -> str:
-        """Why so many bytes more cannot be kept, or nothing."""
-        if self._disk is not None or self.tier.used + size <= self.tier.budget:
-            return ""
-        return (
-            f"takes {size} bytes of host memory on each rank, and {self.tier.budget - self.tier.used} of "
-            f"{self.tier.budget} are left: raise lora.hostMemory (--host-memory)"
-        )
-
     def add(self, adapter: Adapter) -> None:
         """The runner has an adapter's weights; others may have to go to disk for them."""
         for leaving in self.tier.add(adapter):
-            assert self._disk is not None
             self._thread.submit(self._disk.write, leaving.handle, self._runner.take_back(leaving))
 
     def fetch(self, adapters: Iterable[Adapter]) -> None:
@@ -90,13 +79,11 @@ class HostMemory:
         """The adapter is known no more."""
         self._reading.pop(adapter.handle, None)
         self.tier.remove(adapter)
-        if self._disk is not None:
-            self._thread.submit(self._disk.forget, adapter.handle)
+        self._thread.submit(self._disk.forget, adapter.handle)
 
     def close(self) -> None:
         self._thread.shutdown(wait=True, cancel_futures=True)
-        if self._disk is not None:
-            self._disk.close()
+        self._disk.close()
 
     def _read(self, adapter: Adapter) -> None:
         try:
@@ -110,7 +97,6 @@ class HostMemory:
         self.on_done()
 
     def _find(self, adapter: Adapter) -> Fetched:
-        assert self._disk is not None
         blob = self._disk.read(adapter.handle)
         if blob is not None:
             return Fetched(adapter, blob)

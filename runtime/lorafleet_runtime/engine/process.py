@@ -20,6 +20,7 @@ import zmq
 
 from lorafleet_runtime.config import EngineConfig
 from lorafleet_runtime.engine.memory import give_back
+from lorafleet_runtime.engine.pulse import Pulse
 from lorafleet_runtime.engine.ranks import Ranks
 from lorafleet_runtime.errors import RankDied
 from lorafleet_runtime.logs import configure_logs
@@ -43,6 +44,7 @@ def serve(config: EngineConfig, endpoint: str) -> None:
     inbox.connect(f"{endpoint}.in")
     outbox.connect(f"{endpoint}.out")
     alarm.bind("inproc://loaded")
+    pulse = Pulse(context, f"{endpoint}.out")
     try:
         ranks = Ranks(config.tensor_parallel, _last_words(endpoint)) if config.tensor_parallel > 1 else None
         # Imported late: torch takes seconds, in which the other ranks import theirs.
@@ -55,16 +57,19 @@ def serve(config: EngineConfig, endpoint: str) -> None:
     engine.wake_on_loaded(_alarm_bell(context))
     log.info("the engine is ready")
     try:
-        _loop(engine, inbox, outbox, alarm)
+        _loop(engine, inbox, outbox, alarm, pulse)
     except RankDied as error:
         outbox.send(encode(EngineState("Failed", message=f"{error}")))
         raise
     finally:
         engine.close()
+        pulse.stop()
         context.destroy(linger=200)
 
 
-def _loop(engine: Engine, inbox: zmq.Socket[bytes], outbox: zmq.Socket[bytes], alarm: zmq.Socket[bytes]) -> None:
+def _loop(
+    engine: Engine, inbox: zmq.Socket[bytes], outbox: zmq.Socket[bytes], alarm: zmq.Socket[bytes], pulse: Pulse
+) -> None:
     poller = zmq.Poller()
     poller.register(inbox, zmq.POLLIN)
     poller.register(alarm, zmq.POLLIN)
@@ -72,6 +77,7 @@ def _loop(engine: Engine, inbox: zmq.Socket[bytes], outbox: zmq.Socket[bytes], a
     stepped = True
     worked = True
     while True:
+        pulse.turned()
         busy = engine.has_work and not engine.only_reads
         ready = dict(poller.poll(0 if busy or engine.changed else int(1000 * IDLE_STATE_SECONDS)))
         if engine.has_work:

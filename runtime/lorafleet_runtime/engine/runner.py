@@ -58,7 +58,9 @@ class Runner:
         """Keep an adapter's golden copy; its pages are filled when a batch names it in `uploads`. Returns the number of
         its layout."""
         number, layout = self._layouts.setdefault(packed.layout.signature, (len(self._layouts), packed.layout))
-        self._packed[adapter.handle] = PackedAdapter(layout, packed.blob)  # thousands of adapters share a layout
+        if packed.layout.extras is None and layout.extras is None:
+            packed = PackedAdapter(layout, packed.blob)  # thousands of adapters share a layout
+        self._packed[adapter.handle] = packed
         return number
 
     def take_back(self, adapter: Adapter) -> Tensor:

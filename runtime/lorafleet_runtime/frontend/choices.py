@@ -18,6 +18,7 @@ _STATUS_OF_ERRORS = {
     "adapter_lost": 503,
     "draining": 503,
     "rate_limited": 429,
+    "slo_unattainable": 503,
 }
 
 

@@ -121,6 +121,7 @@ class _EngineCollector(Collector):
             ("lorafleet_steps", "Steps run", counters.steps),
             ("lorafleet_preemptions", "Requests put back for want of pages", counters.preemptions),
             ("lorafleet_adapter_loads", "Adapters copied into pages", counters.adapter_loads),
+            ("lorafleet_early_aborts", "Requests given up before their first token", counters.early_aborts),
             ("vllm:prefix_cache_queries", "Prompt tokens looked for in the prefix cache", counters.prefix_tokens_asked),
             ("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache", counters.prefix_tokens_hit),
         ]:

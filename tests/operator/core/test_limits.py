@@ -24,7 +24,6 @@ def engine(**settings: Any) -> BaseModel:
     (engine(memory_fraction=0.9), ".spec.engine.memoryFraction"),
     (replace(BASE, fairness={"policy": "DLPM", "quantum": 64}), ".spec.fairness.policy"),
     (replace(BASE, fairness={"cost": {"kind": "Profiled"}}), ".spec.fairness.cost.kind"),
-    (replace(BASE, fairness={"earlyAbort": {"ttftSeconds": 2}}), ".spec.fairness.earlyAbort"),
     (replace(BASE, migration={"enabled": True}), ".spec.migration.enabled"),
 ])  # fmt: skip
 def test_a_setting_that_cannot_be_honoured_is_refused_by_its_path(base: BaseModel, path: str) -> None:
@@ -43,6 +42,7 @@ def test_a_setting_that_cannot_be_honoured_is_refused_by_its_path(base: BaseMode
     *(replace(BASE, fairness={"policy": policy}) for policy in ("VTC", "FCFS", "LCF", "RPM", "DRR")),
     *(replace(BASE, fairness={"cost": {"kind": kind}}) for kind in ("Linear", "Quadratic", "Piecewise", "KVTime")),
     replace(BASE, fairness={"cost": {"kind": "Linear", "output": 3}, "users": "Fair", "prediction": "MovingAverage"}),
+    replace(BASE, fairness={"earlyAbort": {"ttftSeconds": 2}, "clusterAdapters": 8}),
     replace(BASE, fairness={"cost": {"kind": "Linear"}}, migration={"enabled": False, "hi": 2}),
 ])  # fmt: skip
 def test_what_can_be_honoured_is_not_refused(base: BaseModel) -> None:

@@ -55,9 +55,7 @@ def one_size(engine: Engine) -> int:
 
 
 def file_of(engine: Engine) -> int:
-    disk = engine._adapters.memory._disk
-    assert disk is not None
-    return disk._file.fileno()
+    return engine._adapters.memory._disk._file.fileno()
 
 
 def settle(engine: Engine) -> None:
