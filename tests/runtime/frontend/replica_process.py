@@ -54,13 +54,13 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
 
 
 @contextlib.contextmanager
-def running(model: Path, folder: Path) -> Iterator[Replica]:
+def running(model: Path, folder: Path, *options: str) -> Iterator[Replica]:
     """A replica with one adapter, from its start on."""
     log = folder / "log"
     command = [
         sys.executable, "-m", "lorafleet_runtime", "serve", "--model", str(model), "--served-name", "tiny",
         "--port", "0", "--admin-port", "0", "--dtype", "float32", "--memory", "64Mi", "--log-format", "json",
-        "--threads", "1", "--exit-with-parent", "--adapter", f"alpha={model.parent / 'alpha'}",
+        "--threads", "1", "--exit-with-parent", "--adapter", f"alpha={model.parent / 'alpha'}", *options,
     ]  # fmt: skip
     with log.open("wb") as sink:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=sink)
@@ -69,6 +69,16 @@ def running(model: Path, folder: Path) -> Iterator[Replica]:
     process.wait()
     assert process.stdin is not None
     process.stdin.close()
+
+
+def ended(process: psutil.Process) -> bool:
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+def serves(replica: Replica) -> bool:
+    """Whether it does, its adapter included."""
+    now = state(replica)
+    return now["phase"] == "Ready" and [a["state"] for a in now["adapters"]] == ["Ready"]
 
 
 def ask(replica: Replica, model: str = "tiny") -> httpx.Response:
