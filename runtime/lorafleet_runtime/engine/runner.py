@@ -51,16 +51,16 @@ class Runner:
         self._views: dict[int, tuple[Mapping[str, GroupView], ...]] = {}
         self._extras: dict[int, ExtraViews] = {}  # of the adapters that have any
         self._packed: dict[int, PackedAdapter] = {}
-        self._layouts: dict[Hashable, tuple[int, Layout]] = {}
+        self._numbers: dict[Hashable, int] = {}
+        self._layouts: dict[Hashable, Layout] = {}
         self._stacks = LoraStacks(STACK_BYTES)
 
     def register(self, adapter: Adapter, packed: PackedAdapter) -> int:
         """Keep an adapter's golden copy; its pages are filled when a batch names it in `uploads`. Returns the number of
         its layout."""
-        number, layout = self._layouts.setdefault(packed.layout.signature, (len(self._layouts), packed.layout))
-        if packed.layout.extras is None and layout.extras is None:
-            packed = PackedAdapter(layout, packed.blob)  # thousands of adapters share a layout
-        self._packed[adapter.handle] = packed
+        number = self._numbers.setdefault(packed.layout.signature, len(self._numbers))
+        layout = self._layouts.setdefault(packed.layout.identity, packed.layout)
+        self._packed[adapter.handle] = PackedAdapter(layout, packed.blob)  # thousands of adapters share a layout
         return number
 
     def take_back(self, adapter: Adapter) -> Tensor:
@@ -123,7 +123,6 @@ class Runner:
         lora = step if step.active else None
         hook = lora if extras is None else extras.before(lora)
         return self.model.forward(torch.tensor(tokens), position_tensor, attend, hook, extras)
-
 
     def _lora_step(self, batch: Batch) -> LoraStep | SloraStep:
         adapted = [s for s in segments(batch.rows) if s.adapter is not None and s.adapter.handle in self._views]

@@ -28,12 +28,13 @@ from lorafleet_runtime.engine.ranks import Ranks
 from lorafleet_runtime.engine.runner import Runner, page_elements
 from lorafleet_runtime.engine.threads import available_cores, choose_threads
 from lorafleet_runtime.errors import ConfigError
-from lorafleet_runtime.model.base_weights import BaseWeights, DecoderWeights
+from lorafleet_runtime.model.base_weights import BaseWeights
 from lorafleet_runtime.model.calibration import best_dtype, choose_forms
 from lorafleet_runtime.model.checkpoint import read_config
 from lorafleet_runtime.model.checkpoint_weights import CheckpointWeights
 from lorafleet_runtime.model.config import DecoderConfig
 from lorafleet_runtime.model.decoder import Decoder
+from lorafleet_runtime.model.decoder_weights import DecoderWeights
 from lorafleet_runtime.model.parallel import Shard, check_ranks
 from lorafleet_runtime.model.threads import set_threads
 from lorafleet_runtime.model.weights import expected_shapes

@@ -41,9 +41,10 @@ def read_adapter(
 ) -> AdapterWeights:
     """Read, check and scale an adapter for the base model that `config` describes.
 
-    `base` is asked for the matrices that DoRA, trained biases and copies of the embedding depend on; without it, an
-    adapter that needs them is refused. Raises InvalidAdapter or RankTooHigh; their `reason` and message are what the
-    adapter's owner is shown. Nothing is read into memory before names, shapes and ranks have been found to fit.
+    `base` is asked for the matrices that DoRA, trained biases and copies of the embedding depend on; without it, as
+    where a replica's ranks have them in parts, an adapter that needs them is refused. Raises InvalidAdapter or
+    RankTooHigh; their `reason` and message are what the adapter's owner is shown. Nothing is read into memory before
+    names, shapes and ranks have been found to fit.
     """
     folder = Path(folder)
     settings = read_adapter_config(folder)

@@ -128,14 +128,14 @@ class Decoder:
         h = ops.rms_norm(hidden, self.norm, self.config.rms_norm_eps)
         if extras is not None:
             extras.final_norm(hidden, h)
-        y = self.lm_head(h)
+        logits = self.lm_head(h)
         if self.collectives is not None:
-            y = self.collectives.gather_columns(y, self.config.vocab_size)
+            logits = self.collectives.gather_columns(logits, self.config.vocab_size)
             if self.collectives.rank:
-                return y
+                return logits
         if extras is not None:
-            extras.logits(h, y)
-        return y.float()
+            extras.logits(h, logits)
+        return logits.float()
 
     def _summed(self, part: Tensor) -> Tensor:
         """What all ranks' row layers give together; a rank has its part of the inputs."""

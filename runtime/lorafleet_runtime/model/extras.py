@@ -7,7 +7,7 @@ so that the one list of page ids holds it too and the pages say what it costs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,6 +50,12 @@ class ExtrasLayout:
     spreads: Mapping[str, Spread]
     tokens: Mapping[str, tuple[int, ...]]
     end: int
+
+    @property
+    def identity(self) -> Hashable:
+        """Equal for equal layouts."""
+        vectors = tuple(tuple(places.items()) for places in self.layers)
+        return vectors, tuple(self.spreads.items()), tuple(self.tokens.items())
 
 
 def plan_extras(weights: AdapterWeights, config: DecoderConfig, begins: Sequence[int]) -> ExtrasLayout | None:

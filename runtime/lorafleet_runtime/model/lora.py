@@ -46,6 +46,11 @@ class Layout:
     extras: ExtrasLayout | None = None
 
     @property
+    def identity(self) -> Hashable:
+        """Equal for equal layouts."""
+        return self.signature, None if self.extras is None else self.extras.identity
+
+    @property
     def adapts_projections(self) -> bool:
         """Whether there is a pair at all: an adapter may change norms or the vocabulary only."""
         return any(self.layers)

@@ -55,8 +55,8 @@ def test_a_small_pool_says_the_same_as_a_large_one(make: Callable[..., Engine], 
     assert not any(load(small, folders).values())
 
     assert outputs(small, folders) == outputs(roomy, folders)
-    assert small.state().counters.adapter_evictions
-    assert not roomy.state().counters.adapter_evictions
+    assert sum(small.state().counters.adapter_evictions.values()) > 0
+    assert sum(roomy.state().counters.adapter_evictions.values()) == 0
 
 
 def test_pages_hold_all_that_an_adapter_brings(make: Callable[..., Engine], folders: dict[str, Path]) -> None:

@@ -17,10 +17,10 @@ from torch import Tensor
 from bench.oracle import Oracle
 from bench.peft_adapters import BIAS_KINDS, KINDS, TIED_KINDS, save_with_peft
 from lorafleet_runtime.model.adapter import AdapterWeights, read_adapter
-from lorafleet_runtime.model.base_weights import DecoderWeights
 from lorafleet_runtime.model.checkpoint import load_weights
 from lorafleet_runtime.model.config import DecoderConfig
 from lorafleet_runtime.model.decoder import Decoder
+from lorafleet_runtime.model.decoder_weights import DecoderWeights
 from lorafleet_runtime.model.errors import InvalidAdapter
 from lorafleet_runtime.model.tiny import save_tiny_model, tiny_config
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lorafleet_runtime.errors import ConfigError
 from lorafleet_runtime.model import parallel
-from lorafleet_runtime.model.adapter import AdapterWeights, LoraPair
+from lorafleet_runtime.model.adapter import AdapterWeights, LoraPair, VocabularyUpdate
 from lorafleet_runtime.model.collectives import Partition
 from lorafleet_runtime.model.config import LORA_TARGETS, DecoderConfig
 from lorafleet_runtime.model.errors import InvalidAdapter
@@ -172,3 +172,31 @@ def test_what_an_adapter_has_beyond_pairs_is_refused_by_name(monkeypatch: pytest
 
     with pytest.raises(InvalidAdapter, match="the adapter has token rows, which is not supported yet on a replica"):
         shard_adapter(dataclasses.replace(plain, token_rows={7: torch.ones(1)}), Shard(0, 2), "replicated")
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("target", LORA_TARGETS)
+def test_scales_and_shifts_of_parts_are_those_of_the_whole(target: str, ranks: int) -> None:
+    out, width = CONFIG.linear_shape(target)
+    name, x, weight = f"layers.0.{BLOCKS[target]}.{target}.weight", torch.randn(5, width), torch.randn(out, width)
+    whole = AdapterWeights(
+        0, {}, (target,), scales={(0, target): torch.randn(out)}, shifts={(0, target): torch.randn(out)}
+    )
+    parts = []
+    for shard in shards(ranks):
+        part = shard_adapter(whole, shard, "replicated")
+        y = (shard.part(x, 1) if target in ROW_TARGETS else x) @ shard_weight(name, weight, shard).t()
+        parts.append(y * part.scales[0, target] + part.shifts[0, target])
+    result = sum(parts) if target in ROW_TARGETS else torch.cat(parts, dim=1)
+
+    expected = x @ weight.t() * whole.scales[0, target] + whole.shifts[0, target]
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_norms_and_vocabulary_are_whole_on_every_rank() -> None:
+    vector = torch.ones(CONFIG.hidden_size)
+    whole = AdapterWeights(
+        0, {}, (), norms={(0, "post"): vector}, final_norm=vector, embedding=VocabularyUpdate(scale=vector),
+        lm_head=VocabularyUpdate(shift=torch.ones(CONFIG.vocab_size)),
+    )  # fmt: skip
+    assert shard_adapter(whole, Shard(1, 2), "slora") == whole
