@@ -13,9 +13,9 @@ import torch
 
 from lorafleet_runtime.model.adapter import read_adapter
 from lorafleet_runtime.model.adapter_weights import AdapterWeights
+from lorafleet_runtime.model.base_weights import BaseWeights
 from lorafleet_runtime.model.collectives import Partition
 from lorafleet_runtime.model.config import DecoderConfig
-from lorafleet_runtime.model.decoder_weights import DecoderWeights
 from lorafleet_runtime.model.errors import AdapterError
 from lorafleet_runtime.model.lora import PackedAdapter, pack
 from lorafleet_runtime.model.parallel import Shard, rank_config, shard_adapter
@@ -44,8 +44,7 @@ class AdapterReader:
     max_rank: int
     shard: Shard
     partition: Partition
-    base: DecoderWeights | None = None
-    """None where several ranks hold a part each."""
+    base: BaseWeights
     _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
 
     def read(self, folder: str) -> tuple[AdapterWeights, PackedAdapter]:
@@ -54,8 +53,7 @@ class AdapterReader:
             try:
                 weights = read_adapter(Path(folder), self.config, self.max_rank, self.base)
             finally:
-                if self.base is not None:
-                    self.base.forget()
+                self.base.forget()
         part = shard_adapter(weights, self.shard, self.partition)
         return weights, pack(part, rank_config(self.config, self.shard.ranks), self.page_elements, self.dtype)
 

@@ -40,6 +40,7 @@ from lorafleet_runtime.engine.rank_messages import (
 from lorafleet_runtime.engine.runner import Runner, page_elements
 from lorafleet_runtime.model.calibration import choose_forms
 from lorafleet_runtime.model.checkpoint import read_config
+from lorafleet_runtime.model.checkpoint_weights import CheckpointWeights
 from lorafleet_runtime.model.parallel import Shard
 from lorafleet_runtime.model.threads import set_threads
 
@@ -71,7 +72,8 @@ class RankWorker:
         model.collectives = RankGroup(self._rendezvous, shard.rank, shard.ranks, model.embedding.device)
         runner = Runner(model, begin.total_pages, config.partition)
         elements = page_elements(model.config.kv_dim)
-        reader = AdapterReader(decoder, elements, model.dtype, config.max_lora_rank, shard, config.partition)
+        base = CheckpointWeights(Path(config.model), decoder, model.dtype)
+        reader = AdapterReader(decoder, elements, model.dtype, config.max_lora_rank, shard, config.partition, base)
         adapters = RankAdapters(runner, reader, DiskTier(config.disk), self.inbox.put, self.answer)
         while True:
             match self.inbox.get():

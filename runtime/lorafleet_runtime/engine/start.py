@@ -28,8 +28,10 @@ from lorafleet_runtime.engine.ranks import Ranks
 from lorafleet_runtime.engine.runner import Runner, page_elements
 from lorafleet_runtime.engine.threads import available_cores, choose_threads
 from lorafleet_runtime.errors import ConfigError
+from lorafleet_runtime.model.base_weights import BaseWeights
 from lorafleet_runtime.model.calibration import best_dtype, choose_forms
 from lorafleet_runtime.model.checkpoint import read_config
+from lorafleet_runtime.model.checkpoint_weights import CheckpointWeights
 from lorafleet_runtime.model.config import DecoderConfig
 from lorafleet_runtime.model.decoder import Decoder
 from lorafleet_runtime.model.decoder_weights import DecoderWeights
@@ -99,7 +101,9 @@ def _start(
     limits = Limits(config.max_model_len, config.max_num_seqs, config.max_batched_tokens)
     give_back()
     elements = page_elements(model.config.kv_dim)
-    base = DecoderWeights(model) if ranks is None else None
+    base: BaseWeights = DecoderWeights(model)
+    if ranks is not None:
+        base = CheckpointWeights(Path(config.model), decoder_config, model.dtype)
     reader = AdapterReader(decoder_config, elements, model.dtype, config.max_lora_rank, shard, config.partition, base)
     runner, loader = _parts(model, total_pages, reader, ranks)
     table = CounterTable(config.incarnation or "own")

@@ -28,12 +28,13 @@ class BaseWeights(Protocol):
         """`[vocabulary, hidden]`; the embedding where they are tied."""
         ...
 
+    def forget(self) -> None:
+        """An adapter has been read: free what was made for it."""
+        ...
+
 
 def needed(base: BaseWeights | None, key: str) -> BaseWeights:
     """`base`, or InvalidAdapter that says which tensor asks for it."""
     if base is None:
-        raise InvalidAdapter(
-            f"{key} asks for whole matrices of the base model, which a replica of several ranks does not have: serve "
-            "the adapter from a base model with tensorParallel 1"
-        )
+        raise InvalidAdapter(f"{key} can only be read beside the base model's weights, and they are not at hand here")
     return base

@@ -129,10 +129,12 @@ class Decoder:
         if extras is not None:
             extras.final_norm(hidden, h)
         logits = self.lm_head(h)
-        if extras is not None:
-            extras.logits(h, logits)
         if self.collectives is not None:
             logits = self.collectives.gather_columns(logits, self.config.vocab_size)
+            if self.collectives.rank:
+                return logits
+        if extras is not None:
+            extras.logits(h, logits)
         return logits.float()
 
     def _summed(self, part: Tensor) -> Tensor:

@@ -10,6 +10,10 @@ each layer needs two all-reduces, after o and after down. An adapter follows in 
   rows and split B; row layers split A by input, all-reduce the shrunk rows and split B by output, and each rank adds
   its columns to its part of the base's sum. Four more collectives a layer, small ones.
 
+What an adapter has beyond pairs goes with its layer's output: scales and shifts of column layers are split; of row
+layers, scales multiply every part of the sum, and shifts are the first rank's to add. Norms and what changes the
+embedding or lm_head are whole on every rank, and the first one applies lm_head's to the gathered logits.
+
 The embedding is whole on every rank: one read of a few rows, where a split one would need an all-reduce before the
 first layer. The output matrix, read whole in every step, is split by rows of the vocabulary."""
 
@@ -29,7 +33,12 @@ from lorafleet_runtime.model.config import LORA_TARGETS, DecoderConfig
 from lorafleet_runtime.model.errors import InvalidAdapter
 
 ROW_TARGETS = ("o_proj", "down_proj")
-_SPLIT: dict[type, set[str]] = {AdapterWeights: {"rank", "modules", "targets", "warnings"}, LoraPair: {"a", "b"}}
+_SPLIT: dict[type, set[str]] = {
+    AdapterWeights: {
+        "rank", "modules", "targets", "warnings", "scales", "shifts", "norms", "final_norm", "embedding", "lm_head",
+    },
+    LoraPair: {"a", "b"},
+}  # fmt: skip
 """What `shard_adapter` knows how to spread; anything else that an adapter has is refused by its name."""
 
 
@@ -89,9 +98,7 @@ def shard_weight(name: str, tensor: Tensor, shard: Shard) -> Tensor:
         return tensor
     if target not in ROW_TARGETS:
         return shard.part(tensor, 0)
-    if kind == "bias":
-        return tensor if shard.rank == 0 else tensor.new_zeros(tensor.shape)
-    return shard.part(tensor, 1)
+    return _shift(target, tensor, shard) if kind == "bias" else shard.part(tensor, 1)
 
 
 def shard_adapter(weights: AdapterWeights, shard: Shard, partition: Partition) -> AdapterWeights:
@@ -106,7 +113,10 @@ def shard_adapter(weights: AdapterWeights, shard: Shard, partition: Partition) -
         _refuse_what_is_not_split(pair)
     split = _slora_pair if partition == "slora" else _replicated_pair
     return dataclasses.replace(
-        weights, modules={(layer, target): split(target, p, shard) for (layer, target), p in weights.modules.items()}
+        weights,
+        modules={(layer, target): split(target, p, shard) for (layer, target), p in weights.modules.items()},
+        scales={(layer, t): v if t in ROW_TARGETS else shard.part(v, 0) for (layer, t), v in weights.scales.items()},
+        shifts={(layer, t): _shift(t, v, shard) for (layer, t), v in weights.shifts.items()},
     )
 
 
@@ -119,6 +129,13 @@ def _refuse_what_is_not_split(holder: AdapterWeights | LoraPair) -> None:
                 f"the adapter has {field.name.replace('_', ' ')}, which is not supported yet on a replica of several "
                 "ranks: serve it from a base model with tensorParallel 1"
             )
+
+
+def _shift(target: str, vector: Tensor, shard: Shard) -> Tensor:
+    """As a bias of the base model."""
+    if target not in ROW_TARGETS:
+        return shard.part(vector, 0)
+    return vector if shard.rank == 0 else vector.new_zeros(vector.shape)
 
 
 def _replicated_pair(target: str, pair: LoraPair, shard: Shard) -> LoraPair:

@@ -18,6 +18,15 @@ def keep_all(name: str, tensor: Tensor) -> Tensor:
     return tensor
 
 
+Wanted = Callable[[str], bool]
+"""Which tensors a reader reads at all, by name."""
+
+
+def all_names(name: str) -> bool:
+    """Every tensor."""
+    return True
+
+
 BLOCKS = {target: "mlp" if target in ("gate_proj", "up_proj", "down_proj") else "self_attn" for target in LORA_TARGETS}
 
 

@@ -81,6 +81,16 @@ def running(model: Path, folder: Path, *options: str) -> Iterator[Replica]:
     process.stdin.close()
 
 
+def ended(process: psutil.Process) -> bool:
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+def serves(replica: Replica) -> bool:
+    """Whether it does, its adapter included."""
+    now = state(replica)
+    return now["phase"] == "Ready" and [a["state"] for a in now["adapters"]] == ["Ready"]
+
+
 def ask(replica: Replica, model: str = "tiny") -> httpx.Response:
     body = LONG | {"model": model, "max_tokens": 8}
     return httpx.post(replica.address("serving") + "/v1/completions", json=body, timeout=60)

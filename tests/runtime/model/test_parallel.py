@@ -174,15 +174,29 @@ def test_what_an_adapter_has_beyond_pairs_is_refused_by_name(monkeypatch: pytest
         shard_adapter(dataclasses.replace(plain, token_rows={7: torch.ones(1)}), Shard(0, 2), "replicated")
 
 
-def test_what_is_not_spread_yet_is_refused_by_name() -> None:
-    vector = torch.ones(CONFIG.hidden_size)
-    parts: dict[str, Any] = {
-        "scales": {(0, "o_proj"): vector}, "shifts": {(0, "o_proj"): vector}, "norms": {(0, "post"): vector},
-        "final_norm": vector, "embedding": VocabularyUpdate(scale=vector), "lm_head": VocabularyUpdate(),
-    }  # fmt: skip
-    for name, value in parts.items():
-        weights = dataclasses.replace(AdapterWeights(0, {}, ()), **{name: value})
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("target", LORA_TARGETS)
+def test_scales_and_shifts_of_parts_are_those_of_the_whole(target: str, ranks: int) -> None:
+    out, width = CONFIG.linear_shape(target)
+    name, x, weight = f"layers.0.{BLOCKS[target]}.{target}.weight", torch.randn(5, width), torch.randn(out, width)
+    whole = AdapterWeights(
+        0, {}, (target,), scales={(0, target): torch.randn(out)}, shifts={(0, target): torch.randn(out)}
+    )
+    parts = []
+    for shard in shards(ranks):
+        part = shard_adapter(whole, shard, "replicated")
+        y = (shard.part(x, 1) if target in ROW_TARGETS else x) @ shard_weight(name, weight, shard).t()
+        parts.append(y * part.scales[0, target] + part.shifts[0, target])
+    result = sum(parts) if target in ROW_TARGETS else torch.cat(parts, dim=1)
 
-        assert shard_adapter(weights, Shard(), "replicated") is weights
-        with pytest.raises(InvalidAdapter, match=f"has {name.replace('_', ' ')}, which is not supported yet"):
-            shard_adapter(weights, Shard(1, 2), "replicated")
+    expected = x @ weight.t() * whole.scales[0, target] + whole.shifts[0, target]
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_norms_and_vocabulary_are_whole_on_every_rank() -> None:
+    vector = torch.ones(CONFIG.hidden_size)
+    whole = AdapterWeights(
+        0, {}, (), norms={(0, "post"): vector}, final_norm=vector, embedding=VocabularyUpdate(scale=vector),
+        lm_head=VocabularyUpdate(shift=torch.ones(CONFIG.vocab_size)),
+    )  # fmt: skip
+    assert shard_adapter(whole, Shard(1, 2), "slora") == whole
