@@ -18,7 +18,7 @@ from lorafleet_runtime.core.sequence import Sequence
 from lorafleet_runtime.engine.adapter_loader import AdapterLoader
 from lorafleet_runtime.engine.adapters import Adapters
 from lorafleet_runtime.engine.disk_tier import DiskTier
-from lorafleet_runtime.engine.report import Totals, counters, pages_info
+from lorafleet_runtime.engine.report import Totals, counters, logprobs, pages_info
 from lorafleet_runtime.engine.runner import Runner
 from lorafleet_runtime.engine.sampling import Sampled
 from lorafleet_runtime.engine.sharing import SharingReport
@@ -36,9 +36,7 @@ from lorafleet_runtime.protocol import (
     LoadInfo,
     MergeCounters,
     ModelInfo,
-    Sampling,
     Sharing,
-    TokenLogprobs,
     UnloadAdapter,
 )
 
@@ -237,7 +235,7 @@ class Engine:
             [sample.token_id],
             finish_reason=sequence.finish_reason,
             stop_token_id=sample.token_id if stopped else None,
-            logprobs=_logprobs(sequence.sampling, sample),
+            logprobs=logprobs(sequence.sampling, sample),
             cached_tokens=sequence.cached,
         )
 
@@ -247,9 +245,3 @@ class Engine:
         self._totals.prompt_tokens += sum(row.count for row in batch.rows if row.sequence.request_id in first)
         self._totals.generated += sampled
         self._throughput.add(time.perf_counter(), seconds, sampled)
-
-
-def _logprobs(sampling: Sampling, sample: Sampled) -> list[TokenLogprobs]:
-    if sampling.logprobs < 0 or sample.logprob is None:
-        return []
-    return [TokenLogprobs(sample.token_id, sample.logprob, sample.top)]

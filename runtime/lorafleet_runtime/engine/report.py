@@ -1,4 +1,4 @@
-"""What the engine says of its memory and of what it has done, as the front end shows it."""
+"""What the engine says of its memory, of what it has done, and of a token, as the front end shows it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from lorafleet_runtime.core.room import Room
 from lorafleet_runtime.core.scheduler import Scheduler
-from lorafleet_runtime.protocol import Counters, PagesInfo
+from lorafleet_runtime.engine.sampling import Sampled
+from lorafleet_runtime.protocol import Counters, PagesInfo, Sampling, TokenLogprobs
 
 
 @dataclass(slots=True)
@@ -46,3 +47,10 @@ def counters(totals: Totals, room: Room, scheduler: Scheduler, reads: int) -> Co
         prefix_tokens_hit=room.prefixes.hits,
         early_aborts=scheduler.queue.aborted,
     )
+
+
+def logprobs(sampling: Sampling, sample: Sampled) -> list[TokenLogprobs]:
+    """Of one token, as far as they were asked for."""
+    if sampling.logprobs < 0 or sample.logprob is None:
+        return []
+    return [TokenLogprobs(sample.token_id, sample.logprob, sample.top)]

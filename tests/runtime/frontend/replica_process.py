@@ -81,9 +81,6 @@ def running(model: Path, folder: Path, *options: str) -> Iterator[Replica]:
     process.stdin.close()
 
 
-def ended(process: psutil.Process) -> bool:
-    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-
 
 def serves(replica: Replica) -> bool:
     """Whether it does, its adapter included."""
