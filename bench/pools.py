@@ -80,7 +80,7 @@ class RegionRoom(Room):
         sequence.adapter = adapter
         return missing
 
-    def prefetch(self, sequences: Iterable[Sequence], running: int) -> list[Adapter]:
+    def prefetch(self, sequences: Iterable[Sequence], running: int, copied: list[Adapter]) -> list[Adapter]:
         return []
 
 

@@ -10,6 +10,7 @@ timestamps. O(log items) an operation; entries of items that were used again sta
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -32,9 +33,12 @@ class Costs:
     """To copy one page of an adapter from host memory."""
     read: float = 1e-3
     """To read one page of an adapter from disk."""
+    step: float = math.inf
+    """A step's usual time; not known before the first."""
 
     def saw_step(self, seconds: float, tokens: int) -> None:
-        """A step took so long. Small ones say little: most of their time is the same without the prompt."""
+        """A step took so long. Of a prompt token small ones say little: most of their time is the same without it."""
+        self.step = seconds if math.isinf(self.step) else self.step + SMOOTHING * (seconds - self.step)
         if tokens >= TELLING_TOKENS:
             self.token += SMOOTHING * (seconds / tokens - self.token)
 

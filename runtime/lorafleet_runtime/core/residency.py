@@ -71,7 +71,7 @@ class Residency:
     ) -> None:
         self.pool = pool
         self.order = EvictionOrder(pool) if order is None else order
-        self._costs = costs or Costs()
+        self.costs = costs or Costs()
         self._forget_prefixes = forget_prefixes
         self._current: dict[str, Adapter] = {}
         self._draining: list[Adapter] = []
@@ -192,7 +192,7 @@ class Residency:
             self._put(adapter)
 
     def _put(self, adapter: Adapter) -> None:
-        seconds = self._costs.page if adapter.in_host else self._costs.page + self._costs.read
+        seconds = self.costs.page if adapter.in_host else self.costs.page + self.costs.read
         self.order.put(adapter, max(adapter.uses, 1) * seconds, self._evict)
 
     def _evict(self, adapter: Adapter, purpose: Purpose) -> None:

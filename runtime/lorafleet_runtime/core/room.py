@@ -13,6 +13,9 @@ from lorafleet_runtime.core.prefix import Prefix, PrefixCache
 from lorafleet_runtime.core.residency import Adapter, Residency
 from lorafleet_runtime.core.sequence import Sequence
 
+COPYING_SHARE = 0.25
+"""Of a step's usual time, what copying adapters into pages may take where several come at once."""
+
 
 class Room:
     """One pool of `pages`, who may live in it, and who leaves first."""
@@ -46,6 +49,14 @@ class Room:
                 f"{self.pool.total}: raise engine.memory or lower maxModelLen"
             )
         return None
+
+    def may_copy(self, adapter: Adapter | None, copied: list[Adapter]) -> bool:
+        """Whether a step that already copies some adapters' weights may copy this one's too, without becoming much longer
+        for those that decode. The first is always copied."""
+        if adapter is None or adapter.resident or not copied:
+            return True
+        pages = adapter.pages_needed + sum(other.pages_needed for other in copied)
+        return pages * self.costs.page <= COPYING_SHARE * self.costs.step
 
     def missing(self, sequence: Sequence, found: list[Prefix], count: int) -> int:
         """Pages that would have to be given back by running sequences before a waiting one's next `count` tokens fit
@@ -105,13 +116,16 @@ class Room:
         if sequence.adapter is not None:
             self.residency.release(sequence.adapter)
 
-    def prefetch(self, sequences: Iterable[Sequence], running: int) -> list[Adapter]:
+    def prefetch(self, sequences: Iterable[Sequence], running: int, copied: list[Adapter]) -> list[Adapter]:
         """Pages for the adapters of sequences that come next, in order, as long as pages are free beyond one for each
-        running sequence: nobody is evicted for a guess. Their weights travel with a step that runs anyway."""
+        running sequence: nobody is evicted for a guess. Their weights travel with a step that runs anyway, and copies
+        those in `copied` already."""
         fetched: list[Adapter] = []
         for adapter in (sequence.adapter for sequence in sequences):
             if adapter is None or adapter.resident or not adapter.in_host:
                 continue
+            if not self.may_copy(adapter, copied + fetched):
+                break
             if self.pool.free < adapter.pages_needed + running:
                 break
             self.residency.fetch(adapter)

@@ -142,7 +142,8 @@ class Scheduler:
         if not step.preempted:
             self._admit(step)
         if step.rows and len(self._waiting):
-            step.uploads += self._room.prefetch(self._waiting.order.upcoming(PREFETCHED), len(self._running))
+            soon = self._waiting.order.upcoming(PREFETCHED)
+            step.uploads += self._room.prefetch(soon, len(self._running), step.uploads)
         batch = step.batch()
         self._owed = step.uploads if batch is None else []
         return batch
@@ -198,6 +199,8 @@ class Scheduler:
                 self._waiting.set_aside(sequence)
                 self._cold.add(sequence)
                 continue
+            if not self._room.may_copy(sequence.adapter, step.uploads):
+                return
             found = self._room.prefixes.find(sequence)
             count = min(len(sequence.tokens) - PAGE_TOKENS * len(found), step.budget)
             if not self._make_way(sequence, found, count, step):

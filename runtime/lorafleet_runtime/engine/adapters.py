@@ -54,6 +54,7 @@ class Adapters:
             self.changed = True
             if fetched.blob is not None:
                 came.append(fetched.adapter)
+                self._residency.costs.saw_read(fetched.seconds, fetched.adapter.pages_needed)
             else:
                 lost.append((fetched.adapter, fetched.error))
                 self._lose(fetched.adapter, fetched.error)

@@ -6,9 +6,10 @@ serves all who want it."""
 from __future__ import annotations
 
 import queue
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -29,6 +30,7 @@ class Fetched:
     adapter: Adapter
     blob: Tensor | None
     error: str = ""
+    seconds: float = 0.0
 
 
 class HostMemory:
@@ -86,6 +88,7 @@ class HostMemory:
         self._disk.close()
 
     def _read(self, adapter: Adapter) -> None:
+        begun = time.perf_counter()
         try:
             outcome = self._find(adapter)
         except AdapterError as error:
@@ -93,7 +96,7 @@ class HostMemory:
         except Exception as error:
             # Whatever breaks here must fail this adapter alone, never the engine.
             outcome = Fetched(adapter, None, f"{type(error).__name__}: {error}")
-        self._done.put(outcome)
+        self._done.put(replace(outcome, seconds=time.perf_counter() - begun))
         self.on_done()
 
     def _find(self, adapter: Adapter) -> Fetched:

@@ -109,6 +109,7 @@ def _start(
     table = CounterTable(config.incarnation or "own")
     parameters = sum(math.prod(shape) for shape in expected_shapes(decoder_config).values())
     room = make_room(total_pages, config.max_model_len, prefix_caching=config.prefix_caching)
+    room.costs.page = runner.page_seconds()
     share = int(DEFAULT_HOST_SHARE * available_bytes()) // config.tensor_parallel
     host = HostTier(config.host_memory_bytes or share)
     disk = DiskTier(config.disk) if ranks is None else RankedDisk(config.disk, ranks)

@@ -357,3 +357,15 @@ def test_an_adapter_whose_pages_were_given_up_within_the_step_is_not_uploaded() 
     assert batch is not None
     assert [sequence.request_id for sequence in batch.preempted] == ["new"]
     assert batch.uploads == ()
+
+
+def test_a_step_that_others_decode_in_copies_few_adapters() -> None:
+    bench = Bench(pages=64)
+    bench.room.costs.step, bench.room.costs.page = 0.1, 0.01
+    adapters = [bench.adapter(f"a{i}", pages=2) for i in range(3)]
+    for index, adapter in enumerate(adapters):
+        bench.add(str(index), prompt=4, max_tokens=4, adapter=adapter)
+
+    copied = [[a.id for a in batch.uploads] for batch in (bench.step(), bench.step(), bench.step()) if batch]
+
+    assert copied == [["a0"], ["a1"], ["a2"]]
