@@ -13,17 +13,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lorafleet_kernels import reference as ops
+from lorafleet_kernels.batch import HeadSizes
+from lorafleet_kernels.dispatch import operations
 from lorafleet_runtime.model.config import DecoderConfig
 from lorafleet_runtime.model.linear import Linear
 from lorafleet_runtime.model.rope import tables
+from lorafleet_runtime.model.threads import threads
 
 
 class Attention(Protocol):
-    """Writes the step's K and V of one layer and attends over all that came before."""
+    """Rotates the step's q and k of one layer, writes K and V, and attends over all that came before."""
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """`q [T, heads, D]`, `k, v [T, kv_heads, D]` → `[T, heads, D]`."""
+    def __call__(self, layer: int, qkv: Tensor, q_norm: Tensor | None, k_norm: Tensor | None) -> Tensor:
+        """`qkv [T, (heads + 2 · kv_heads) · D]`, which may be overwritten → `[T, heads · D]`."""
         ...
 
 
@@ -53,29 +55,31 @@ class Decoder:
         self.layers = [_layer(weights, i) for i in range(config.num_layers)]
         self.norm = weights.pop("norm.weight")
         self.lm_head = Linear(weights.pop("lm_head.weight", self.embedding))
-        self._cos, self._sin = (t.to(self.dtype) for t in tables(config, max_model_len))
+        cos, sin = (t.to(self.dtype) for t in tables(config, max_model_len))
+        self.rope = (cos, sin)
+        self.heads = HeadSizes(config.num_heads, config.num_kv_heads, config.head_dim, config.rms_norm_eps)
+        self.ops = operations(self.dtype, self.embedding.device, threads)
 
     def linears(self) -> Iterator[Linear]:
         for layer in self.layers:
             yield from (layer.qkv, layer.o, layer.gate_up, layer.down)
         yield self.lm_head
 
-    def forward(self, tokens: Tensor, positions: Tensor, attend: Attention, lora: LoraHook | None) -> Tensor:
-        """`tokens, positions [T]` int64 → hidden states `[T, H]` before the final norm."""
-        eps = self.config.rms_norm_eps
+    def forward(self, tokens: Tensor, attend: Attention, lora: LoraHook | None) -> Tensor:
+        """`tokens [T]` int64 → hidden states `[T, H]` before the final norm."""
+        ops, eps = self.ops, self.config.rms_norm_eps
         x = F.embedding(tokens, self.embedding)
-        cos, sin = self._cos[positions], self._sin[positions]
+        h = ops.rms_norm(x, self.layers[0].input_norm, eps)
+        following = [layer.input_norm for layer in self.layers[1:]]
         for index, layer in enumerate(self.layers):
-            h = ops.rms_norm(x, layer.input_norm, eps)
             qkv = layer.qkv(h)
             if lora is not None:
                 lora(index, "qkv", h, qkv)
-            attended = attend(index, *self._heads(layer, qkv, cos, sin)).reshape(h.shape[0], -1)
+            attended = attend(index, qkv, layer.q_norm, layer.k_norm)
             o = layer.o(attended)
             if lora is not None:
                 lora(index, "o", attended, o)
-            x = x + o
-            h = ops.rms_norm(x, layer.post_norm, eps)
+            h = ops.add_rms_norm(x, o, layer.post_norm, eps)
             gate_up = layer.gate_up(h)
             if lora is not None:
                 lora(index, "gate_up", h, gate_up)
@@ -83,24 +87,15 @@ class Decoder:
             down = layer.down(h)
             if lora is not None:
                 lora(index, "down", h, down)
-            x = x + down
+            if index < len(following):
+                h = ops.add_rms_norm(x, down, following[index], eps)
+            else:
+                x += down
         return x
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """`hidden [n, H]` of the sampling rows → `[n, vocabulary]` float32."""
-        return self.lm_head(ops.rms_norm(hidden, self.norm, self.config.rms_norm_eps)).float()
-
-    def _heads(self, layer: Layer, qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        config = self.config
-        heads = qkv.view(qkv.shape[0], -1, config.head_dim)
-        rotated = heads[:, : config.num_heads + config.num_kv_heads]
-        if layer.q_norm is not None and layer.k_norm is not None:
-            q = ops.rms_norm(rotated[:, : config.num_heads], layer.q_norm, config.rms_norm_eps)
-            k = ops.rms_norm(rotated[:, config.num_heads :], layer.k_norm, config.rms_norm_eps)
-            rotated = torch.cat((q, k), dim=1)
-        rotated = ops.apply_rope(rotated, cos, sin)
-        values = heads[:, config.num_heads + config.num_kv_heads :]
-        return rotated[:, : config.num_heads], rotated[:, config.num_heads :], values
+        """`hidden [n, H]` of the sampling rows → `[n, vocabulary]`."""
+        return self.lm_head(self.ops.rms_norm(hidden, self.norm, self.config.rms_norm_eps))
 
 
 def _layer(weights: dict[str, Tensor], index: int) -> Layer:
