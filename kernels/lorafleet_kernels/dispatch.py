@@ -62,6 +62,28 @@ class Operations:
         """Tokens `[n]` of `logits [n, V]`."""
         return reference.argmax(logits) if self._native is None else self._native.argmax(logits)
 
+    def tiles_fit(self, weight: Tensor) -> bool:
+        """Whether this processor has matrix tiles for a weight `[O, K]`: then the three operations below are there."""
+        return self._native is not None and self._native.tiles_fit(weight)
+
+    def turn(self, weight: Tensor) -> Tensor:
+        """`weight [O, K]` in the layout of `multiply`, flat."""
+        return self._on_tiles.turn(weight)
+
+    def multiply(self, x: Tensor, turned: Tensor, outputs: int, bias: Tensor | None) -> Tensor:
+        """`x [T, K]` times a turned weight: `[T, outputs]`."""
+        return self._on_tiles.multiply(x, turned, outputs, bias)
+
+    def multiply_plain(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """`x [T, K]` times `weight [O, K]` as it lies: `[T, O]`. For few rows."""
+        return self._on_tiles.multiply_plain(x, weight, bias)
+
+    @property
+    def _on_tiles(self) -> Native:
+        if self._native is None:
+            raise RuntimeError("matrix tiles were asked for where there are none: ask `tiles_fit` first")
+        return self._native
+
     def attention(
         self, pool: Tensor, batch: AttentionBatch, sizes: HeadSizes, tables: tuple[Tensor, Tensor]
     ) -> Attention:
@@ -76,7 +98,8 @@ class Operations:
 
     def lora(self, segments: Sequence[tuple[int, int, AdapterTable]]) -> NativeLora:
         """For one step: rows `begin .. end` get the deltas of an adapter. Native only; the reference has no tables."""
-        assert self._native is not None
+        if self._native is None:
+            raise RuntimeError("adapters' tables were asked for without native operations: ask `native` first")
         return NativeLora(self._native, segments)
 
 

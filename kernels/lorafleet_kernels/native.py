@@ -45,10 +45,15 @@ class _Step(ctypes.Structure):
     )
 
 
+_FALLIBLE = ("lorafleet_chunks", "lorafleet_tiles_ready", "lorafleet_tiles_turned", "lorafleet_tiles_plain")
 _SIGNATURES: Mapping[str, tuple[Any, ...]] = {
     "lorafleet_add_rms_norm": (c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_float, c_int),
     "lorafleet_silu_and_mul": (c_void_p, c_void_p, c_int64, c_int64, c_int),
     "lorafleet_argmax": (c_void_p, c_void_p, c_int64, c_int64, c_int),
+    "lorafleet_tiles_ready": (),
+    "lorafleet_tiles_turn": (c_void_p, c_void_p, c_int64, c_int64),
+    "lorafleet_tiles_turned": (c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int64, c_int),
+    "lorafleet_tiles_plain": (c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int64, c_int),
     "lorafleet_lora": (c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int64, c_int64, c_int),
     "lorafleet_heads": (POINTER(_Step), c_void_p, c_void_p, c_void_p, c_void_p),
     "lorafleet_decode": (POINTER(_Step), c_void_p, c_void_p, c_void_p),
@@ -143,7 +148,38 @@ class Native:
             raise CannotBuild(f"cannot load {path}: {error}") from error
         for name, function in self.functions.items():
             function.argtypes = _SIGNATURES[name]
-            function.restype = c_int if name == "lorafleet_chunks" else None
+            function.restype = c_int if name in _FALLIBLE else None
+
+        self.has_tiles = bool(self.functions["lorafleet_tiles_ready"]())
+
+    def tiles_fit(self, weight: Tensor) -> bool:
+        """Whether `multiply` is made for this weight here."""
+        outputs, inputs = weight.shape
+        return self.has_tiles and outputs % 16 == 0 and inputs % 32 == 0 and weight.is_contiguous()
+
+    def turn(self, weight: Tensor) -> Tensor:
+        """`weight [O, K]` in the layout of `multiply`, flat."""
+        outputs, inputs = weight.shape
+        turned = torch.empty(-(-outputs // 32) * 32 * inputs, dtype=weight.dtype)
+        self.functions["lorafleet_tiles_turn"](weight.data_ptr(), turned.data_ptr(), inputs, outputs)
+        return turned
+
+    def multiply(self, x: Tensor, turned: Tensor, outputs: int, bias: Tensor | None) -> Tensor:
+        """`x [T, K]` times a turned weight of so many outputs, on matrix tiles: `[T, O]`."""
+        return self._on_tiles("lorafleet_tiles_turned", x, turned, outputs, bias)
+
+    def multiply_plain(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """`x [T, K]` times `weight [O, K]` as it lies, on matrix tiles: `[T, O]`. For few rows."""
+        return self._on_tiles("lorafleet_tiles_plain", x, weight, weight.shape[0], bias)
+
+    def _on_tiles(self, name: str, x: Tensor, weight: Tensor, outputs: int, bias: Tensor | None) -> Tensor:
+        rows, inputs = x.shape
+        y = torch.empty(rows, outputs, dtype=x.dtype)
+        bias_at = None if bias is None else bias.data_ptr()
+        call = self.functions[name]
+        if call(x.data_ptr(), weight.data_ptr(), bias_at, y.data_ptr(), rows, inputs, outputs, self.threads()):
+            raise MemoryError(f"no memory to turn {rows} rows of {inputs}: lower --max-batched-tokens")
+        return y
 
     def add_rms_norm(self, x: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> Tensor:
         out = torch.empty_like(x)

@@ -17,7 +17,7 @@ from lorafleet_kernels.reference_attention import ReferenceAttention, Scratch
 
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 6e-2}
 """Of values near 1. In bfloat16 the reference rounds in more places."""
-SIZES = HeadSizes(6, 2, 72, 1e-5)
+SIZES = (HeadSizes(6, 2, 72, 1e-5), HeadSizes(3, 1, 64, 1e-5))
 BATCH = AttentionBatch(
     positions=[0, 16, 150, *range(40), *range(21, 34)],
     counts=[1, 1, 1, 40, 13],
@@ -91,11 +91,16 @@ class _Weights:
 
 
 def _attention(native: Native, random: Callable[..., Tensor]) -> tuple[Tensor, Tensor]:
-    pool = random(2, 20, 2, reference.PAGE_TOKENS, SIZES.kv_heads, SIZES.size)
-    angles = torch.outer(torch.arange(200.0), torch.arange(SIZES.size).float().add(1).reciprocal()).unsqueeze(1)
+    pairs = [_attention_of(native, random, sizes) for sizes in SIZES]
+    return torch.cat([expected for expected, _ in pairs]), torch.cat([got for _, got in pairs])
+
+
+def _attention_of(native: Native, random: Callable[..., Tensor], sizes: HeadSizes) -> tuple[Tensor, Tensor]:
+    pool = random(2, 20, 2, reference.PAGE_TOKENS, sizes.kv_heads, sizes.size)
+    angles = torch.outer(torch.arange(200.0), torch.arange(sizes.size).float().add(1).reciprocal()).unsqueeze(1)
     tables = (angles.cos().to(pool.dtype), angles.sin().to(pool.dtype))
-    qkv, norms = random(len(BATCH.positions), (SIZES.heads + 2 * SIZES.kv_heads) * SIZES.size), random(2, SIZES.size)
+    qkv, norms = random(len(BATCH.positions), (sizes.heads + 2 * sizes.kv_heads) * sizes.size), random(2, sizes.size)
     mine, mine_qkv = pool.clone(), qkv.clone()
-    expected = ReferenceAttention(pool, BATCH, SIZES, tables, Scratch())(1, qkv, *norms)
-    got = NativeAttention(native, mine, BATCH, SIZES, tables)(1, mine_qkv, *norms)
+    expected = ReferenceAttention(pool, BATCH, sizes, tables, Scratch())(1, qkv, *norms)
+    got = NativeAttention(native, mine, BATCH, sizes, tables)(1, mine_qkv, *norms)
     return torch.cat((pool.flatten(), expected.flatten())), torch.cat((mine.flatten(), got.flatten()))

@@ -12,7 +12,7 @@ typedef struct {
     const int32_t *positions; /* [tokens] */
     const int32_t *owners;    /* [tokens]: the token's sequence */
     const int32_t *starts;    /* [sequences + 1]: first token of each */
-    const int32_t *tables;    /* [sequences]: where its page ids begin in `pages` */
+    const int32_t *tables;    /* [sequences + 1]: where its page ids begin in `pages` */
     const int32_t *pages;
     const elem *cosines, *sines; /* [positions, size] */
     float eps;

@@ -10,6 +10,21 @@ typedef struct {
     float out[MOST_HEAD_SIZE];
 } running_t;
 
+/* Where the next block of keys and values lies, to be fetched while this one is used: what a token's heads leave out
+ * between them hides the pattern from the processor's own prefetcher. */
+typedef struct {
+    int64_t sequence, position, kv_head;
+} place_t;
+
+INLINE void prefetch_page(const step_t *step, const elem *pool, const place_t *next, int64_t page) {
+    const int64_t stride = step->kv_heads * step->size;
+    const elem *const keys =
+        pool + page_at(step, next->sequence, next->position + page * PAGE) + next->kv_head * step->size;
+    for (int64_t t = 0; t < 2 * PAGE; t++)
+        for (int64_t d = 0; d < step->size; d += 64 / (int64_t)sizeof(elem))
+            __builtin_prefetch(keys + t * stride + d, 0, 2);
+}
+
 /* Scores of one query head against the 16 keys of a page. */
 INLINE vec page_scores(const elem *q, const elem *keys, int64_t stride, int64_t size) {
     vec total[PAGE] = {{0}};
@@ -47,7 +62,7 @@ INLINE void add_values(
 
 INLINE void some_heads(
     const step_t *step, const elem *q, const elem *pool, int64_t sequence, int64_t length, int64_t kv_head, elem *out,
-    const int heads
+    const place_t *after, const int heads
 ) {
     const int64_t size = step->size, stride = step->kv_heads * size;
     const float scale = 1.0f / sqrtf((float)size);
@@ -65,7 +80,12 @@ INLINE void some_heads(
         float weights[HEADS][BLOCK], shrink[HEADS];
         vec best[HEADS];
         for (int h = 0; h < heads; h++) best[h] = splat(-INFINITY);
+        const place_t further = {sequence, begin + BLOCK, kv_head};
+        const place_t *const next = begin + BLOCK < length ? &further : after;
+        const int64_t last = step->tables[next->sequence + 1] - step->tables[next->sequence] - next->position / PAGE;
         for (int64_t page = 0; page < pages; page++) {
+            for (int64_t p = page; p < last && p < BLOCK / PAGE && (p == page || page == pages - 1); p++)
+                prefetch_page(step, pool, next, p);
             const elem *const keys = pool + page_at(step, sequence, begin + page * PAGE) + kv_head * size;
             values[page] = keys + PAGE * stride;
             const ivec inside = lane < (int32_t)(tokens - page * PAGE);
@@ -106,16 +126,18 @@ INLINE void some_heads(
 static void one_kv_head(const step_t *step, const elem *qkv, const elem *pool, elem *out, int64_t token, int64_t kv_head) {
     const int64_t group = step->heads / step->kv_heads, size = step->size;
     const int64_t sequence = step->owners[token], length = step->positions[token] + 1;
+    const int over = kv_head + 1 == step->kv_heads && token + 1 < step->decodes;
+    const place_t after = {sequence + over, 0, over ? 0 : (kv_head + 1) % step->kv_heads};
     const elem *const row = qkv + token * (step->heads + 2 * step->kv_heads) * size;
     for (int64_t first = 0; first < group; first += HEADS) {
         const int64_t head = kv_head * group + first;
         const elem *const q = row + head * size;
         elem *const to = out + (token * step->heads + head) * size;
         switch (group - first) {
-        case 1: some_heads(step, q, pool, sequence, length, kv_head, to, 1); break;
-        case 2: some_heads(step, q, pool, sequence, length, kv_head, to, 2); break;
-        case 3: some_heads(step, q, pool, sequence, length, kv_head, to, 3); break;
-        default: some_heads(step, q, pool, sequence, length, kv_head, to, 4);
+        case 1: some_heads(step, q, pool, sequence, length, kv_head, to, &after, 1); break;
+        case 2: some_heads(step, q, pool, sequence, length, kv_head, to, &after, 2); break;
+        case 3: some_heads(step, q, pool, sequence, length, kv_head, to, &after, 3); break;
+        default: some_heads(step, q, pool, sequence, length, kv_head, to, &after, 4);
         }
     }
 }

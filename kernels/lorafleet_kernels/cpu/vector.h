@@ -47,7 +47,10 @@ INLINE vec load_floats(const float *from) {
 INLINE void store_floats(float *into, vec v) { memcpy(into, &v, sizeof v); }
 
 INLINE vec load(const elem *from) {
-#if LORAFLEET_BF16
+#if LORAFLEET_BF16 && defined(__AVX512F__)
+    const __m256i raw = _mm256_loadu_si256((const __m256i *)from);
+    return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16);
+#elif LORAFLEET_BF16
     half_vec raw;
     memcpy(&raw, from, sizeof raw);
     return (vec)(__builtin_convertvector(raw, uvec) << 16);
@@ -123,14 +126,21 @@ INLINE float largest(vec v) {
 #endif
 }
 
+#if defined(__AVX512F__)
+/* Each lane pair of a, then of b, added. */
+INLINE vec pair_sums(vec a, vec b) {
+    const __m512i even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+    const __m512i odd = _mm512_set_epi32(31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
+    return (vec)_mm512_permutex2var_ps((__m512)a, even, (__m512)b) + (vec)_mm512_permutex2var_ps((__m512)a, odd, (__m512)b);
+}
+
+INLINE vec four_sums(const vec *v) { return pair_sums(pair_sums(v[0], v[1]), pair_sums(v[2], v[3])); }
+#endif
+
 /* Lane i is the sum of v[i]. */
-INLINE vec sums(vec v[LANES]) {
-#if defined(__AVX512F__) && defined(__GNUC__) && !defined(__clang__)
-    const ivec even = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30};
-    for (int width = LANES / 2; width; width /= 2)
-        for (int i = 0; i < width; i++)
-            v[i] = __builtin_shuffle(v[2 * i], v[2 * i + 1], even) + __builtin_shuffle(v[2 * i], v[2 * i + 1], even + 1);
-    return v[0];
+INLINE vec sums(const vec v[LANES]) {
+#if defined(__AVX512F__)
+    return pair_sums(pair_sums(four_sums(v), four_sums(v + 4)), pair_sums(four_sums(v + 8), four_sums(v + 12)));
 #else
     vec out;
     for (int i = 0; i < LANES; i++) out[i] = sum(v[i]);
