@@ -51,7 +51,9 @@ def library(elements: str, folder: Path) -> Path:
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             objects = [Path(scratch) / f"{source.stem}.o" for source in sources]
             for source, compiled in zip(sources, objects, strict=True):
-                _run([*compiler, *FLAGS, f"-DLORAFLEET_BF16={int(elements == 'bfloat16')}", "-c", source, "-o", compiled])
+                _run(
+                    [*compiler, *FLAGS, f"-DLORAFLEET_BF16={int(elements == 'bfloat16')}", "-c", source, "-o", compiled]
+                )
             made = Path(scratch) / "native.so"
             # Linked without -fopenmp: the calls into OpenMP must find torch's, whose threads these operations share.
             _run([*compiler, "-shared", *objects, "-lm", "-o", made])

@@ -214,5 +214,3 @@ def _openmp_in_use() -> str:
         if "gomp" in Path(path).name or "iomp" in Path(path).name:
             return path
     raise OSError("torch has loaded no OpenMP library that gcc's code can call")
-
-

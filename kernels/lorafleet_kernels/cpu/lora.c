@@ -3,25 +3,9 @@
  * The unit of work is a few rows of one segment, through all of its adapter's parts: nothing is shared between units, so
  * nothing waits, and a row's result does not depend on what else is in the batch. The rank-long rows in between stay in
  * float32. */
-#include "vector.h"
+#include "lora.h"
 
-enum { ROWS = 16, RANKS = 256, MOST_PARTS = 3 };
-
-typedef struct {
-    int32_t begin, end, rank, unused;
-    const elem *b; /* [rank, end - begin] */
-} part_t;
-
-typedef struct {
-    const elem *a; /* [sum of ranks, inputs] */
-    int32_t inputs, parts;
-    part_t part[MOST_PARTS];
-} group_t;
-
-typedef struct {
-    int64_t begin, end;
-    const group_t *groups;
-} segment_t;
+enum { FEW = 16, MANY = 64 };
 
 /* What the thread will probably need next, fetched line by line while it computes: decode steps wait for memory. */
 typedef struct {
@@ -119,6 +103,10 @@ INLINE void four_rows(
 }
 
 static void some_rows(const group_t *group, const elem *x, elem *y, int64_t outputs, int64_t rows, ahead_t *ahead) {
+    const int64_t done = rows < FEW ? 0 : lorafleet_lora_on_tiles(group, x, y, outputs, rows);
+    x += done * group->inputs;
+    y += done * outputs;
+    rows -= done;
     const elem *a = group->a;
     for (int p = 0; p < group->parts; p++) {
         const part_t *const part = &group->part[p];
@@ -140,12 +128,14 @@ static void some_rows(const group_t *group, const elem *x, elem *y, int64_t outp
 }
 
 /* The segment of a unit and its rows; null behind the last. */
-static const segment_t *unit_at(const segment_t *segments, int64_t count, int64_t unit, int64_t *begin, int64_t *end) {
+static const segment_t *unit_at(
+    const segment_t *segments, int64_t count, int64_t size, int64_t unit, int64_t *begin, int64_t *end
+) {
     for (int64_t s = 0; s < count; s++) {
-        const int64_t here = (segments[s].end - segments[s].begin + ROWS - 1) / ROWS;
+        const int64_t here = (segments[s].end - segments[s].begin + size - 1) / size;
         if (unit < here) {
-            *begin = segments[s].begin + unit * ROWS;
-            *end = *begin + ROWS < segments[s].end ? *begin + ROWS : segments[s].end;
+            *begin = segments[s].begin + unit * size;
+            *end = *begin + size < segments[s].end ? *begin + size : segments[s].end;
             return &segments[s];
         }
         unit -= here;
@@ -159,16 +149,17 @@ void lorafleet_lora(
     int threads
 ) {
     int64_t rows = 0, units = 0;
+    for (int64_t s = 0; s < count; s++) rows += segments[s].end - segments[s].begin;
+    const int64_t size = rows > threads * MANY ? MANY : FEW;
     for (int64_t s = 0; s < count; s++) {
-        rows += segments[s].end - segments[s].begin;
-        units += (segments[s].end - segments[s].begin + ROWS - 1) / ROWS;
+        units += (segments[s].end - segments[s].begin + size - 1) / size;
     }
     const int workers = units > 1 ? team(threads, 16 * rows * (inputs + outputs)) : 1;
 #pragma omp parallel for num_threads(workers) schedule(dynamic, 1)
     for (int64_t unit = 0; unit < units; unit++) {
         int64_t begin = 0, end = 0, unused = 0;
-        const group_t *const here = &unit_at(segments, count, unit, &begin, &end)->groups[group];
-        const segment_t *const after = unit_at(segments, count, unit + workers, &unused, &unused);
+        const group_t *const here = &unit_at(segments, count, size, unit, &begin, &end)->groups[group];
+        const segment_t *const after = unit_at(segments, count, size, unit + workers, &unused, &unused);
         ahead_t ahead = {0};
         if (after && &after->groups[group] != here && group_bytes(here)) {
             const int64_t bytes = group_bytes(&after->groups[group]);

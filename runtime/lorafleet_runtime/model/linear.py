@@ -42,8 +42,9 @@ class Linear:
         self._form = Form.PLAIN
         self._ops: Operations | None = None
 
-    @on_all_threads
     def __call__(self, x: Tensor) -> Tensor:
+        if self._ops is not None and self._form is Form.TILES:
+            return self._ops.multiply(x, self.weight, self.shape[0], self._bias)
         return multiply(self._form, x, self.weight, self._bias, self.shape[0], self._ops)
 
     def use(self, form: Form, ops: Operations | None = None) -> None:
@@ -70,6 +71,7 @@ def laid_out(form: Form, weight: Tensor, ops: Operations | None) -> Tensor:
     return weight
 
 
+@on_all_threads
 def multiply(
     form: Form, x: Tensor, weight: Tensor, bias: Tensor | None, outputs: int, ops: Operations | None
 ) -> Tensor:
@@ -99,7 +101,6 @@ def prepacked_linear(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
     return y
 
 
-@on_all_threads
 def fastest_form(weight: Tensor, allowed: tuple[Form, ...], ops: Operations, *, repeats: int = 5) -> Form:
     """Measure the allowed forms in turn at decode sizes, on this machine, now. The first allowed one wins ties."""
     weights = {form: laid_out(form, weight, ops) for form in allowed}
