@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class HeadSizes:
-    """`heads` query heads and `kv_heads` of `size` features; `eps` is that of the norms over a head, where there are."""
+    """`heads` query heads and `kv_heads` of `size` features; `eps` is that of the norms over a head, if there are any."""
 
     heads: int
     kv_heads: int
@@ -21,8 +21,8 @@ class HeadSizes:
 
 @dataclass(frozen=True, slots=True)
 class AttentionBatch:
-    """S sequences with tokens in this step, T tokens in all. `positions [T]`; `counts [S]`: tokens of each; `pages [S]`:
-    page ids of each, up to its last token. The first `decodes` sequences have one token each."""
+    """S sequences with tokens in this step, T tokens in all. `positions [T]`; `counts [S]`: tokens of each;
+    `pages [S]`: page ids of each, up to its last token. The first `decodes` sequences have one token each."""
 
     positions: Sequence[int]
     counts: Sequence[int]

@@ -81,7 +81,7 @@ class NativeLora:
     def __init__(self, native: Native, segments: Sequence[tuple[int, int, AdapterTable]]) -> None:
         self._alive = [table for _, _, table in segments]
         self._segments = (_Segment * len(segments))(
-            *((begin, end, ctypes.addressof(table.groups)) for begin, end, table in segments)
+            *(_Segment(begin, end, ctypes.addressof(table.groups)) for begin, end, table in segments)
         )
         self._call = native.functions["lorafleet_lora"]
         self._threads = native.threads

@@ -159,8 +159,8 @@ def tables(dtype: torch.dtype, size: int) -> tuple[Tensor, Tensor]:
 )  # fmt: skip
 @few
 def test_attention_is_the_references_over_decodes_and_chunks_with_history(
-    native: Callable[[torch.dtype], Native], dtype: torch.dtype, seed: int, heads: tuple[int, int], size: int, norms: bool,
-    decodes: list[int], chunks: list[tuple[int, int]],
+    native: Callable[[torch.dtype], Native], dtype: torch.dtype, seed: int, heads: tuple[int, int], size: int,
+    norms: bool, decodes: list[int], chunks: list[tuple[int, int]],
 ) -> None:  # fmt: skip
     if not decodes and not chunks:
         return
