@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class HeadSizes:
-    """`heads` query heads and `kv_heads` of `size` features; `eps` is that of the norms over a head, if there are any."""
+    """`heads` query heads and `kv_heads` of `size` features; `eps` is that of the norms over a head, if any."""
 
     heads: int
     kv_heads: int

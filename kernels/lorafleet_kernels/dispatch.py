@@ -17,7 +17,7 @@ from torch import Tensor
 from lorafleet_kernels import reference
 from lorafleet_kernels.batch import AttentionBatch, HeadSizes, LoraWeights
 from lorafleet_kernels.build import CannotBuild
-from lorafleet_kernels.native import AdapterTable, Native, NativeAttention, NativeLora, fits
+from lorafleet_kernels.native import AdapterTable, Native, NativeAttention, NativeLora, fits, turn_back
 from lorafleet_kernels.native_check import first_difference
 from lorafleet_kernels.reference_attention import ReferenceAttention, Scratch
 
@@ -69,6 +69,10 @@ class Operations:
     def turn(self, weight: Tensor) -> Tensor:
         """`weight [O, K]` in the layout of `multiply`, flat."""
         return self._on_tiles.turn(weight)
+
+    def turn_back(self, turned: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """The weight `[O, K]` of that shape that `turn` was given."""
+        return turn_back(turned, shape)
 
     def multiply(self, x: Tensor, turned: Tensor, outputs: int, bias: Tensor | None) -> Tensor:
         """`x [T, K]` times a turned weight: `[T, outputs]`."""

@@ -197,9 +197,17 @@ class Native:
         return out
 
     def argmax(self, logits: Tensor) -> Tensor:
+        logits = logits.contiguous()  # several ranks' columns may be part of something wider
         tokens = torch.empty(logits.shape[0], dtype=torch.int64)
         self.functions["lorafleet_argmax"](logits.data_ptr(), tokens.data_ptr(), *logits.shape, self.threads())
         return tokens
+
+
+def turn_back(turned: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The weight `[O, K]` that `Native.turn` laid out."""
+    outputs, inputs = shape
+    tiles = turned.view(-1, inputs // 32, 16, 16, 2)  # of 16 outputs: by 32 inputs, pairs of inputs, outputs, two
+    return tiles.permute(0, 3, 1, 2, 4).reshape(-1, inputs)[:outputs].clone()
 
 
 def fits(sizes: HeadSizes) -> bool:

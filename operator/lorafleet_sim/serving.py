@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from lorafleet_runtime.core.fairness.cost import MICRO, Cost, Linear
 from lorafleet_runtime.core.fairness.fair_queue import FairQueue
+from lorafleet_runtime.core.residency import Adapter
 from lorafleet_runtime.core.sequence import Sequence
 from lorafleet_runtime.protocol import Sampling
 from lorafleet_sim.workloads import Request
@@ -21,14 +22,18 @@ SEATS = 256
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds of a step: `base` + `per_row`·rows + `per_prompt_token`·prompt tokens computed."""
+    """Seconds of a step: `base` + `per_row`·rows + `per_prompt_token`·prompt tokens computed, and for adapters
+    `per_adapter`·distinct ones in the batch + `per_load`·those brought in for it."""
 
     base: float
     per_row: float = 0.0
     per_prompt_token: float = 0.0
+    per_adapter: float = 0.0
+    per_load: float = 0.0
 
-    def of(self, rows: int, prompt_tokens: int) -> float:
-        return self.base + self.per_row * rows + self.per_prompt_token * prompt_tokens
+    def of(self, rows: int, prompt_tokens: int, adapters: int = 0, loads: int = 0) -> float:
+        seconds = self.base + self.per_row * rows + self.per_prompt_token * prompt_tokens
+        return seconds + self.per_adapter * adapters + self.per_load * loads
 
 
 A10G = Timing(0.022, 0.001, 0.000218)
@@ -49,7 +54,7 @@ class Job:
     admitted: float | None = None
     first_token: float | None = None
     finished: float | None = None
-    refused: bool = False
+    refused: bool = False  # also by early abort, later than it came
 
     @property
     def reserved(self) -> int:
@@ -88,6 +93,7 @@ class Engine:
         self._staggered = staggered
         self._name = name
         self._by_sequence: dict[int, Job] = {}  # by arrival
+        self._adapters: dict[str, Adapter] = {}
 
     @property
     def busy(self) -> bool:
@@ -112,8 +118,9 @@ class Engine:
         assert request.prompt + request.most <= self.pool, request
         arrival = len(self.jobs)
         sequence = Sequence(
-            f"{self._name}{arrival}", [0] * request.prompt, request.prompt, Sampling(max_tokens=request.most), None,
-            request.client, request.weight, request.user, arrival, cached=request.cached,
+            f"{self._name}{arrival}", [0] * request.prompt, request.prompt, Sampling(max_tokens=request.most),
+            self.adapter(request), request.client, request.weight, request.user, arrival, request.at,
+            cached=request.cached,
         )  # fmt: skip
         job = Job(request, sequence)
         self.jobs.append(job)
@@ -124,6 +131,16 @@ class Engine:
         else:
             self.queue.add(sequence)
         return job
+
+    def adapter(self, request: Request) -> Adapter | None:
+        """The adapter that a request names."""
+        if not request.adapter:
+            return None
+        known = self._adapters.get(request.adapter)
+        if known is None:
+            known = Adapter(len(self._adapters), request.adapter, "", request.rank, 0, 0, ())
+            self._adapters[request.adapter] = known
+        return known
 
     def cancel(self, job: Job) -> None:
         """The client goes away; nothing happens to what has ended."""
@@ -139,7 +156,11 @@ class Engine:
             self.queue.cancel(job.sequence)
 
     def admit(self) -> list[Job]:
-        """Fill the batch in the queue's order, and stop at the first that does not fit."""
+        """Give up whom the queue gives up, fill the batch in its order, and stop at the first that does not fit."""
+        for lost in self.queue.expired(self.now):
+            job = self._by_sequence[lost.arrival]
+            self.cancel(job)
+            job.refused = True
         admitted = []
         while (sequence := self.queue.head()) is not None and self.fits(sequence):
             job = self._by_sequence[sequence.arrival]
@@ -154,6 +175,8 @@ class Engine:
         """Admit, compute, and book one token for each that runs. Returns those that were admitted."""
         admitted = self.admit()
         fresh = sum(job.request.prompt - job.request.cached for job in admitted)
+        if not self.running:
+            return admitted  # all that waited was given up
         self.now += self._timing.of(len(self.running), fresh)
         self.steps += 1
         for job in list(self.running):

@@ -29,6 +29,8 @@ class Request:
     cached: int = 0
     user: str = ""
     weight: float = 1.0
+    adapter: str = ""
+    rank: int = 0
 
     @property
     def most(self) -> int:

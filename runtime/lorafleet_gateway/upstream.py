@@ -21,6 +21,7 @@ from lorafleet_gateway.errors import ApiError, Lost, NotHere, Unreachable
 # Under the five seconds after which uvicorn closes an idle connection: a pooled one that closes as we write
 # to it looks like a dead replica.
 _IDLE_SECONDS = 4.0
+OVERLOADED = "slo_unattainable"
 _LARGE = 256 * 1024
 _FAILURES = (aiohttp.ClientError, TimeoutError, OSError)
 
@@ -177,6 +178,9 @@ class HttpAttempt:
         seconds = int(retry_after) if retry_after.isdecimal() else None
         if status in (401, 403):
             return Lost(f"replica {name} refused the gateway's token; set the same {SERVING_TOKEN}", accepted=False)
+        if status == 503 and error.get("code") == OVERLOADED:
+            # It has waited its time out, and replicas are chosen by load: another one would be no better now.
+            return ApiError(status, message, OVERLOADED, retry_after=seconds or 1)
         if status in (404, 503):  # 404: the replica has restarted, and the fleet document does not know yet
             return NotHere(f"replica {name} cannot serve it ({error.get('code') or status})", seconds)
         if status >= 500 or status < 400:

@@ -103,6 +103,8 @@ class AdapterState(msgspec.Struct, frozen=True, rename="camel"):
     bytes: int = 0
     targets: list[str] = []
     resident: bool = False
+    level: str = ""  # where its weights are nearest: pool | host | disk
+    evicted_for: str = ""  # what its pages were wanted for when it last lost them: prompt | decode | adapter
     pinned: bool = False
     running: int = 0
     waiting: int = 0
@@ -122,8 +124,16 @@ class PagesInfo(msgspec.Struct, frozen=True, rename="camel"):
     free: int
     kv: int
     adapters: int
-    evictable: int
+    prefixes: int  # held by the prefix cache alone
+    evictable: int  # idle adapters and idle prefixes
     bytes: int
+
+
+class HostInfo(msgspec.Struct, frozen=True, rename="camel"):
+    """Host memory that holds adapters ready to be copied into pages, in bytes."""
+
+    budget: int
+    used: int
 
 
 class LoadInfo(msgspec.Struct, frozen=True, rename="camel"):
@@ -141,8 +151,13 @@ class Counters(msgspec.Struct, frozen=True, rename="camel"):
     prompt_tokens: int = 0
     generation_tokens: int = 0
     preemptions: int = 0
-    adapter_loads: int = 0
-    adapter_evictions: int = 0
+    adapter_loads: int = 0  # into pages
+    adapter_reads: int = 0  # from disk into host memory, after the first time
+    adapter_evictions: dict[str, int] = {}  # by what the pages were wanted for: prompt | decode | adapter
+    prefix_evictions: dict[str, int] = {}
+    prefix_tokens_asked: int = 0  # prompt tokens of admitted requests
+    prefix_tokens_hit: int = 0  # of these, what the prefix cache held
+    early_aborts: int = 0
 
 
 class TenantRow(msgspec.Struct, frozen=True, rename="camel"):
@@ -156,6 +171,7 @@ class TenantRow(msgspec.Struct, frozen=True, rename="camel"):
     cached_tokens: int = 0
     running: int = 0
     waiting: int = 0
+    aborted: int = 0
 
 
 class Sharing(msgspec.Struct, frozen=True, tag=True):
@@ -185,12 +201,19 @@ class EngineState(msgspec.Struct, frozen=True, tag=True, rename="camel"):
     progress: float = 0.0  # 0..1 while Loading
     model: ModelInfo | None = None
     pages: PagesInfo | None = None
+    host: HostInfo | None = None
     load: LoadInfo | None = None
     counters: Counters = Counters()
     adapters: list[AdapterState] = []
 
 
-FromEngine = Deltas | Sharing | EngineState
+class Alive(msgspec.Struct, frozen=True, tag=True):
+    """Sent once a second, from a thread that waits for no step: for how long the engine's loop has not come round."""
+
+    busy_seconds: float
+
+
+FromEngine = Deltas | Sharing | EngineState | Alive
 
 encode = msgspec.msgpack.Encoder().encode
 decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode

@@ -222,6 +222,19 @@ async def test_a_replicas_429_reaches_the_client_with_the_time_to_wait(kit: Kit)
     assert len(replica.seen) == 1
 
 
+async def test_a_replica_that_gives_up_early_is_not_asked_again(kit: Kit) -> None:
+    """Neither is another: they are chosen by load, and the client's time is over."""
+    replicas = await kit.up(2)
+    for replica in replicas:
+        replica.faults = [Fault("status", status=503, code="slo_unattainable")]
+
+    async with kit.http.post("/v1/chat/completions", json=chat()) as response:
+        error = (await response.json())["error"]
+
+    assert (response.status, response.headers["Retry-After"], error["code"]) == (503, "7", "slo_unattainable")
+    assert sum(len(replica.seen) for replica in replicas) == 1
+
+
 async def test_a_lone_replica_that_is_not_there_is_a_503_to_ask_again(kit: Kit) -> None:
     [replica] = await kit.up()
     await replica.stop()

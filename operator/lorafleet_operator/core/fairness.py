@@ -24,6 +24,7 @@ QUADRATIC_ONLY = ("product", "outputSquared", "constant")
 TABLES = ("inputTable", "outputTable")
 QUANTUM = 4096
 MOST = 1_000_000_000
+MOST_ADAPTERS = 10_000
 SMALLEST = 0.000001
 """Runtimes count in whole millionths of a unit of service."""
 
@@ -43,6 +44,7 @@ def read_fairness(fields: Fields) -> Settings:
         "requestsPerMinute": fields.integer("requestsPerMinute", 1, MOST),
         "quantum": fields.integer("quantum", 1, MOST),
         "earlyAbort": None if seconds is None else {"ttftSeconds": seconds},
+        "clusterAdapters": fields.integer("clusterAdapters", 1, MOST_ADAPTERS),
     }
     if fields.has("earlyAbort") and not abort.has("ttftSeconds"):
         abort.wrong("ttftSeconds", "is required")
@@ -64,7 +66,9 @@ def settings(written: Mapping[str, Any]) -> Settings:
     found = {"policy": policy, "cost": {"kind": kind, **OF_KIND.get(kind, {}), **cost}}
     if policy in DEFICIT:
         found["quantum"] = written.get("quantum") or QUANTUM
-    defaults = {"users": "Tenant", "prediction": "None", "requestsPerMinute": None, "earlyAbort": None}
+    defaults = {
+        "users": "Tenant", "prediction": "None", "requestsPerMinute": None, "earlyAbort": None, "clusterAdapters": None,
+    }  # fmt: skip
     for name, default in defaults.items():
         if (value := written.get(name) or default) != default:
             found[name] = value

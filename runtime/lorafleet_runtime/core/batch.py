@@ -53,6 +53,26 @@ class Batch:
         return sum(row.count for row in self.rows)
 
 
+class Step:
+    """A batch in the making."""
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self.rows: dict[str, Row] = {}
+        self.uploads: list[Adapter] = []
+        self.preempted: list[Sequence] = []
+
+    def add(self, row: Row) -> None:
+        self.rows[row.sequence.request_id] = row
+        self.budget -= row.count
+
+    def drop(self, sequence: Sequence) -> None:
+        """Its pages, and the tokens of its row if it had one, are others'."""
+        self.preempted.append(sequence)
+        row = self.rows.pop(sequence.request_id, None)
+        self.budget += row.count if row else 0
+
+
 def order_rows(rows: Iterable[Row]) -> tuple[Row, ...]:
     """Decodes before prefill chunks; inside each, base rows first, then by layout, adapter and arrival."""
     return tuple(sorted(rows, key=_order))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from lorafleet_runtime.core.prefix import Prefix
     from lorafleet_runtime.core.residency import Adapter
     from lorafleet_runtime.protocol import Sampling
 
@@ -28,13 +29,16 @@ class Sequence:
     weight: float = 1.0
     user: str = ""  # whom of its tenant it serves, where a tenant's users share fairly too
     arrival: int = 0  # order of admission to the queue; ties of policy are broken by it
+    arrived: float = 0.0  # seconds on the engine's clock; early abort counts from here
     computed: int = 0
     prefilled: int = 0  # prompt tokens that have been computed at least once
     cached: int = 0  # prompt tokens that a prefix cache held at admission
     charged: int = 0  # micro-units of service that it has cost its tenant so far, before the weight
     given: int = 0  # of these, what was charged elsewhere, for tokens that it came with
     in_flight: int = 0  # the most that it can cost in all, over the weight, while it runs
+    admissions: int = 0  # how often it has been admitted: more than once when it was preempted
     pages: list[int] = field(default_factory=list)
+    prefixes: list[Prefix] = field(default_factory=list)  # of its pages the first ones, which the prefix cache knows
     finish_reason: FinishReason | None = None
 
     @property

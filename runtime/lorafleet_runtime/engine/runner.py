@@ -13,17 +13,24 @@ from lorafleet_kernels.native import AdapterTable
 from lorafleet_runtime.core.batch import Batch, Row, segments
 from lorafleet_runtime.core.pages import PAGE_TOKENS, pages_for_tokens
 from lorafleet_runtime.core.residency import Adapter
+from lorafleet_runtime.engine.extras_step import ExtrasStep
 from lorafleet_runtime.engine.lora_stack import LoraStacks
 from lorafleet_runtime.engine.lora_step import LoraStep
 from lorafleet_runtime.engine.on_demand import zeros_on_demand
 from lorafleet_runtime.engine.sampling import Row as SamplingRow
 from lorafleet_runtime.engine.sampling import Sampled, is_plain, sample
+from lorafleet_runtime.engine.slora_step import SloraStep
+from lorafleet_runtime.model.collectives import Partition
 from lorafleet_runtime.model.decoder import Decoder, LoraHook
-from lorafleet_runtime.model.lora import GroupView, PackedAdapter, views
+from lorafleet_runtime.model.extras import ExtraViews, extra_views
+from lorafleet_runtime.model.lora import GroupView, Layout, PackedAdapter, matrices, vectors_in
 from lorafleet_runtime.model.threads import on_all_threads
 
 STACK_BYTES = 256 * 2**20
 """Bound of the copies that let adapters of one layout be multiplied together; beyond it they go one by one."""
+
+NOT_HERE = torch.empty(0)
+"""In place of a golden copy that is on disk."""
 
 
 def page_elements(kv_dim: int) -> int:
@@ -34,28 +41,47 @@ def page_elements(kv_dim: int) -> int:
 class Runner:
     """The pool's memory, the model, and one step over them."""
 
-    def __init__(self, model: Decoder, total_pages: int) -> None:
+    def __init__(self, model: Decoder, total_pages: int, partition: Partition = "replicated") -> None:
         config = model.config
         self.model = model
+        self._partition = partition
         self._page_elements = page_elements(config.kv_dim)
         self.pool = zeros_on_demand((config.num_layers, total_pages, self._page_elements), model.dtype)
         self._kv = self.pool.view(config.num_layers, total_pages, 2, PAGE_TOKENS, config.num_kv_heads, config.head_dim)
         self._views: dict[int, tuple[Mapping[str, GroupView], ...]] = {}
-        self._tables: dict[int, AdapterTable] = {}
+        self._tables: dict[int, AdapterTable] = {}  # of those with views, for native operations
+        self._extras: dict[int, ExtraViews] = {}  # of the adapters that have any
         self._packed: dict[int, PackedAdapter] = {}
-        self._layouts: dict[Hashable, int] = {}
+        self._numbers: dict[Hashable, int] = {}
+        self._layouts: dict[Hashable, Layout] = {}
         self._stacks = LoraStacks(STACK_BYTES)
 
     def register(self, adapter: Adapter, packed: PackedAdapter) -> int:
         """Keep an adapter's golden copy; its pages are filled when a batch names it in `uploads`. Returns the number of
         its layout."""
-        self._packed[adapter.handle] = packed
-        return self._layouts.setdefault(packed.layout.signature, len(self._layouts))
+        number = self._numbers.setdefault(packed.layout.signature, len(self._numbers))
+        layout = self._layouts.setdefault(packed.layout.identity, packed.layout)
+        self._packed[adapter.handle] = PackedAdapter(layout, packed.blob)  # thousands of adapters share a layout
+        return number
+
+    def take_back(self, adapter: Adapter) -> Tensor:
+        """Give up an adapter's golden copy, which is returned, until `give` brings it back."""
+        packed = self._packed[adapter.handle]
+        self._packed[adapter.handle] = PackedAdapter(packed.layout, NOT_HERE)
+        return packed.blob
+
+    def give(self, adapter: Adapter, blob: Tensor) -> None:
+        """The golden copy that `take_back` returned, or an equal one."""
+        self._packed[adapter.handle] = PackedAdapter(self._packed[adapter.handle].layout, blob)
+
+    def close(self) -> None:
+        """End what belongs to it outside this process: nothing, for one rank."""
 
     def forget(self, adapter: Adapter) -> None:
         del self._packed[adapter.handle]
         self._views.pop(adapter.handle, None)
         self._tables.pop(adapter.handle, None)
+        self._extras.pop(adapter.handle, None)
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> list[Sampled]:
@@ -71,14 +97,22 @@ class Runner:
         """The step without its sampling: `[rows that sample, vocabulary]`."""
         for adapter in batch.uploads:
             self._upload(adapter)
-        hidden = self._forward(batch)
+        extras = self._extras_of(batch)
+        hidden = self._forward(batch, extras)
         ends = itertools.accumulate(row.count for row in batch.rows)
         last = [end - 1 for row, end in zip(batch.rows, ends, strict=True) if row.samples]
         if not last:
             return hidden.new_empty(0, self.model.config.vocab_size)
-        return self.model.logits(hidden if len(last) == len(hidden) else hidden[torch.tensor(last)])
+        return self.model.logits(hidden if len(last) == len(hidden) else hidden[torch.tensor(last)], extras)
 
-    def _forward(self, batch: Batch) -> Tensor:
+    def _extras_of(self, batch: Batch) -> ExtrasStep | None:
+        handles = [row.sequence.adapter.handle if row.sequence.adapter else -1 for row in batch.rows]
+        if not self._extras or self._extras.keys().isdisjoint(handles):
+            return None
+        sampling = [handle for handle, row in zip(handles, batch.rows, strict=True) if row.samples]
+        return ExtrasStep(segments(batch.rows), sampling, self._extras, self.model.config.rms_norm_eps)
+
+    def _forward(self, batch: Batch, extras: ExtrasStep | None) -> Tensor:
         tokens: list[int] = []
         positions: list[int] = []
         for row in batch.rows:
@@ -92,28 +126,34 @@ class Runner:
             batch.decodes,
         )
         attend = self.model.ops.attention(self._kv, attended, self.model.heads, self.model.rope)
-        return self.model.forward(torch.tensor(tokens), on_all_threads(attend), self._lora(batch))
+        lora = self._lora(batch)
+        hook = lora if extras is None else extras.before(lora)
+        return self.model.forward(torch.tensor(tokens), on_all_threads(attend), hook, extras)
 
     def _lora(self, batch: Batch) -> LoraHook | None:
-        """The deltas of the batch's adapters; None where all rows are the base model's."""
-        found = segments(batch.rows)
-        if all(segment.adapter is None for segment in found):
+        """The deltas of the batch's adapters; None where there are none."""
+        adapted = [s for s in segments(batch.rows) if s.adapter is not None and s.adapter.handle in self._views]
+        if not adapted:
             return None
+        if self._partition == "slora" and self.model.collectives is not None:
+            return SloraStep(adapted, self._views, self.model.collectives)
         if self.model.ops.native:
             tables = self._tables
-            return self.model.ops.lora(
-                [(s.begin, s.end, tables[s.adapter.handle]) for s in found if s.adapter is not None]
-            )
-        return LoraStep(found, batch.decodes, self._views, self._stacks)
+            return self.model.ops.lora([(s.begin, s.end, tables[s.adapter.handle]) for s in adapted if s.adapter])
+        return LoraStep(adapted, batch.decodes, self._views, self._stacks)
 
     def _upload(self, adapter: Adapter) -> None:
         packed = self._packed[adapter.handle]
+        assert packed.blob is not NOT_HERE, f"adapter {adapter.id} is on disk"
         self.pool.index_copy_(1, torch.tensor(adapter.pages), packed.blob)
-        layers = views(self.pool, adapter.pages, packed.layout)
-        if self.model.ops.native:
-            self._tables[adapter.handle] = self.model.ops.adapter_table(layers)
-        else:
+        vectors = vectors_in(self.pool, adapter.pages)
+        if packed.layout.adapts_projections:
+            layers = matrices(vectors, packed.layout)
             self._views[adapter.handle] = layers
+            if self.model.ops.native:
+                self._tables[adapter.handle] = self.model.ops.adapter_table(layers)
+        if packed.layout.extras is not None:
+            self._extras[adapter.handle] = extra_views(vectors, packed.layout.extras)
 
 
 def _sampling_row(row: Row) -> SamplingRow:

@@ -62,6 +62,7 @@ class SharingReport:
             cached_tokens=tally.cached_tokens,
             running=tally.running,
             waiting=tally.waiting,
+            aborted=tally.aborted,
         )
 
     def _summarise(self, now: float) -> Sharing:

@@ -59,6 +59,8 @@ class FairnessCollector(Collector):
             for (tenant,), value in _summed(shown, rest, attrgetter(f"{kind}_tokens"))
         ]
         yield self._family(Counter, "tokens", "Tokens computed", tokens, ("tenant", "kind"))
+        aborted = _summed(shown, rest, lambda row: row.aborted)
+        yield self._family(Counter, "aborted", "Requests given up before their first token", aborted, ("tenant",))
         rejected = [((name,), float(self._board.rejected(name))) for name in list(named)[:MOST_TENANTS]]
         yield self._family(Counter, "rejected", "Requests that gateways refused over quota", rejected, ("tenant",))
 

@@ -111,19 +111,30 @@ class _EngineCollector(Collector):
                 ("vllm:kv_cache_usage_perc", "Share of the pool that holds KV, 0..1", usage),
                 ("lorafleet_pages_total", "Pages of the pool", state.pages.total),
                 ("lorafleet_page_bytes", "Bytes of one page over all layers", state.pages.bytes),
-                ("lorafleet_pages_evictable", "Adapter pages that may be evicted", state.pages.evictable),
+                ("lorafleet_pages_evictable", "Pages of idle adapters and prefixes", state.pages.evictable),
             ]
         for name, text, value in gauges:
             yield self._gauge(name, text, value)
         yield from self._labelled()
+        counters = state.counters
         for name, text, total in [
-            ("lorafleet_steps", "Steps run", state.counters.steps),
-            ("lorafleet_preemptions", "Requests put back for want of pages", state.counters.preemptions),
-            ("lorafleet_adapter_loads", "Adapters copied into pages", state.counters.adapter_loads),
-            ("lorafleet_adapter_evictions", "Adapters evicted from pages", state.counters.adapter_evictions),
+            ("lorafleet_steps", "Steps run", counters.steps),
+            ("lorafleet_preemptions", "Requests put back for want of pages", counters.preemptions),
+            ("lorafleet_adapter_loads", "Adapters copied into pages", counters.adapter_loads),
+            ("lorafleet_early_aborts", "Requests given up before their first token", counters.early_aborts),
+            ("vllm:prefix_cache_queries", "Prompt tokens looked for in the prefix cache", counters.prefix_tokens_asked),
+            ("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache", counters.prefix_tokens_hit),
         ]:
             family = CounterMetricFamily(name, text, labels=["model_name"])
             family.add_metric([self._model_name], total)
+            yield family
+        for name, text, by_purpose in [
+            ("lorafleet_adapter_evictions", "Adapters evicted from pages", counters.adapter_evictions),
+            ("lorafleet_prefix_evictions", "Pages of prefixes evicted", counters.prefix_evictions),
+        ]:
+            family = CounterMetricFamily(name, text, labels=["model_name", "wanted_for"])
+            for purpose in ("prompt", "decode", "adapter"):
+                family.add_metric([self._model_name, purpose], by_purpose.get(purpose, 0))
             yield family
 
     def _gauge(self, name: str, text: str, value: float) -> GaugeMetricFamily:
@@ -135,7 +146,7 @@ class _EngineCollector(Collector):
         state = self._engine.state
         if state.pages is not None:
             pages = GaugeMetricFamily("lorafleet_pages", "Pages by use", labels=["model_name", "use"])
-            for use in ("free", "kv", "adapters"):
+            for use in ("free", "kv", "prefixes", "adapters"):
                 pages.add_metric([self._model_name, use], getattr(state.pages, use))
             yield pages
         running = ",".join(sorted({a.id for a in state.adapters if a.running}))

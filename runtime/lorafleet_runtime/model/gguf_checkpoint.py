@@ -16,7 +16,7 @@ from lorafleet_runtime.model.errors import InvalidCheckpoint, UnsupportedModel
 from lorafleet_runtime.model.gguf_file import GgufFile, open_gguf
 from lorafleet_runtime.model.hf_config import check_shape, unsupported_architecture
 from lorafleet_runtime.model.rope import inverse_frequencies
-from lorafleet_runtime.model.weights import check_complete
+from lorafleet_runtime.model.weights import Keep, check_complete, keep_all
 
 # llama.cpp writes Mistral models as `llama`; the decoder runs both alike.
 _ARCHITECTURES = ("llama", "qwen2", "qwen3")
@@ -48,7 +48,7 @@ def read_config(path: Path) -> DecoderConfig:
 
 
 def load_weights(
-    path: Path, config: DecoderConfig, dtype: torch.dtype, progress: Callable[[float], None]
+    path: Path, config: DecoderConfig, dtype: torch.dtype, progress: Callable[[float], None], keep: Keep = keep_all
 ) -> dict[str, Tensor]:
     """See `checkpoint.load_weights`."""
     file = open_gguf(path)
@@ -65,7 +65,8 @@ def load_weights(
         module = name.split(".", 2)[-1].rpartition(".")[0]
         if module in permuted:
             values = _rotate_half_order(values, permuted[module])
-        weights[name] = values
+        part = keep(name, values)
+        weights[name] = part if part is values else part.clone()
         done += tensor.size
         progress(done / total)
     return weights

@@ -38,14 +38,20 @@ class Linear:
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self.shape = tuple(weight.shape)
         self.weight = weight
-        self._bias = bias
+        self.bias = bias
         self._form = Form.PLAIN
         self._ops: Operations | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         if self._ops is not None and self._form is Form.TILES:
-            return self._ops.multiply(x, self.weight, self.shape[0], self._bias)
-        return multiply(self._form, x, self.weight, self._bias, self.shape[0], self._ops)
+            return self._ops.multiply(x, self.weight, self.shape[0], self.bias)
+        return multiply(self._form, x, self.weight, self.bias, self.shape[0], self._ops)
+
+    def plain(self) -> Tensor:
+        """The weight as `[O, K]`, a copy where it is laid out otherwise."""
+        if self._ops is not None and self._form is Form.TILES:
+            return self._ops.turn_back(self.weight, self.shape)
+        return self.weight.to_dense() if self.weight.is_mkldnn else self.weight
 
     def use(self, form: Form, ops: Operations | None = None) -> None:
         """Change a plain product to `form`, which for tiles needs the operations that offered it."""
@@ -73,9 +79,9 @@ def laid_out(form: Form, weight: Tensor, ops: Operations | None) -> Tensor:
 
 @on_all_threads
 def multiply(
-    form: Form, x: Tensor, weight: Tensor, bias: Tensor | None, outputs: int, ops: Operations | None
+    form: Form, x: Tensor, weight: Tensor, bias: Tensor | None, outputs: int = 0, ops: Operations | None = None
 ) -> Tensor:
-    """`x [T, K]` times a weight that `laid_out` gave: `[T, outputs]`."""
+    """`x [T, K]` times a weight that `laid_out` gave: `[T, O]`. Tiles need to be told `outputs`, and by which `ops`."""
     if ops is not None and form is Form.TILES:
         return ops.multiply(x, weight, outputs, bias)
     if ops is not None and form is Form.TILES_PLAIN:
@@ -84,7 +90,7 @@ def multiply(
         return prepacked_linear(x, weight, bias)
     if form is Form.SWAPPED:
         y = torch.mm(weight, x.t()).t()
-        return y.contiguous() if bias is None else y + bias
+        return (y if bias is None else y + bias).contiguous()
     return F.linear(x, weight, bias)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from lorafleet_runtime.model.config import DecoderConfig
 from lorafleet_runtime.model.errors import InvalidCheckpoint
 from lorafleet_runtime.model.hf_config import check_shape, parse_config, read_json
-from lorafleet_runtime.model.weights import check_complete
+from lorafleet_runtime.model.weights import Keep, check_complete, keep_all
 
 INDEX_FILE = "model.safetensors.index.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -30,7 +30,7 @@ def read_config(folder: Path) -> DecoderConfig:
 
 
 def load_weights(
-    folder: Path, config: DecoderConfig, dtype: torch.dtype, progress: Callable[[float], None]
+    folder: Path, config: DecoderConfig, dtype: torch.dtype, progress: Callable[[float], None], keep: Keep = keep_all
 ) -> dict[str, Tensor]:
     """See `checkpoint.load_weights`."""
     weights: dict[str, Tensor] = {}
@@ -54,7 +54,7 @@ def load_weights(
                     f"{shard}: tensor {key} has dtype {tensor.dtype}; use the unquantised checkpoint"
                 )
             # Always a copy: a view would keep the file mapped, and die with it if the file is replaced.
-            weights[_name(key)] = tensor.to(dtype, copy=True)
+            weights[_name(key)] = keep(_name(key), tensor).to(dtype, copy=True)
             progress(done / len(stored))
     return weights
 

@@ -77,7 +77,7 @@ async def test_the_operator_sees_how_tenants_share(admin: httpx.AsyncClient, eng
     )  # fmt: skip
     assert body["tenants"][0] == {
         "name": "acme", "weight": 2.0, "service": 6_000_000, "promptTokens": 4, "outputTokens": 1,
-        "counter": 3_000_000, "running": 0, "waiting": 2, "rejected": 0,
+        "counter": 3_000_000, "running": 0, "waiting": 2, "rejected": 0, "aborted": 0,
     }  # fmt: skip
 
 

@@ -76,3 +76,14 @@ def test_an_error_in_a_large_operation_leaves_one_thread() -> None:
         assert torch.get_num_threads() == 1
     finally:
         set_threads(before)
+
+
+@pytest.mark.parametrize("outputs", [48, 64])
+def test_a_weight_comes_back_from_the_layout_of_tiles(outputs: int) -> None:
+    ops = operations(torch.bfloat16, torch.device("cpu"), threads)
+    weight = torch.randn(outputs, 96).to(torch.bfloat16)
+    if not ops.tiles_fit(weight):
+        pytest.skip("this processor has no matrix tiles")
+    linear = Linear(weight.clone())
+    linear.use(Form.TILES, ops)
+    assert torch.equal(linear.plain(), weight)

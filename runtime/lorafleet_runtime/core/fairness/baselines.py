@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from lorafleet_runtime.core.fairness.meter import Meter
 from lorafleet_runtime.core.fairness.order import Line, Rank, Unlifted
@@ -96,6 +96,12 @@ class DeficitRoundRobin(Deficits):
         if not self._queues[tenant]:
             self._turns.remove(tenant)
             self._deficits[tenant] = min(self._deficits[tenant], 0)
+
+    def share(self, sequence: Sequence) -> Iterable[Sequence]:
+        return self._queues[sequence.tenant]
+
+    def arrange(self, sequences: list[Sequence]) -> None:
+        self._queues[sequences[0].tenant].arrange(sequences)
 
     def charge(self, sequence: Sequence, amount: int) -> None:
         self.meter.charge(sequence.tenant, sequence.weight, amount)

@@ -6,7 +6,7 @@ quantum keeps neighbours in the cache together; the price is that waiting tenant
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 
 from lorafleet_runtime.core.fairness.baselines import Deficits
@@ -65,6 +65,12 @@ class DeficitLongestPrefix(Deficits):
         self._size -= 1
         if not queue:
             del self._queues[sequence.tenant]
+
+    def share(self, sequence: Sequence) -> Iterable[Sequence]:
+        return self._queues[sequence.tenant].values()
+
+    def arrange(self, sequences: list[Sequence]) -> None:
+        pass  # locality decides
 
     def charge(self, sequence: Sequence, amount: int) -> None:
         self.meter.charge(sequence.tenant, sequence.weight, amount)

@@ -4,7 +4,9 @@
 * A token is charged when it has been made: an accepted one, if several are guessed. Each of n choices is a sequence.
 * What is computed again (after a preemption, or after another replica was lost) is not charged again.
 * Who leaves pays for what was executed: a prompt's chunks that were not run, and tokens that were expected and did not
-  come, are given back; nothing that was computed is."""
+  come, are given back; nothing that was computed is.
+
+Whom early abort gives up (`expired`) leaves like one who cancels; adapter clustering chooses within a share."""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from lorafleet_runtime.core.early_abort import EarlyAbort
 from lorafleet_runtime.core.fairness.baselines import RequestsPerMinute
+from lorafleet_runtime.core.fairness.clustering import Clustering
 from lorafleet_runtime.core.fairness.cost import MICRO, Cost, Linear
 from lorafleet_runtime.core.fairness.order import Order, Rank
 from lorafleet_runtime.core.fairness.prediction import Predictor
@@ -31,6 +35,7 @@ class Tally:
     cached_tokens: int = 0
     running: int = 0
     waiting: int = 0
+    aborted: int = 0  # early: their first token would have come too late
     in_flight: int = 0  # the most that its admitted requests can cost in all, over the weight
 
 
@@ -43,16 +48,22 @@ class FairQueue:
         cost: Cost | None = None,
         predictor: Predictor | None = None,
         limit: RequestsPerMinute | None = None,
+        early: EarlyAbort | None = None,
+        clustering: Clustering | None = None,
     ) -> None:
         self.order: Order = Vtc() if order is None else order
         self.tallies: dict[str, Tally] = {}
         self.changed: set[str] = set()  # tenants whose tally has changed since the owner last emptied it
         self.refunds = 0
+        self.aborted = 0  # early
+        self._aside: set[int] = set()  # arrivals of those that wait elsewhere
         self._crowds = 0  # tenants of whom several sequences run
         self.worst_in_flight = 0
         self._cost = cost or Linear()
         self._predictor = predictor
         self._limit = limit
+        self._early = early
+        self._clustering = clustering
 
     def __len__(self) -> int:
         return len(self.order)
@@ -80,6 +91,8 @@ class FairQueue:
             sequence.given = sequence.charged = self._cost.of(sequence.prompt_len, sequence.output_len)
         self._tally(sequence).waiting += 1
         self.order.add(sequence)
+        if self._early:
+            self._early.add(sequence)
 
     def put_back(self, sequence: Sequence) -> None:
         """A preempted sequence waits again, in front of its tenant's others."""
@@ -90,15 +103,42 @@ class FairQueue:
 
     def head(self) -> Sequence | None:
         """Who goes next."""
-        return self.order.head()
+        head = self.order.head()
+        if head is None or self._clustering is None:
+            return head
+        return self._clustering.choose(head, self.order.share(head))
+
+    def expired(self, now: float) -> list[Sequence]:
+        """The waiting sequences that early abort gives up: the caller aborts each, now. To be asked before each step,
+        with the clock of `Sequence.arrived`."""
+        if self._early is None:
+            return []
+        verdict = self._early.look(now)
+        for sequences in verdict.arranged:
+            self.order.arrange([s for s in sequences if s.arrival not in self._aside])
+        for sequence in verdict.lost:
+            self._tally(sequence).aborted += 1
+            self.aborted += 1
+        return verdict.lost
+
+    def retry_after(self) -> int:
+        """Whole seconds after which it makes sense to send again what early abort gave up."""
+        return self._early.retry_after() if self._early else 1
 
     def admit(self, sequence: Sequence) -> None:
         """The head has been given room: take it out and charge its prompt."""
+        if self._clustering:
+            self._clustering.admitted(sequence, self.order.head())
         self.order.take(sequence)
+        if self._early:
+            self._early.admit(sequence)
         tally = self._tally(sequence)
         tally.waiting -= 1
         tally.running += 1
         self._crowds += tally.running == 2
+        if not sequence.admissions:
+            tally.cached_tokens += sequence.cached
+        sequence.admissions += 1
         most = self._cost.of(sequence.prompt_len, sequence.sampling.max_tokens, sequence.cached)
         sequence.in_flight = most * MICRO // round(sequence.weight * MICRO)
         tally.in_flight += sequence.in_flight
@@ -109,6 +149,8 @@ class FairQueue:
     def ran(self, sequence: Sequence, start: int, count: int, made: int) -> None:
         """A step computed `count` tokens of a running sequence from `start`, and `made` new ones were accepted."""
         tally = self._tally(sequence)
+        if self._early:
+            self._early.ran(count if start < sequence.prompt_len else count - 1)
         if sequence.prefilled < sequence.prompt_len:
             until = min(start + count, sequence.prompt_len)
             if until > sequence.prefilled:
@@ -118,9 +160,25 @@ class FairQueue:
             tally.output_tokens += made
             self._charge_up_to(sequence, sequence.output_len, tally)
 
+    def set_aside(self, sequence: Sequence) -> None:
+        """The head cannot run yet: it waits elsewhere, until it is restored or cancelled."""
+        self.order.take(sequence)
+        self._aside.add(sequence.arrival)
+
+    def restore(self, sequence: Sequence) -> None:
+        """A sequence that was set aside waits here again, in front of its tenant's others."""
+        self._aside.remove(sequence.arrival)
+        self.order.put_back(sequence)
+
     def cancel(self, sequence: Sequence) -> None:
         """A waiting sequence leaves: what it was not given costs nothing."""
-        self.order.take(sequence)
+        if sequence.arrival in self._aside:
+            self._aside.remove(sequence.arrival)
+        else:
+            self.order.take(sequence)
+        for watcher in (self._early, self._clustering):
+            if watcher:
+                watcher.gone(sequence)
         tally = self._tally(sequence)
         tally.waiting -= 1
         self._settle(sequence, tally)
@@ -174,6 +232,9 @@ class FairQueue:
         self.order.charge(sequence, amount)
 
     def _release(self, sequence: Sequence, tally: Tally) -> None:
+        for watcher in (self._early, self._clustering):
+            if watcher:
+                watcher.left(sequence)
         tally.running -= 1
         self._crowds -= tally.running == 1
         tally.in_flight -= sequence.in_flight

@@ -20,8 +20,9 @@ USERS = 4096
 class Order(Protocol):
     """Waiting sequences, and the counters of those who sent them.
 
-    The head does not change while it waits for room, other than by arrivals, charges and removals: to skip it for
-    somebody's smaller request would void the bound."""
+    The head does not change while it waits for room, other than by arrivals, charges, removals and `arrange`: to skip
+    it for somebody's smaller request would void the bound. A share is what goes in one line: a tenant's, one of its
+    user's, or everything."""
 
     meter: Meter
     evens_out: bool
@@ -49,6 +50,15 @@ class Order(Protocol):
 
     def take(self, sequence: Sequence) -> None:
         """Take a sequence out: admitted, or cancelled."""
+        ...
+
+    def share(self, sequence: Sequence) -> Iterable[Sequence]:
+        """What waits in the share of a waiting sequence, in order."""
+        ...
+
+    def arrange(self, sequences: list[Sequence]) -> None:
+        """These, of one share and in this order, go behind what else waits in it. Where an order has its own idea of
+        who goes first in a share (cached prefixes), nothing happens."""
         ...
 
     def charge(self, sequence: Sequence, amount: int) -> None:
@@ -108,6 +118,13 @@ class Line:
 
     def take(self, sequence: Sequence) -> None:
         del self._waiting[sequence.arrival]
+
+    def share(self, sequence: Sequence) -> Iterable[Sequence]:
+        return self._waiting.values()
+
+    def arrange(self, sequences: list[Sequence]) -> None:
+        for sequence in sequences:
+            self._waiting.move_to_end(sequence.arrival)
 
     def charge(self, sequence: Sequence, amount: int) -> None:
         pass

@@ -9,7 +9,9 @@ from typing import Any
 
 import msgspec
 
+from lorafleet_runtime.core.early_abort import EarlyAbort, Share
 from lorafleet_runtime.core.fairness.baselines import DeficitRoundRobin, RequestsPerMinute
+from lorafleet_runtime.core.fairness.clustering import Clustering
 from lorafleet_runtime.core.fairness.cost import Cost, Linear, Piecewise, Quadratic, kv_time, micro
 from lorafleet_runtime.core.fairness.counters import CounterTable
 from lorafleet_runtime.core.fairness.fair_queue import FairQueue
@@ -20,6 +22,7 @@ from lorafleet_runtime.core.fairness.vtc import Vtc
 
 _PLENTY = 2**30  # tokens: a table may well be free at first
 POLICIES = ("VTC", "FCFS", "LCF", "RPM", "DRR")
+LEAST_TTFT, MOST_TTFT = 0.01, 3600
 
 
 class Point(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -41,6 +44,12 @@ class CostSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="
     output_table: tuple[Point, ...] = ()
 
 
+class EarlyAbortSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
+    """`earlyAbort`: who cannot get a first token in so many seconds is told so, instead of being served too late."""
+
+    ttft_seconds: float
+
+
 class FairnessSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel"):
     """`spec.fairness`."""
 
@@ -50,6 +59,8 @@ class FairnessSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rena
     prediction: str = "None"
     requests_per_minute: int | None = None
     quantum: int = 4096
+    early_abort: EarlyAbortSpec | None = None
+    cluster_adapters: int | None = None
 
 
 def read_spec(text: str) -> FairnessSpec:
@@ -71,6 +82,10 @@ def read_spec(text: str) -> FairnessSpec:
         (spec.requests_per_minute is None or spec.requests_per_minute >= 1,
          f"requestsPerMinute {spec.requests_per_minute} must be at least 1"),
         (spec.quantum >= 1, f"quantum {spec.quantum} must be at least 1"),
+        (spec.early_abort is None or LEAST_TTFT <= spec.early_abort.ttft_seconds <= MOST_TTFT,
+         f"earlyAbort.ttftSeconds must be from {LEAST_TTFT} to {MOST_TTFT}"),
+        (spec.cluster_adapters is None or spec.cluster_adapters >= 1,
+         f"clusterAdapters {spec.cluster_adapters} must be at least 1"),
     ]  # fmt: skip
     for holds, problem in rules:
         if not holds:
@@ -106,7 +121,19 @@ def make_queue(spec: FairnessSpec, table: CounterTable) -> FairQueue:
     meter = Meter(table)
     limit = None if spec.requests_per_minute is None else RequestsPerMinute(spec.requests_per_minute)
     predictor = MovingAverage() if spec.prediction == "MovingAverage" else None
-    return FairQueue(_order(spec, meter), read_cost(spec.cost), predictor, limit)
+    cost = read_cost(spec.cost)
+    early = None if spec.early_abort is None else EarlyAbort(spec.early_abort.ttft_seconds, cost, _share(spec))
+    clustering = None if spec.cluster_adapters is None else Clustering(spec.cluster_adapters)
+    return FairQueue(_order(spec, meter), cost, predictor, limit, early, clustering)
+
+
+def _share(spec: FairnessSpec) -> Share:
+    """What goes in one line of the policy's order, by tenant and within it."""
+    if spec.policy in ("FCFS", "RPM"):
+        return lambda sequence: ("", "")
+    if spec.users == "Fair":
+        return lambda sequence: (sequence.tenant, user_of(sequence))
+    return lambda sequence: (sequence.tenant, "")
 
 
 def _order(spec: FairnessSpec, meter: Meter) -> Order:

@@ -118,6 +118,14 @@ class Vtc:
             del self._waiting[key]
             self._last_left = key
 
+    def share(self, sequence: Sequence) -> Iterable[Sequence]:
+        return self._orders[self._key(sequence)].share(sequence)
+
+    def arrange(self, sequences: list[Sequence]) -> None:
+        key = self._key(sequences[0])
+        self._orders[key].arrange(sequences)
+        self._push(key)  # another head stands elsewhere among equal counters
+
     def charge(self, sequence: Sequence, amount: int) -> None:
         key = self._key(sequence)
         self._charges += 1

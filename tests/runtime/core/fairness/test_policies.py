@@ -28,6 +28,10 @@ from tests.runtime.core.fairness.kit import bound_of, drive, engine, flood, for_
         ({"policy": "FCFS", "users": "Fair"}, "leave them out"),
         ({"users": "Sometimes"}, "neither"),
         ({"prediction": "Oracle"}, "neither"),
+        ({"earlyAbort": {}}, "ttftSeconds"),
+        ({"earlyAbort": {"ttftSeconds": 0}}, "from 0.01 to 3600"),
+        ({"earlyAbort": {"ttftSeconds": 1e9}}, "from 0.01 to 3600"),
+        ({"clusterAdapters": 0}, "at least 1"),
         ({"unknown": 1}, "not a fairness specification"),
     ],
 )
