@@ -51,8 +51,8 @@ class Room:
         return None
 
     def may_copy(self, adapter: Adapter | None, copied: list[Adapter]) -> bool:
-        """Whether a step that already copies some adapters' weights may copy this one's too, without becoming much longer
-        for those that decode. The first is always copied."""
+        """Whether a step that copies some adapters' weights may copy this one's too, without becoming much longer for
+        those that decode. The first is always copied."""
         if adapter is None or adapter.resident or not copied:
             return True
         pages = adapter.pages_needed + sum(other.pages_needed for other in copied)

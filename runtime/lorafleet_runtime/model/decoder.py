@@ -13,19 +13,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lorafleet_kernels import reference as ops
+from lorafleet_kernels.batch import HeadSizes
+from lorafleet_kernels.dispatch import operations
 from lorafleet_runtime.model.collectives import Collectives
 from lorafleet_runtime.model.config import DecoderConfig
 from lorafleet_runtime.model.linear import Linear
 from lorafleet_runtime.model.parallel import rank_config
 from lorafleet_runtime.model.rope import tables
+from lorafleet_runtime.model.threads import threads
 
 
 class Attention(Protocol):
-    """Writes the step's K and V of one layer and attends over all that came before."""
+    """Rotates the step's q and k of one layer, writes K and V, and attends over all that came before."""
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """`q [T, heads, D]`, `k, v [T, kv_heads, D]` → `[T, heads, D]`."""
+    def __call__(self, layer: int, qkv: Tensor, q_norm: Tensor | None, k_norm: Tensor | None) -> Tensor:
+        """`qkv [T, (heads + 2 · kv_heads) · D]`, which may be overwritten → `[T, heads · D]`."""
         ...
 
 
@@ -81,35 +83,34 @@ class Decoder:
         self.layers = [_layer(weights, i) for i in range(config.num_layers)]
         self.norm = weights.pop("norm.weight")
         self.lm_head = Linear(weights.pop("lm_head.weight", self.embedding))
-        self._cos, self._sin = (t.to(self.dtype) for t in tables(config, max_model_len))
+        cos, sin = (t.to(self.dtype) for t in tables(config, max_model_len))
+        self.rope = (cos, sin)
+        self.heads = HeadSizes(config.num_heads, config.num_kv_heads, config.head_dim, config.rms_norm_eps)
+        self.ops = operations(self.dtype, self.embedding.device, threads)
 
     def linears(self) -> Iterator[Linear]:
         for layer in self.layers:
             yield from (layer.qkv, layer.o, layer.gate_up, layer.down)
         yield self.lm_head
 
-    def forward(
-        self, tokens: Tensor, positions: Tensor, attend: Attention, lora: LoraHook | None, extras: Extras | None = None
-    ) -> Tensor:
-        """`tokens, positions [T]` int64 → hidden states `[T, H]` before the final norm."""
-        eps = self.config.rms_norm_eps
+    def forward(self, tokens: Tensor, attend: Attention, lora: LoraHook | None, extras: Extras | None = None) -> Tensor:
+        """`tokens [T]` int64 → hidden states `[T, H]` before the final norm."""
+        ops, eps = self.ops, self.config.rms_norm_eps
         x = F.embedding(tokens, self.embedding)
         if extras is not None:
             extras.embed(tokens, x)
-        cos, sin = self._cos[positions], self._sin[positions]
+        h = ops.rms_norm(x, self.layers[0].input_norm, eps)
         for index, layer in enumerate(self.layers):
-            h = ops.rms_norm(x, layer.input_norm, eps)
             if extras is not None:
                 extras.norm(index, "input", x, h)
             qkv = layer.qkv(h)
             if lora is not None:
                 lora(index, "qkv", h, qkv)
-            attended = attend(index, *self._heads(index, qkv, cos, sin, extras)).reshape(h.shape[0], -1)
+            attended = attend(index, qkv, *self._head_norms(index, qkv, extras))
             o = layer.o(attended)
             if lora is not None:
                 lora(index, "o", attended, o)
-            x = x + self._summed(o)
-            h = ops.rms_norm(x, layer.post_norm, eps)
+            h = ops.add_rms_norm(x, self._summed(o), layer.post_norm, eps)
             if extras is not None:
                 extras.norm(index, "post", x, h)
             gate_up = layer.gate_up(h)
@@ -119,13 +120,15 @@ class Decoder:
             down = layer.down(h)
             if lora is not None:
                 lora(index, "down", h, down)
-            x = x + self._summed(down)
+            if index + 1 < len(self.layers):
+                h = ops.add_rms_norm(x, self._summed(down), self.layers[index + 1].input_norm, eps)
+            else:
+                x += self._summed(down)
         return x
 
     def logits(self, hidden: Tensor, extras: Extras | None = None) -> Tensor:
-        """`hidden [n, H]` of the sampling rows → `[n, vocabulary]` float32; on the first rank only, if there are
-        several."""
-        h = ops.rms_norm(hidden, self.norm, self.config.rms_norm_eps)
+        """`hidden [n, H]` of the sampling rows → `[n, vocabulary]`; on the first rank only, if there are several."""
+        h = self.ops.rms_norm(hidden, self.norm, self.config.rms_norm_eps)
         if extras is not None:
             extras.final_norm(hidden, h)
         logits = self.lm_head(h)
@@ -135,29 +138,26 @@ class Decoder:
                 return logits
         if extras is not None:
             extras.logits(h, logits)
-        return logits.float()
+        return logits
 
     def _summed(self, part: Tensor) -> Tensor:
         """What all ranks' row layers give together; a rank has its part of the inputs."""
         return part if self.collectives is None else self.collectives.all_reduce(part)
 
-    def _heads(
-        self, index: int, qkv: Tensor, cos: Tensor, sin: Tensor, extras: Extras | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        config, layer = self.config, self.layers[index]
-        heads = qkv.view(qkv.shape[0], -1, config.head_dim)
-        rotated = heads[:, : config.num_heads + config.num_kv_heads]
-        if layer.q_norm is not None and layer.k_norm is not None:
-            raw_q, raw_k = rotated[:, : config.num_heads], rotated[:, config.num_heads :]
-            q = ops.rms_norm(raw_q, layer.q_norm, config.rms_norm_eps)
-            k = ops.rms_norm(raw_k, layer.k_norm, config.rms_norm_eps)
-            if extras is not None:
-                extras.norm(index, "q", raw_q, q)
-                extras.norm(index, "k", raw_k, k)
-            rotated = torch.cat((q, k), dim=1)
-        rotated = ops.apply_rope(rotated, cos, sin)
-        values = heads[:, config.num_heads + config.num_kv_heads :]
-        return rotated[:, : config.num_heads], rotated[:, config.num_heads :], values
+    def _head_norms(self, index: int, qkv: Tensor, extras: Extras | None) -> tuple[Tensor | None, Tensor | None]:
+        """The weights of the norms of q and k that are still to be applied. Adapters may have their own: then all rows
+        are normalised here, in place."""
+        q_norm, k_norm = self.layers[index].q_norm, self.layers[index].k_norm
+        if extras is None or q_norm is None or k_norm is None:
+            return q_norm, k_norm
+        heads = qkv.view(qkv.shape[0], -1, self.heads.size)
+        q, k = heads[:, : self.heads.heads], heads[:, self.heads.heads : self.heads.heads + self.heads.kv_heads]
+        for name, part, weight in (("q", q, q_norm), ("k", k, k_norm)):
+            raw = part.contiguous()
+            normed = self.ops.rms_norm(raw, weight, self.heads.eps)
+            extras.norm(index, name, raw, normed)
+            part.copy_(normed)
+        return None, None
 
 
 def _layer(weights: dict[str, Tensor], index: int) -> Layer:
