@@ -1,4 +1,4 @@
-"""Every operation in plain torch: the specification, and the CPU path.
+"""Every operation in plain torch: the specification, and the path where there is no native one.
 
 A step's batch is ragged: T tokens of many sequences in one flat tensor, decode rows first. H hidden, K input and O
 output features, R rank, P pages, D head size. The pool of one layer is `[P, 2, 16, kv_heads, D]`: keys, then values,
@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lorafleet_kernels.batch import HeadSizes
+
 PAGE_TOKENS = 16
 
 
@@ -22,6 +24,33 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     y = x.float()
     y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + eps)
     return weight * y.to(x.dtype)
+
+
+def add_rms_norm(x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """`x += delta` in place, then its `rms_norm`."""
+    return rms_norm(x.add_(delta), weight, eps)
+
+
+def argmax(logits: Tensor) -> Tensor:
+    """The best token of each row of `logits [n, V]`, the lowest id among equals; -1 where it is not finite, or a logit
+    is NaN."""
+    best, tokens = logits.max(dim=-1)
+    return torch.where(best.isfinite(), tokens, -1)
+
+
+def rotated_heads(
+    qkv: Tensor, sizes: HeadSizes, cos: Tensor, sin: Tensor, q_norm: Tensor | None, k_norm: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`qkv [T, (heads + 2 · kv_heads) · D]` → q `[T, heads, D]`, k and v `[T, kv_heads, D]`; q and k with their norms,
+    where there are any, and rotated by `cos, sin [T, 1, D]`."""
+    heads = qkv.view(qkv.shape[0], -1, sizes.size)
+    rotated, values = heads[:, : sizes.heads + sizes.kv_heads], heads[:, sizes.heads + sizes.kv_heads :]
+    if q_norm is not None and k_norm is not None:
+        q = rms_norm(rotated[:, : sizes.heads], q_norm, sizes.eps)
+        k = rms_norm(rotated[:, sizes.heads :], k_norm, sizes.eps)
+        rotated = torch.cat((q, k), dim=1)
+    rotated = apply_rope(rotated, cos, sin)
+    return rotated[:, : sizes.heads], rotated[:, sizes.heads :], values
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ LorafleetError                 the command line prints it as one sentence and en
         ├── Unauthorized       wrong token: this runtime belongs to another fleet
         ├── StaleEpoch         a newer operator has acted: this one must stop acting
         ├── NoRoom             no pages for this adapter now; later there may be
+        ├── DiskFull           no space for this artifact on the runtime's disk; later there may be
         ├── FetchFailed        the runtime could not read the artifact; it may be able to later
         └── AdapterRefused     this revision will never load here: digest, rank or content
 """
@@ -122,6 +123,10 @@ class StaleEpoch(RuntimeRefused):
 
 class NoRoom(RuntimeRefused):
     reason = "NoRoom"
+
+
+class DiskFull(RuntimeRefused):
+    reason = "DiskFull"
 
 
 class FetchFailed(RuntimeRefused):

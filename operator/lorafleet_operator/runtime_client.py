@@ -30,6 +30,7 @@ REFUSALS: dict[tuple[int, str], type[errors.RuntimeRefused]] = {
     (422, "invalid_model"): errors.AdapterRefused,
     (422, "rank_too_high"): errors.AdapterRefused,
     (502, "fetch_failed"): errors.FetchFailed,
+    (507, "disk_full"): errors.DiskFull,
     (507, "no_room"): errors.NoRoom,
 }
 

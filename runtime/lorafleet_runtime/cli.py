@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lorafleet_runtime import __version__
-from lorafleet_runtime.config import DTYPES, EngineConfig, parse_size
+from lorafleet_runtime.config import DTYPES, PARTITIONS, EngineConfig, parse_size
 from lorafleet_runtime.errors import ConfigError
 from lorafleet_runtime.frontend.options import ServeOptions
 from lorafleet_runtime.logs import configure_logs
@@ -53,7 +53,11 @@ def _options(parsed: argparse.Namespace) -> ServeOptions:
         memory_bytes=parse_size(parsed.memory) if parsed.memory else 0,
         max_lora_rank=parsed.max_lora_rank,
         threads=parsed.threads,
+        prefix_caching=parsed.prefix_caching,
+        host_memory_bytes=parse_size(parsed.host_memory, "--host-memory") if parsed.host_memory else 0,
         fairness=parsed.fairness,
+        tensor_parallel=parsed.tensor_parallel,
+        lora_partition=parsed.lora_partition,
     ).check()
     return ServeOptions(
         engine=config,
@@ -106,9 +110,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-model-len", type=int, default=0, help="context in tokens; 0: the model's own")
     add("--max-num-seqs", type=int, default=64, help="requests in one batch")
     add("--max-batched-tokens", type=int, default=2048, help="tokens of one step")
-    add("--memory", default="", help="page pool for KV and adapters, as 1Gi (default: a share of the free)")
+    add("--memory", default="", help="each rank's page pool for KV and adapters, as 1Gi (default: a share of the free)")
+    add("--host-memory", default="", help="bound of adapters kept beside the pool, as 2Gi, by rank; more are on disk")
     add("--max-lora-rank", type=int, default=64, help="adapters of a higher rank are refused")
-    add("--threads", type=int, default=0, help="CPU threads of the engine; 0: measured")
+    add("--prefix-caching", action=argparse.BooleanOptionalAction, default=True, help="keep prompts' KV for later ones")
+    add("--threads", type=int, default=0, help="CPU threads of each rank; 0: measured, or the cores shared out")
+    add("--tensor-parallel", type=int, default=1, metavar="N", help="spread the model over N ranks, processes here")
+    add("--lora-partition", choices=PARTITIONS, default="replicated",
+        help="adapters on several ranks: replicated needs no communication, slora keeps nothing twice")  # fmt: skip
     add("--fairness", default="", metavar="JSON", help="how tenants share: a BaseModel's spec.fairness")
     add("--adapter", action="append", default=[], metavar="ID=FOLDER", help="load at start; may be repeated")
     add("--drain-seconds", type=float, default=20.0, help="how long SIGTERM waits for running requests")

@@ -7,11 +7,13 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from lorafleet_runtime.core.fairness.policies import read_spec
 from lorafleet_runtime.errors import ConfigError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+PARTITIONS = ("replicated", "slora")
 _DECIMAL = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _UNITS = _DECIMAL | {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([A-Za-z]*)")
@@ -30,7 +32,7 @@ class EngineConfig:
     """Settings of one engine; `check()` has been called on every one that a process is started with.
 
     `model` is "" while it is not known yet. Zero stands for "decide for me": `max_model_len` takes what the model was
-    trained for, `memory_bytes` a share of what the device has left, `threads` the cores this process may use.
+    trained for, `memory_bytes` and `host_memory_bytes` a share of what is left, `threads` the cores that it may use.
     """
 
     model: str
@@ -42,7 +44,12 @@ class EngineConfig:
     memory_bytes: int = 0
     max_lora_rank: int = 64
     threads: int = 0
+    prefix_caching: bool = True
+    host_memory_bytes: int = 0
+    disk: str = ""  # folder for what host memory has no room for; "": where temporary files go
     fairness: str = ""  # JSON, `spec.fairness` of the base model
+    tensor_parallel: int = 1  # ranks; `memory_bytes` and `threads` are each one's
+    lora_partition: str = "replicated"
     incarnation: str = ""  # names this replica's column among the counters; "" for one that shares them with nobody
 
     def check(self) -> EngineConfig:
@@ -58,8 +65,13 @@ class EngineConfig:
              f"must be at least --max-num-seqs ({self.max_num_seqs}): a step decodes one token of each"),
             (self.memory_bytes == 0 or self.memory_bytes >= 2**20, "--memory", self.memory_bytes,
              "must be at least 1Mi"),
+            (self.host_memory_bytes == 0 or self.host_memory_bytes >= 2**20, "--host-memory", self.host_memory_bytes,
+             "must be at least 1Mi"),
             (0 <= self.max_lora_rank <= 1024, "--max-lora-rank", self.max_lora_rank, "must be in 0..1024"),
             (self.threads >= 0, "--threads", self.threads, "must not be negative"),
+            (1 <= self.tensor_parallel <= 64, "--tensor-parallel", self.tensor_parallel, "must be in 1..64"),
+            (self.lora_partition in PARTITIONS, "--lora-partition", self.lora_partition,
+             f"must be one of {', '.join(PARTITIONS)}"),
         ]  # fmt: skip
         for holds, flag, value, problem in rules:
             if not holds:
@@ -69,6 +81,11 @@ class EngineConfig:
         except ValueError as error:
             raise ConfigError(f"--fairness {error}") from None
         return self
+
+    @property
+    def partition(self) -> Literal["replicated", "slora"]:
+        """`lora_partition`, checked."""
+        return "slora" if self.lora_partition == "slora" else "replicated"
 
     def to_json(self) -> str:
         """One line, for the engine process's argv; it holds no secret."""

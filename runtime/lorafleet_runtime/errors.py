@@ -4,8 +4,9 @@
     ├── ConfigError            config, cli            → the command line: message and exit code 2
     ├── ApiError               schemas, server, admin → one JSON body on every port
     ├── EngineDead             engine_client          → server: 503 or a last SSE event; cli: exit code 1
+    ├── RankDied               engine.ranks           → engine process: state Failed with the reason; it ends
     ├── ClientGone             disconnects            → server: the generation is aborted, nothing is answered
-    └── ArtifactError          artifacts              → admin: 409, 422 or 502
+    └── ArtifactError          artifacts              → admin: 409, 422, 502 or 507
 
 Knows no framework.
 """
@@ -57,12 +58,16 @@ class EngineDead(LorafleetError):
     """The engine process has ended; nothing that was running there will finish."""
 
 
+class RankDied(LorafleetError):
+    """A rank of this replica has ended unasked; no step can be finished without its part."""
+
+
 class ClientGone(LorafleetError):
     """The client has closed its connection; nobody reads what would come."""
 
 
 class ArtifactError(LorafleetError):
-    """Files could not be had: `code` is digest_mismatch, fetch_failed, invalid_adapter or invalid_model."""
+    """Files could not be had: `code` is digest_mismatch, disk_full, fetch_failed, invalid_adapter or invalid_model."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)

@@ -103,6 +103,8 @@ class AdapterState(msgspec.Struct, frozen=True, rename="camel"):
     bytes: int = 0
     targets: list[str] = []
     resident: bool = False
+    level: str = ""  # where its weights are nearest: pool | host | disk
+    evicted_for: str = ""  # what its pages were wanted for when it last lost them: prompt | decode | adapter
     pinned: bool = False
     running: int = 0
     waiting: int = 0
@@ -122,8 +124,16 @@ class PagesInfo(msgspec.Struct, frozen=True, rename="camel"):
     free: int
     kv: int
     adapters: int
-    evictable: int
+    prefixes: int  # held by the prefix cache alone
+    evictable: int  # idle adapters and idle prefixes
     bytes: int
+
+
+class HostInfo(msgspec.Struct, frozen=True, rename="camel"):
+    """Host memory that holds adapters ready to be copied into pages, in bytes."""
+
+    budget: int
+    used: int
 
 
 class LoadInfo(msgspec.Struct, frozen=True, rename="camel"):
@@ -141,8 +151,12 @@ class Counters(msgspec.Struct, frozen=True, rename="camel"):
     prompt_tokens: int = 0
     generation_tokens: int = 0
     preemptions: int = 0
-    adapter_loads: int = 0
-    adapter_evictions: int = 0
+    adapter_loads: int = 0  # into pages
+    adapter_reads: int = 0  # from disk into host memory, after the first time
+    adapter_evictions: dict[str, int] = {}  # by what the pages were wanted for: prompt | decode | adapter
+    prefix_evictions: dict[str, int] = {}
+    prefix_tokens_asked: int = 0  # prompt tokens of admitted requests
+    prefix_tokens_hit: int = 0  # of these, what the prefix cache held
     early_aborts: int = 0
 
 
@@ -180,19 +194,36 @@ class Sharing(msgspec.Struct, frozen=True, tag=True):
 
 
 class EngineState(msgspec.Struct, frozen=True, tag=True, rename="camel"):
-    """Sent when something changed, at most every 100 ms, and on every change of phase or of an adapter's state."""
+    """Sent when something changed, at most every 100 ms, and on every change of phase or of an adapter's state.
+
+    `adapters` does not travel: there may be ten thousand. Who receives AdapterNews puts them in."""
 
     phase: str  # Loading | Ready | Failed
     message: str = ""
     progress: float = 0.0  # 0..1 while Loading
     model: ModelInfo | None = None
     pages: PagesInfo | None = None
+    host: HostInfo | None = None
     load: LoadInfo | None = None
     counters: Counters = Counters()
     adapters: list[AdapterState] = []
 
 
-FromEngine = Deltas | Sharing | EngineState
+class AdapterNews(msgspec.Struct, frozen=True, tag=True):
+    """What has changed among the adapters since the last one, sent before the state that it belongs to. Keys mean
+    nothing but themselves."""
+
+    told: dict[int, AdapterState]
+    gone: list[int] = []
+
+
+class Alive(msgspec.Struct, frozen=True, tag=True):
+    """Sent once a second, from a thread that waits for no step: for how long the engine's loop has not come round."""
+
+    busy_seconds: float
+
+
+FromEngine = Deltas | Sharing | AdapterNews | EngineState | Alive
 
 encode = msgspec.msgpack.Encoder().encode
 decode_to_engine = msgspec.msgpack.Decoder(ToEngine).decode

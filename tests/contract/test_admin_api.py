@@ -209,6 +209,23 @@ async def test_a_load_that_is_waited_for_is_refused_by_a_status_that_the_client_
     assert refused.value.reason == (await report_of(client, "acme.bad")).reason
 
 
+async def test_an_adapter_larger_than_the_pool_is_told_what_it_needs_and_what_there_is(
+    client: RuntimeClient, replica: Replica, tmp_path: Path
+) -> None:
+    """The pool has 128 pages of 8 KiB, of which a full context of 256 tokens takes 16."""
+    artifact = too_large(tmp_path / "large")
+    with pytest.raises(errors.NoRoom) as refused:
+        await client.put_adapter("acme.large?wait=20", artifact)
+    needed = int(str(refused.value).partition(" needs ")[2].split()[0])
+
+    assert needed > 112
+    assert refused.value.status == 507
+    assert f"needs {needed} pages ({needed * 8192} bytes)" in str(refused.value)
+    assert "of the pool's 128 pages, 112 (917504 bytes) are left" in str(refused.value)
+    assert f"raise engine.memory to {(needed + 16) * 8192} bytes" in str(refused.value)
+    assert replica.complete(model="tiny", **GREEDY).status_code == 200
+
+
 async def test_a_load_that_is_waited_for_answers_as_the_contract_says(
     client: RuntimeClient, replica: Replica, tmp_path: Path, examples: dict[str, Any]
 ) -> None:

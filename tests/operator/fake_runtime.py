@@ -1,7 +1,8 @@
 """A runtime for faults: the admin contract without a model, that crashes or hangs when told.
 
 It is told by files in $FAKE_RUNTIME_DIR, named for the served name: `NAME.crash` (exit at once, status 3),
-`NAME.hang` (answer nothing), `NAME.slow` (seconds of Loading), `NAME.broken` (phase Failed). An adapter whose config
+`NAME.hang` (answer nothing), `NAME.slow` (seconds of Loading), `NAME.broken` (phase Failed), `NAME.engine` (an
+INCARNATION: its engine has died, and another one is Loading under that name, without adapters). An adapter whose config
 says `"fake": "REASON"` fails with it. What it says of tenants and in its metrics is in `NAME.tenants` (a JSON list)
 and `NAME.metrics`. Without an admin port it passes for a gateway. Every start leaves a line
 `PID INCARNATION ARGV` in `NAME.starts`.
@@ -51,6 +52,9 @@ class Fake:
             phase = "Draining"
         elif age < slow:
             phase, message = "Loading", "reading weights"
+        if (another := self.told("engine")) is not None:
+            phase, message, self.incarnation = "Loading", "the engine died; it is started again", another
+            self.adapters.clear()
         return {
             "version": 1, "incarnation": self.incarnation, "epoch": self.epoch, "phase": phase, "message": message,
             "progress": min(1.0, age / slow) if slow else 1.0,

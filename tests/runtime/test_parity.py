@@ -197,3 +197,34 @@ def test_rows_of_a_batch_do_not_depend_on_how_a_prompt_was_cut(tmp_path: Path, e
         outputs.append(tokens)
 
     assert outputs[0] == outputs[1] == outputs[2]
+
+
+def test_what_a_prefix_cache_holds_changes_no_token(tmp_path: Path, engines: list[Engine]) -> None:
+    """Conversations that go on, with and without adapters, in a pool so small that prefixes come and go."""
+    config = FAMILIES["llama"]
+    folder = save_tiny_model(tmp_path / "model", config, seed=6)
+    rng = random.Random(13)
+    adapters = [save_adapter(tmp_path / f"a{i}", any_adapter(rng, config, 70 + i)) for i in range(2)]
+    engine = engine_of(engines, folder, memory=40 * config.num_layers * 16 * 2 * config.kv_dim * 4, budget=48)
+    load(engine, *adapters)
+    oracle = Oracle(folder)
+    system = [rng.randrange(256) for _ in range(40)]
+    cached = close = tokens = 0
+    for turn in range(3):
+        asked: dict[str, tuple[list[int], Path | None]] = {}
+        for index in range(6):
+            prompt = system[: 16 + 8 * turn] + [rng.randrange(256) for _ in range(rng.randint(1, 20))]
+            asked[f"{turn}-{index}"] = prompt, [None, *adapters][index % 3]
+        outputs: dict[str, list[int]] = {name: [] for name in asked}
+        for name, (prompt, adapter) in asked.items():
+            sampling = Sampling(max_tokens=12, temperature=0)
+            engine.handle(AddRequest(name, prompt, sampling, adapter.name if adapter else None, tenant="t"))
+        while engine.has_work:
+            for delta in engine.step():
+                outputs[delta.request_id] += delta.token_ids
+                cached = max(cached, delta.cached_tokens)
+        close += sum(oracle.explains(asked[name][0], output, asked[name][1]) for name, output in outputs.items())
+        tokens += sum(map(len, outputs.values()))
+
+    assert cached >= 16
+    assert close <= tokens // 50

@@ -54,7 +54,8 @@ def _engine(fields: Fields) -> Engine:
 
 def _lora(fields: Fields) -> Lora:
     rank = fields.integer("maxRank", 1, 1024, Lora().max_rank)
-    lora = Lora(rank or 0, cast(Literal["Auto", "Never"], fields.choice("merge", ("Auto", "Never"), "Auto")))
+    merge = cast(Literal["Auto", "Never"], fields.choice("merge", ("Auto", "Never"), "Auto"))
+    lora = Lora(rank or 0, merge, fields.quantity("hostMemory"))
     fields.close()
     return lora
 

@@ -29,21 +29,25 @@ def _refusal(sentences: Iterator[str]) -> Unresolved | None:
 
 def _base_sentences(base: BaseModel) -> Iterator[str]:
     engine = base.engine
-    if engine.tensor_parallel != 1:
-        yield f".spec.engine.tensorParallel: {engine.tensor_parallel} ranks are not built into this runtime: write 1"
+    for name, count in _devices(base):
+        if count < engine.tensor_parallel:
+            yield (
+                f".spec.engine.tensorParallel: {engine.tensor_parallel} ranks need a device each, and "
+                f".spec.runtime.resources.limits has {name}: {count}: raise one or lower the other"
+            )
     if engine.memory_fraction is not None:
         yield ".spec.engine.memoryFraction: a replica's page pool has a size: write memory, such as 1Gi"
-    if not engine.prefix_caching:
-        yield ".spec.engine.prefixCaching: this runtime always keeps prefixes while pages are free: leave it out"
-    if base.fairness.get("policy") == "DLPM":
-        yield (
-            ".spec.fairness.policy: DLPM orders by cached prefixes, and this runtime keeps none yet: write another "
-            "policy, or leave it out"
-        )
     if (base.fairness.get("cost") or {}).get("kind") == "Profiled":
         yield ".spec.fairness.cost.kind: this runtime does not profile itself: write Quadratic with the coefficients"
     if base.migration.get("enabled"):
         yield ".spec.migration.enabled: replicas do not move adapters yet: write false, or leave it out"
+
+
+def _devices(base: BaseModel) -> Iterator[tuple[str, int]]:
+    """The GPUs that a replica may use, by resource name; none for one that runs on the CPU."""
+    for name, count in base.runtime.get("resources", {}).get("limits", {}).items():
+        if name.endswith("/gpu") and str(count).isdigit():
+            yield name, int(count)
 
 
 def _adapter_sentences(adapter: Adapter) -> Iterator[str]:

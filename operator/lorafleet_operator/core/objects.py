@@ -77,6 +77,7 @@ class Engine:
 class Lora:
     max_rank: int = 64
     merge: Literal["Auto", "Never"] = "Auto"
+    host_memory_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

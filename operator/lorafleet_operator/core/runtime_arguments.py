@@ -12,16 +12,25 @@ IN_PODS = ("pvc", "file", "package")
 
 def arguments(base: BaseModel, drain: int) -> list[str]:
     """The runtime's command line in a pod. No secret is in it."""
-    engine = base.engine
     argv = ["serve", *model_arguments(base.source.uri), "--served-name", base.served_name]
     argv += ["--host", "0.0.0.0", "--port", str(SERVING_PORT), "--admin-port", str(ADMIN_PORT)]
-    argv += ["--dtype", engine.dtype, "--max-model-len", str(engine.max_model_len)]
+    return [*argv, *engine_arguments(base), "--drain-seconds", str(drain), "--log-format", "json"]
+
+
+def engine_arguments(base: BaseModel) -> list[str]:
+    """What `.spec` says of the engine, the same in a pod and on one machine."""
+    engine = base.engine
+    argv = ["--dtype", engine.dtype, "--max-model-len", str(engine.max_model_len)]
     argv += ["--max-num-seqs", str(engine.max_num_seqs), "--max-batched-tokens", str(engine.max_batched_tokens)]
     if engine.memory_bytes is not None:
         argv += ["--memory", str(engine.memory_bytes)]
-    argv += fairness_arguments(base.fairness)
-    argv += ["--max-lora-rank", str(base.lora.max_rank), "--drain-seconds", str(drain), "--log-format", "json"]
-    return argv
+    if engine.tensor_parallel != 1:
+        argv += ["--tensor-parallel", str(engine.tensor_parallel)]
+    if base.lora.host_memory_bytes is not None:
+        argv += ["--host-memory", str(base.lora.host_memory_bytes)]
+    if not engine.prefix_caching:
+        argv += ["--no-prefix-caching"]
+    return [*argv, *fairness_arguments(base.fairness), "--max-lora-rank", str(base.lora.max_rank)]
 
 
 def model_argument(uri: str) -> str:

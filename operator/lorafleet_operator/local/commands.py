@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from lorafleet_operator.core.fairness import fairness_arguments
 from lorafleet_operator.core.objects import Artifact, BaseModel
+from lorafleet_operator.core.runtime_arguments import engine_arguments
 
 RUNTIME_VARIABLE = "LORAFLEET_RUNTIME_COMMAND"
 GATEWAY_VARIABLE = "LORAFLEET_GATEWAY_COMMAND"
@@ -25,16 +25,9 @@ def runtime_command(
     command: tuple[str, ...], base: BaseModel, model: Path, *, host: str, port: int, admin_port: int, log_format: str
 ) -> list[str]:
     """The argv of one replica of `base` with its weights at `model`."""
-    engine = base.engine
     argv = [*command, "serve", "--model", str(model), "--served-name", base.served_name]
     argv += ["--host", host, "--port", str(port), "--admin-port", str(admin_port)]
-    argv += ["--dtype", engine.dtype, "--max-model-len", str(engine.max_model_len)]
-    argv += ["--max-num-seqs", str(engine.max_num_seqs), "--max-batched-tokens", str(engine.max_batched_tokens)]
-    if engine.memory_bytes is not None:
-        argv += ["--memory", str(engine.memory_bytes)]
-    argv += fairness_arguments(base.fairness)
-    argv += ["--max-lora-rank", str(base.lora.max_rank), "--log-format", log_format, "--exit-with-parent"]
-    return argv
+    return [*argv, *engine_arguments(base), "--log-format", log_format, "--exit-with-parent"]
 
 
 def gateway_command(command: tuple[str, ...], fleet: Path, *, host: str, port: int, log_format: str) -> list[str]:

@@ -204,6 +204,8 @@ class LocalReplica:
         if report is self.report:
             return
         before, self.report = self.report, report
+        if before is not None and before.incarnation != report.incarnation:
+            self._reported(self, None)  # another engine: what failed in the last one is history
         self._reported(self, report)
         if report.phase == "Ready":
             if self._ready_since is None:
@@ -212,7 +214,11 @@ class LocalReplica:
                 self._turn("Ready", "")
         elif report.phase == "Failed":
             self._verdict = report.message
-        elif self.state == "Starting":
+        elif report.phase == "Loading" and self.state in ("Starting", "Ready"):
+            if self.state == "Ready":  # its engine died, and it starts another
+                log.warning("a replica's engine is started again", replica=self.name, why=report.message)
+                self._ready_since = None
+                self._turn("Starting", report.message)
             self.message = report.message
         if before is None or (before.phase, before.adapters) != (report.phase, report.adapters):
             self._changed()

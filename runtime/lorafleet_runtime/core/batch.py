@@ -53,6 +53,32 @@ class Batch:
         return sum(row.count for row in self.rows)
 
 
+class Step:
+    """A batch in the making. `owed` is what earlier steps that did not run should have uploaded."""
+
+    def __init__(self, budget: int, owed: Iterable[Adapter] = ()) -> None:
+        self.budget = budget
+        self.rows: dict[str, Row] = {}
+        self.uploads = list(owed)
+        self.preempted: list[Sequence] = []
+
+    def add(self, row: Row) -> None:
+        self.rows[row.sequence.request_id] = row
+        self.budget -= row.count
+
+    def drop(self, sequence: Sequence) -> None:
+        """Its pages, and the tokens of its row if it had one, are others'."""
+        self.preempted.append(sequence)
+        row = self.rows.pop(sequence.request_id, None)
+        self.budget += row.count if row else 0
+
+    def batch(self) -> Batch | None:
+        """None when there is nothing to compute. Who came in this step may have been preempted in it, and its adapter
+        evicted: what has no pages by now is not uploaded."""
+        uploads = tuple(adapter for adapter in dict.fromkeys(self.uploads) if adapter.resident)
+        return Batch(order_rows(self.rows.values()), uploads, tuple(self.preempted)) if self.rows else None
+
+
 def order_rows(rows: Iterable[Row]) -> tuple[Row, ...]:
     """Decodes before prefill chunks; inside each, base rows first, then by layout, adapter and arrival."""
     return tuple(sorted(rows, key=_order))

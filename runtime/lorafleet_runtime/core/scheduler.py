@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 
-from lorafleet_runtime.core.batch import Batch, Row, order_rows
+from lorafleet_runtime.core.batch import Batch, Row, Step
+from lorafleet_runtime.core.cold import Cold
 from lorafleet_runtime.core.fairness.fair_queue import FairQueue
-from lorafleet_runtime.core.pages import OutOfPages, PagePool
-from lorafleet_runtime.core.residency import Adapter, Residency
+from lorafleet_runtime.core.pages import PAGE_TOKENS, OutOfPages
+from lorafleet_runtime.core.prefix import Prefix
+from lorafleet_runtime.core.residency import Adapter
 from lorafleet_runtime.core.room import Room
 from lorafleet_runtime.core.sequence import Sequence, finish_reason_after
 
@@ -30,15 +33,15 @@ class Limits:
 class Scheduler:
     """The waiting queue, the running set, and who gets pages."""
 
-    def __init__(
-        self, pool: PagePool, residency: Residency, limits: Limits, queue: FairQueue | None = None
-    ) -> None:
-        self._room = Room(pool, residency, limits.max_model_len)
+    def __init__(self, room: Room, limits: Limits, queue: FairQueue | None = None) -> None:
+        self._room = room
         self._limits = limits
         self._waiting = FairQueue() if queue is None else queue
+        self._cold = Cold()
         self._running: list[Sequence] = []
         self._by_id: dict[str, Sequence] = {}
         self._arrivals = 0
+        self._owed: list[Adapter] = []  # have pages, and no step has copied their weights there yet
         self.preemptions = 0
 
     @property
@@ -47,7 +50,7 @@ class Scheduler:
 
     @property
     def waiting(self) -> int:
-        return len(self._waiting)
+        return len(self._waiting) + len(self._cold)
 
     @property
     def queue(self) -> FairQueue:
@@ -55,20 +58,41 @@ class Scheduler:
         return self._waiting
 
     def queued(self) -> Iterator[Sequence]:
-        """Waiting sequences, by tenant."""
-        return iter(self._waiting)
+        """Waiting sequences, by tenant; then those whose adapter is being read."""
+        return chain(self._waiting, self._cold)
 
     @property
     def waiting_tokens(self) -> int:
-        return sum(s.pending for s in self._waiting)
-
-    @property
-    def kv_pages(self) -> int:
-        return sum(len(s.pages) for s in self._running)
+        return sum(s.pending for s in self.queued())
 
     @property
     def has_work(self) -> bool:
         return bool(self._by_id)
+
+    @property
+    def only_reads(self) -> bool:
+        """Whether all that is left to do waits for an adapter to be read from disk."""
+        return len(self._by_id) == len(self._cold)
+
+    def wanted(self) -> list[Adapter]:
+        """Adapters that are read from disk, or soon should be, the most urgent first."""
+        soon = [s.adapter for s in self._waiting.order.upcoming(PREFETCHED) if s.adapter] if len(self._waiting) else []
+        return [*self._cold.adapters, *soon]
+
+    def came(self, adapter: Adapter) -> None:
+        """An adapter's weights are at hand: who waited for them goes on."""
+        for sequence in self._cold.take(adapter):
+            self._waiting.restore(sequence)
+
+    def never_comes(self, adapter: Adapter) -> list[Sequence]:
+        """An adapter cannot be read: those that waited for it are given up. Returns them."""
+        given_up = self._cold.take(adapter)
+        for sequence in given_up:
+            del self._by_id[sequence.request_id]
+            sequence.finish_reason = "error"
+            self._waiting.cancel(sequence)
+            self._leave_queue(sequence)
+        return given_up
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence. The caller has checked that it can ever fit (`reason_it_never_fits`)."""
@@ -93,6 +117,8 @@ class Scheduler:
             self._room.free(sequence)
             self._waiting.leave(sequence)
         else:
+            if sequence in self._cold:
+                self._cold.remove(sequence)
             self._waiting.cancel(sequence)
             self._leave_queue(sequence)
         return sequence
@@ -102,7 +128,7 @@ class Scheduler:
 
         First the sequences that decode, then tenants of whom nothing runs yet, then prompts under way, the least served
         first, then whoever waits: so a flood of long prompts does not keep the first token from others."""
-        step = _Step(self._limits.max_batched_tokens)
+        step = Step(self._limits.max_batched_tokens, self._owed)
         prompts = []
         for sequence in list(self._running):
             if sequence.pending > 1:
@@ -115,11 +141,12 @@ class Scheduler:
             self._go_on(sequence, step)
         if not step.preempted:
             self._admit(step)
-        if not step.rows:
-            return None
-        if len(self._waiting):
-            step.uploads += self._room.prefetch(self._waiting.order.upcoming(PREFETCHED), len(self._running))
-        return Batch(order_rows(step.rows.values()), tuple(step.uploads), tuple(step.preempted))
+        if step.rows and len(self._waiting):
+            soon = self._waiting.order.upcoming(PREFETCHED)
+            step.uploads += self._room.prefetch(soon, len(self._running), step.uploads)
+        batch = step.batch()
+        self._owed = step.uploads if batch is None else []
+        return batch
 
     def commit(self, batch: Batch, sampled: Iterable[int]) -> list[tuple[Sequence, int]]:
         """Book a step that ran. `sampled` has one token per row with `samples`, in row order. Returns (sequence, token)
@@ -130,6 +157,7 @@ class Scheduler:
             sequence = row.sequence
             samples = row.samples
             sequence.computed = row.start + row.count
+            self._room.prefixes.keep(sequence)
             if not samples:
                 self._waiting.ran(sequence, row.start, row.count, made=0)
                 continue
@@ -145,7 +173,7 @@ class Scheduler:
             results.append((sequence, token))
         return results
 
-    def _go_on(self, sequence: Sequence, step: _Step) -> None:
+    def _go_on(self, sequence: Sequence, step: Step) -> None:
         """A running sequence's row, at the expense of idle adapters, then of the most served tenant's newest sequence,
         which may be itself."""
         count = min(sequence.pending, step.budget)
@@ -158,26 +186,36 @@ class Scheduler:
                 step.add(Row(sequence, sequence.computed, count))
                 return
 
-    def _admit(self, step: _Step, *, only_newcomers: bool = False) -> None:
+    def _admit(self, step: Step, *, only_newcomers: bool = False) -> None:
         """Move waiting sequences into the running set while tokens, seats and pages last."""
         while step.budget > 0:
             sequence = self._waiting.head()
             if sequence is None or (only_newcomers and not self._waiting.is_newcomer(sequence)):
                 return
-            count = min(sequence.pending, step.budget)
-            if not self._make_way(sequence, count, step):
+            if sequence.adapter is not None and not sequence.adapter.at_hand:
+                # Others do not wait for a disk.
+                if self._cold.full:
+                    return
+                self._waiting.set_aside(sequence)
+                self._cold.add(sequence)
+                continue
+            if not self._room.may_copy(sequence.adapter, step.uploads):
                 return
-            step.uploads += self._room.admit(sequence, count)
+            found = self._room.prefixes.find(sequence)
+            count = min(len(sequence.tokens) - PAGE_TOKENS * len(found), step.budget)
+            if not self._make_way(sequence, found, count, step):
+                return
+            step.uploads += self._room.admit(sequence, found, count)
             self._waiting.admit(sequence)
             self._leave_queue(sequence)
             self._running.append(sequence)
             step.add(Row(sequence, sequence.computed, count))
 
-    def _make_way(self, sequence: Sequence, count: int, step: _Step) -> bool:
+    def _make_way(self, sequence: Sequence, found: list[Prefix], count: int, step: Step) -> bool:
         """Whether the head has a seat and pages. A tenant of whom nothing runs gets them from more served ones that
         have several sequences running, newest first, each keeping one; others wait until somebody ends."""
         seats = len(self._running) + 1 - self._limits.max_num_seqs
-        pages = self._room.missing(sequence, count)
+        pages = self._room.missing(sequence, found, count)
         if seats <= 0 and pages <= 0:
             return True
         if not self._waiting.is_newcomer(sequence):
@@ -185,14 +223,14 @@ class Scheduler:
         victims: list[Sequence] = []
         for candidate in self._waiting.who_makes_way(sequence, self._running):
             victims.append(candidate)
-            seats, pages = seats - 1, pages - len(candidate.pages)
+            seats, pages = seats - 1, pages - self._room.gain(candidate, found)
             if seats <= 0 and pages <= 0:
                 for victim in victims:
                     self._preempt(victim, step)
                 return True
         return False
 
-    def _preempt(self, victim: Sequence, step: _Step) -> None:
+    def _preempt(self, victim: Sequence, step: Step) -> None:
         self._running.remove(victim)
         self._room.free(victim)
         self._enqueue(victim, front=True)
@@ -210,23 +248,3 @@ class Scheduler:
     def _leave_queue(self, sequence: Sequence) -> None:
         if sequence.adapter is not None:
             sequence.adapter.waiting -= 1
-
-
-class _Step:
-    """A batch in the making."""
-
-    def __init__(self, budget: int) -> None:
-        self.budget = budget
-        self.rows: dict[str, Row] = {}
-        self.uploads: list[Adapter] = []
-        self.preempted: list[Sequence] = []
-
-    def add(self, row: Row) -> None:
-        self.rows[row.sequence.request_id] = row
-        self.budget -= row.count
-
-    def drop(self, sequence: Sequence) -> None:
-        """Its pages, and the tokens of its row if it had one, are others'."""
-        self.preempted.append(sequence)
-        row = self.rows.pop(sequence.request_id, None)
-        self.budget += row.count if row else 0

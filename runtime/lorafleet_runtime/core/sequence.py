@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from lorafleet_runtime.core.prefix import Prefix
     from lorafleet_runtime.core.residency import Adapter
     from lorafleet_runtime.protocol import Sampling
 
@@ -35,7 +36,9 @@ class Sequence:
     charged: int = 0  # micro-units of service that it has cost its tenant so far, before the weight
     given: int = 0  # of these, what was charged elsewhere, for tokens that it came with
     in_flight: int = 0  # the most that it can cost in all, over the weight, while it runs
+    admissions: int = 0  # how often it has been admitted: more than once when it was preempted
     pages: list[int] = field(default_factory=list)
+    prefixes: list[Prefix] = field(default_factory=list)  # of its pages the first ones, which the prefix cache knows
     finish_reason: FinishReason | None = None
 
     @property

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import queue
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from lorafleet_runtime.model.adapter import read_adapter
+from lorafleet_runtime.model.adapter_weights import AdapterWeights
+from lorafleet_runtime.model.base_weights import BaseWeights
+from lorafleet_runtime.model.collectives import Partition
 from lorafleet_runtime.model.config import DecoderConfig
 from lorafleet_runtime.model.errors import AdapterError
 from lorafleet_runtime.model.lora import PackedAdapter, pack
+from lorafleet_runtime.model.parallel import Shard, rank_config, shard_adapter
 from lorafleet_runtime.protocol import LoadAdapter
 
 
@@ -29,14 +34,42 @@ class Loaded:
     error: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class AdapterReader:
+    """From an adapter's folder to its pages, for one base model and one rank's part of it."""
+
+    config: DecoderConfig
+    page_elements: int
+    dtype: torch.dtype
+    max_rank: int
+    shard: Shard
+    partition: Partition
+    base: BaseWeights
+    _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
+
+    def read(self, folder: str) -> tuple[AdapterWeights, PackedAdapter]:
+        """What the adapter is, and this rank's part of it, packed; from any thread. Raises AdapterError."""
+        with self._one_at_a_time:
+            try:
+                weights = read_adapter(Path(folder), self.config, self.max_rank, self.base)
+            finally:
+                self.base.forget()
+        part = shard_adapter(weights, self.shard, self.partition)
+        return weights, pack(part, rank_config(self.config, self.shard.ranks), self.page_elements, self.dtype)
+
+
+def explain(error: Exception, folder: str) -> tuple[str, str]:
+    """(reason, text) for the adapter's owner. A reader's bug must fail this adapter alone, never the engine."""
+    if isinstance(error, AdapterError):
+        return error.reason, str(error)
+    return "InvalidAdapter", f"reading {folder}: {type(error).__name__}: {error}"
+
+
 class AdapterLoader:
     """`submit` and `cancel` on the engine's thread; `finished` gives what has been read since it was last asked."""
 
-    def __init__(self, config: DecoderConfig, page_elements: int, dtype: torch.dtype, max_rank: int) -> None:
-        self._config = config
-        self._page_elements = page_elements
-        self._dtype = dtype
-        self._max_rank = max_rank
+    def __init__(self, reader: AdapterReader) -> None:
+        self.reader = reader
         self._wanted: dict[str, LoadAdapter] = {}
         self._done: queue.SimpleQueue[Loaded] = queue.SimpleQueue()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="adapter-loader")
@@ -65,15 +98,10 @@ class AdapterLoader:
 
     def _load(self, message: LoadAdapter) -> None:
         try:
-            weights = read_adapter(Path(message.folder), self._config, self._max_rank)
-            packed = pack(weights, self._config, self._page_elements, self._dtype)
+            weights, packed = self.reader.read(message.folder)
             outcome = Loaded(message, packed, weights.rank, weights.targets)
-        except AdapterError as error:
-            outcome = Loaded(message, reason=error.reason, error=str(error))
         except Exception as error:
-            # A reader's bug must fail this adapter alone, never the engine.
-            outcome = Loaded(
-                message, reason="InvalidAdapter", error=f"reading {message.folder}: {type(error).__name__}: {error}"
-            )
+            reason, text = explain(error, message.folder)
+            outcome = Loaded(message, reason=reason, error=text)
         self._done.put(outcome)
         self.on_done()

@@ -1,38 +1,81 @@
-"""The engine's adapters by name: being read, usable, failed, draining. Reading takes place in the loader's threads."""
+"""The engine's adapters by name: being read, usable, failed, draining. Reading takes place in threads of its own."""
 
 from __future__ import annotations
 
-from lorafleet_runtime.core.pages import pages_for_tokens
+from collections.abc import Callable, Iterable
+
+from torch import Tensor
+
+from lorafleet_runtime.core.adapter_room import why_no_room
+from lorafleet_runtime.core.host_tier import HostTier
 from lorafleet_runtime.core.residency import Adapter, Residency
 from lorafleet_runtime.engine.adapter_loader import AdapterLoader, Loaded
+from lorafleet_runtime.engine.adapter_news import Teller
+from lorafleet_runtime.engine.disk_tier import DiskTier
+from lorafleet_runtime.engine.host_memory import HostMemory
 from lorafleet_runtime.engine.runner import Runner
-from lorafleet_runtime.protocol import AdapterState, LoadAdapter
+from lorafleet_runtime.model.lora import PackedAdapter
+from lorafleet_runtime.protocol import AdapterNews, AdapterState, LoadAdapter
 
 
 class Adapters:
     """`changed`: an adapter's state did, since the owner last set it to False."""
 
-    def __init__(self, residency: Residency, loader: AdapterLoader, runner: Runner, max_model_len: int) -> None:
-        self.loader = loader
+    def __init__(
+        self, residency: Residency, loader: AdapterLoader, runner: Runner, tier: HostTier,
+        disk: DiskTier, max_model_len: int,
+    ) -> None:  # fmt: skip
         self.changed = True
+        self.memory = HostMemory(tier, disk, runner, self._pack_again)
+        self._loader = loader
         self._residency = residency
         self._runner = runner
         self._max_model_len = max_model_len
+        self._orders: dict[int, LoadAdapter] = {}  # by handle: where a usable revision's own files are
         self._unusable: dict[str, AdapterState] = {}  # loading or failed, by adapter id
+        self._teller = Teller(residency, _adapter_state)
 
     def states(self) -> list[AdapterState]:
         """Every revision that is known here."""
         return [_adapter_state(adapter) for adapter in self._residency.all()] + list(self._unusable.values())
 
-    def adopt(self) -> None:
-        """Give names to what the loader has finished."""
-        for loaded in self.loader.finished():
+    def news(self) -> AdapterNews | None:
+        """What of `states` has changed since the last call."""
+        return self._teller.news(self._unusable)
+
+    def adopt(self) -> tuple[list[Adapter], list[tuple[Adapter, str]]]:
+        """Give names to what the loader has finished. Returns the adapters that are back from disk, and those that
+        cannot be had from there, with the reason: these are usable no more."""
+        for loaded in self._loader.finished():
             self._adopt(loaded)
+        came: list[Adapter] = []
+        lost: list[tuple[Adapter, str]] = []
+        for fetched in self.memory.finished():
+            self.changed = True
+            if fetched.blob is not None:
+                came.append(fetched.adapter)
+                self._residency.costs.saw_read(fetched.seconds, fetched.adapter.pages_needed)
+            else:
+                lost.append((fetched.adapter, fetched.error))
+                self._lose(fetched.adapter, fetched.error)
+        return came, lost
+
+    def fetch(self, adapters: Iterable[Adapter]) -> None:
+        """Have adapters read from disk that are wanted soon."""
+        self.memory.fetch(adapters)
+
+    def wake_on_loaded(self, wake: Callable[[], None]) -> None:
+        """Have `wake` called, from a thread, when something has been read."""
+        self._loader.on_done = self.memory.on_done = wake
+
+    def close(self) -> None:
+        self._loader.close()
+        self.memory.close()
 
     def unload(self, adapter: str) -> None:
         """Take a name away; what runs on it finishes."""
         self._unusable.pop(adapter, None)
-        self.loader.cancel(adapter)
+        self._loader.cancel(adapter)
         self._forget(self._residency.unregister(adapter))
         self.changed = True
 
@@ -42,12 +85,12 @@ class Adapters:
         if current is not None and current.revision == message.revision:
             self._residency.pin(current, message.pinned)
             self._unusable.pop(message.adapter, None)
-            self.loader.cancel(message.adapter)
+            self._loader.cancel(message.adapter)
         else:
             self._unusable[message.adapter] = AdapterState(
                 message.adapter, message.revision, "Loading", pinned=message.pinned
             )
-            self.loader.submit(message)
+            self._loader.submit(message)
         self.changed = True
 
     def _adopt(self, loaded: Loaded) -> None:
@@ -55,7 +98,7 @@ class Adapters:
         message = loaded.message
         self.changed = True
         reason, text = loaded.reason, loaded.error
-        if loaded.packed is not None and (text := self._why_no_room(message.adapter, loaded.packed.layout.pages)):
+        if loaded.packed is not None and (text := self._why_no_room(message.adapter, loaded.packed)):
             reason = "NoRoom"
         if loaded.packed is None or reason:
             self._unusable[message.adapter] = AdapterState(
@@ -73,17 +116,18 @@ class Adapters:
             message.pinned,
         )
         adapter.layout = self._runner.register(adapter, loaded.packed)
+        self._orders[adapter.handle] = message
+        self.memory.add(adapter)
         self._forget(gone)
 
-    def _why_no_room(self, adapter: str, pages: int) -> str:
-        """Why an adapter could never run beside a full context and the pinned adapters, or nothing."""
-        needed = pages + pages_for_tokens(self._max_model_len) + self._residency.pinned_pages
-        if needed <= self._residency.pool.total:
-            return ""
-        return (
-            f"adapter {adapter} needs {pages} pages; with a full context and the pinned adapters that makes {needed}, "
-            f"and the pool has {self._residency.pool.total}: raise engine.memory"
-        )
+    def _why_no_room(self, adapter: str, packed: PackedAdapter) -> str:
+        """Why an adapter could never run here, or nothing."""
+        residency, replaced = self._residency, self._residency.get(adapter)
+        own = replaced.pages_needed if replaced is not None and replaced.pinned else 0
+        return why_no_room(
+            adapter, packed.layout.pages, pinned=residency.pinned_pages - own, total=residency.pool.total,
+            page_bytes=self._runner.pool[:, 0].nbytes, max_model_len=self._max_model_len,
+        )  # fmt: skip
 
     def collect(self) -> None:
         """Forget the revisions that nothing holds any more."""
@@ -93,7 +137,19 @@ class Adapters:
 
     def _forget(self, adapters: list[Adapter]) -> None:
         for adapter in adapters:
+            del self._orders[adapter.handle]
+            self.memory.forget(adapter)
             self._runner.forget(adapter)
+
+    def _lose(self, adapter: Adapter, why: str) -> None:
+        if self._residency.get(adapter.id) is adapter:
+            self._unusable[adapter.id] = AdapterState(
+                adapter.id, adapter.revision, "Failed", reason="InvalidAdapter", message=why, pinned=adapter.pinned
+            )
+            self._forget(self._residency.unregister(adapter.id))
+
+    def _pack_again(self, adapter: Adapter) -> Tensor:
+        return self._loader.reader.read(self._orders[adapter.handle].folder)[1].blob
 
 
 def _adapter_state(adapter: Adapter) -> AdapterState:
@@ -106,6 +162,8 @@ def _adapter_state(adapter: Adapter) -> AdapterState:
         bytes=adapter.bytes,
         targets=list(adapter.targets),
         resident=adapter.resident,
+        level="pool" if adapter.resident else "host" if adapter.in_host else "disk",
+        evicted_for=adapter.evicted_for or "",
         pinned=adapter.pinned,
         running=adapter.users,
         waiting=adapter.waiting,

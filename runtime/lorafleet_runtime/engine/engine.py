@@ -11,33 +11,32 @@ from collections.abc import Callable, Iterator
 from lorafleet_runtime.core.batch import Batch
 from lorafleet_runtime.core.fairness.counters import CounterTable
 from lorafleet_runtime.core.fairness.policies import FairnessSpec, make_queue
-from lorafleet_runtime.core.pages import PagePool
-from lorafleet_runtime.core.residency import Residency
+from lorafleet_runtime.core.host_tier import HostTier
+from lorafleet_runtime.core.room import Room
 from lorafleet_runtime.core.scheduler import Limits, Scheduler
 from lorafleet_runtime.core.sequence import Sequence
 from lorafleet_runtime.engine.adapter_loader import AdapterLoader
 from lorafleet_runtime.engine.adapters import Adapters
-from lorafleet_runtime.engine.runner import Runner, page_elements
+from lorafleet_runtime.engine.disk_tier import DiskTier
+from lorafleet_runtime.engine.report import Totals, counters, logprobs, pages_info
+from lorafleet_runtime.engine.runner import Runner
 from lorafleet_runtime.engine.sampling import Sampled
 from lorafleet_runtime.engine.sharing import SharingReport
 from lorafleet_runtime.engine.throughput import Throughput
 from lorafleet_runtime.model.config import DecoderConfig
-from lorafleet_runtime.model.decoder import Decoder
 from lorafleet_runtime.model.linear import Linear
 from lorafleet_runtime.protocol import (
     AbortRequest,
+    AdapterNews,
     AddRequest,
-    Counters,
     Delta,
     EngineState,
+    HostInfo,
     LoadAdapter,
     LoadInfo,
     MergeCounters,
     ModelInfo,
-    PagesInfo,
-    Sampling,
     Sharing,
-    TokenLogprobs,
     UnloadAdapter,
 )
 
@@ -46,23 +45,21 @@ class Engine:
     """One base model, its adapters and its queue. Not thread-safe: one thread calls everything."""
 
     def __init__(
-        self, model: Decoder, limits: Limits, total_pages: int, max_rank: int, parameters: int,
-        fairness: FairnessSpec, table: CounterTable,
+        self, runner: Runner, loader: AdapterLoader, limits: Limits, room: Room, host: HostTier, disk: DiskTier,
+        max_rank: int, parameters: int, fairness: FairnessSpec, table: CounterTable,
     ) -> None:  # fmt: skip
-        self._model = model
+        self._model = runner.model
         self._limits = limits
         self._max_rank = max_rank
         self._parameters = parameters
-        self._pool = PagePool(total_pages)
-        self._residency = Residency(self._pool)
-        queue = make_queue(fairness, table)
-        self._scheduler = Scheduler(self._pool, self._residency, limits, queue)
+        self._room = room
+        queue = make_queue(fairness, table, room.prefixes.match)
+        self._scheduler = Scheduler(room, limits, queue)
         self._sharing = SharingReport(queue, table, fairness.policy)
-        self._runner = Runner(model, total_pages)
-        loader = AdapterLoader(model.config, page_elements(model.config.kv_dim), model.dtype, max_rank)
-        self._adapters = Adapters(self._residency, loader, self._runner, limits.max_model_len)
+        self._runner = runner
+        self._adapters = Adapters(room.residency, loader, runner, host, disk, limits.max_model_len)
         self._rejected: list[Delta] = []
-        self._prompt_tokens = self._generated = self._steps = 0
+        self._totals = Totals()
         self._throughput = Throughput()
         self._changed = True
 
@@ -72,9 +69,14 @@ class Engine:
         return self._scheduler.has_work or bool(self._rejected)
 
     @property
+    def only_reads(self) -> bool:
+        """Whether all work waits for a disk, so that `step` does nothing before something has been read."""
+        return self._scheduler.only_reads and not self._rejected
+
+    @property
     def decoder_config(self) -> DecoderConfig:
         """Sizes of the base model."""
-        return self._model.config
+        return self._model.whole
 
     def linears(self) -> Iterator[Linear]:
         """The base model's products, for benches that time them alone."""
@@ -91,10 +93,11 @@ class Engine:
 
     def wake_on_loaded(self, wake: Callable[[], None]) -> None:
         """Have `wake` called, from a loader thread, when an adapter's file has been read."""
-        self._adapters.loader.on_done = wake
+        self._adapters.wake_on_loaded(wake)
 
     def close(self) -> None:
-        self._adapters.loader.close()
+        self._adapters.close()
+        self._runner.close()
 
     def handle(self, message: AddRequest | AbortRequest | LoadAdapter | UnloadAdapter | MergeCounters) -> None:
         """Take a message. Nothing here waits: loading goes to a thread, rejections come out of the next `step`."""
@@ -114,10 +117,11 @@ class Engine:
 
     def step(self) -> list[Delta]:
         """Adopt loaded adapters, run one batch, return what each request got."""
-        self._adapters.adopt()
+        self._adopt()
         self._give_up()
         deltas, self._rejected = self._rejected, []
         batch = self._scheduler.schedule()
+        self._adapters.fetch(self._scheduler.wanted())
         if batch is None:
             return deltas
         start = time.perf_counter()
@@ -134,9 +138,13 @@ class Engine:
         """How tenants share, as far as it changed since the last call; None when it did not."""
         return self._sharing.news(time.monotonic())
 
-    def state(self) -> EngineState:
-        """What the front end shows; cheap."""
-        pool, residency, scheduler = self._pool, self._residency, self._scheduler
+    def adapter_news(self) -> AdapterNews | None:
+        """What has changed among the adapters since the last call; None when nothing has."""
+        return self._adapters.news()
+
+    def state(self, *, adapters: bool = True) -> EngineState:
+        """What the front end shows; cheap without the adapters."""
+        scheduler, memory = self._scheduler, self._adapters.memory
         now = time.perf_counter()
         return EngineState(
             phase="Ready",
@@ -149,14 +157,8 @@ class Engine:
                 parameters=self._parameters,
                 vocab_size=self._model.config.vocab_size,
             ),
-            pages=PagesInfo(
-                total=pool.total,
-                free=pool.free,
-                kv=scheduler.kv_pages,
-                adapters=residency.pages_used,
-                evictable=residency.evictable,
-                bytes=self._runner.pool[:, 0].nbytes,
-            ),
+            pages=pages_info(self._room, self._runner.pool[:, 0].nbytes),
+            host=HostInfo(memory.tier.budget, memory.tier.used),
             load=LoadInfo(
                 running=scheduler.running,
                 waiting=scheduler.waiting,
@@ -164,22 +166,23 @@ class Engine:
                 step_seconds=self._throughput.step_seconds,
                 output_tokens_per_second=self._throughput.tokens_per_second(now),
             ),
-            counters=Counters(
-                steps=self._steps,
-                prompt_tokens=self._prompt_tokens,
-                generation_tokens=self._generated,
-                preemptions=scheduler.preemptions,
-                adapter_loads=residency.loads,
-                adapter_evictions=residency.evictions,
-                early_aborts=scheduler.queue.aborted,
-            ),
-            adapters=self._adapters.states(),
+            counters=counters(self._totals, self._room, scheduler, memory.reads),
+            adapters=self._adapters.states() if adapters else [],
         )
+
+    def _adopt(self) -> None:
+        came, lost = self._adapters.adopt()
+        for adapter in came:
+            self._scheduler.came(adapter)
+        for adapter, why in lost:
+            for sequence in self._scheduler.never_comes(adapter):
+                self._reject(sequence.request_id, f"adapter_lost: adapter {adapter.id} cannot be read again: {why}")
+            self._adapters.collect()
 
     def _add(self, message: AddRequest) -> None:
         adapter = None
         if message.adapter is not None:
-            adapter = self._residency.get(message.adapter)
+            adapter = self._room.residency.get(message.adapter)
             if adapter is None:
                 self._reject(message.request_id, f"adapter_not_found: adapter {message.adapter} is not loaded here")
                 return
@@ -232,17 +235,13 @@ class Engine:
             [sample.token_id],
             finish_reason=sequence.finish_reason,
             stop_token_id=sample.token_id if stopped else None,
-            logprobs=_logprobs(sequence.sampling, sample),
+            logprobs=logprobs(sequence.sampling, sample),
+            cached_tokens=sequence.cached,
         )
 
     def _count(self, batch: Batch, first: set[str], sampled: int, seconds: float) -> None:
-        self._steps += 1
-        self._prompt_tokens += sum(row.count for row in batch.rows if row.sequence.request_id in first)
-        self._generated += sampled
+        self._totals.steps += 1
+        self._room.costs.saw_step(seconds, batch.tokens)
+        self._totals.prompt_tokens += sum(row.count for row in batch.rows if row.sequence.request_id in first)
+        self._totals.generated += sampled
         self._throughput.add(time.perf_counter(), seconds, sampled)
-
-
-def _logprobs(sampling: Sampling, sample: Sampled) -> list[TokenLogprobs]:
-    if sampling.logprobs < 0 or sample.logprob is None:
-        return []
-    return [TokenLogprobs(sample.token_id, sample.logprob, sample.top)]

@@ -36,7 +36,7 @@ def adjust(logits: Tensor, rows: Sequence[Row]) -> Tensor:
     Token ids outside the vocabulary are passed over: the front end refuses them, and one that gets through
     must not end the step of all the others.
     """
-    biased = [i for i, row in enumerate(rows) if row.sampling.logit_bias or _too_early(row)]
+    biased = [i for i, row in enumerate(rows) if _has_bias(row.sampling, row.position)]
     penalised = [i for i, row in enumerate(rows) if _has_penalty(row.sampling)]
     if not biased and not penalised:
         return logits
@@ -48,8 +48,17 @@ def adjust(logits: Tensor, rows: Sequence[Row]) -> Tensor:
     return logits
 
 
-def _too_early(row: Row) -> bool:
-    return row.position < row.sampling.min_tokens and bool(row.sampling.stop_token_ids)
+def changes(sampling: Sampling, position: int) -> bool:
+    """Whether `adjust` would change the logits of such a request at that position of its output."""
+    return _has_bias(sampling, position) or _has_penalty(sampling)
+
+
+def _has_bias(sampling: Sampling, position: int) -> bool:
+    return bool(sampling.logit_bias) or _too_early(sampling, position)
+
+
+def _too_early(sampling: Sampling, position: int) -> bool:
+    return position < sampling.min_tokens and bool(sampling.stop_token_ids)
 
 
 def _has_penalty(sampling: Sampling) -> bool:
@@ -62,7 +71,7 @@ def _add_biases(logits: Tensor, rows: Sequence[Row], chosen: list[int]) -> None:
     for index in chosen:
         row = rows[index]
         biases = dict(row.sampling.logit_bias)
-        if _too_early(row):
+        if _too_early(row.sampling, row.position):
             biases |= dict.fromkeys(row.sampling.stop_token_ids, -float("inf"))
         for token, bias in biases.items():
             if 0 <= token < logits.shape[1]:

@@ -13,17 +13,21 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import structlog
-import torch
 import zmq
 
 from lorafleet_runtime.config import EngineConfig
-from lorafleet_runtime.engine.engine import Engine
 from lorafleet_runtime.engine.memory import give_back
-from lorafleet_runtime.engine.start import start
+from lorafleet_runtime.engine.pulse import Pulse
+from lorafleet_runtime.engine.ranks import Ranks
+from lorafleet_runtime.errors import RankDied
 from lorafleet_runtime.logs import configure_logs
 from lorafleet_runtime.protocol import Deltas, EngineState, Shutdown, decode_to_engine, encode
+
+if TYPE_CHECKING:
+    from lorafleet_runtime.engine.engine import Engine
 
 log = structlog.get_logger("engine")
 
@@ -40,21 +44,33 @@ def serve(config: EngineConfig, endpoint: str) -> None:
     inbox.connect(f"{endpoint}.in")
     outbox.connect(f"{endpoint}.out")
     alarm.bind("inproc://loaded")
+    pulse = Pulse(context, f"{endpoint}.out")
     try:
-        engine = start(config, _report_to(outbox))
+        ranks = Ranks(config.tensor_parallel, _last_words(endpoint)) if config.tensor_parallel > 1 else None
+        # Imported late: torch takes seconds, in which the other ranks import theirs.
+        from lorafleet_runtime.engine.start import start
+        from lorafleet_runtime.model.threads import threads
+
+        engine = start(config, _report_to(outbox), ranks)
     except Exception as error:
         outbox.send(encode(EngineState("Failed", message=f"{error}")))
         raise
     engine.wake_on_loaded(_alarm_bell(context))
-    log.info("the engine is ready", threads=torch.get_num_threads())
+    log.info("the engine is ready", threads=threads())
     try:
-        _loop(engine, inbox, outbox, alarm)
+        _loop(engine, inbox, outbox, alarm, pulse)
+    except RankDied as error:
+        outbox.send(encode(EngineState("Failed", message=f"{error}")))
+        raise
     finally:
         engine.close()
+        pulse.stop()
         context.destroy(linger=200)
 
 
-def _loop(engine: Engine, inbox: zmq.Socket[bytes], outbox: zmq.Socket[bytes], alarm: zmq.Socket[bytes]) -> None:
+def _loop(
+    engine: Engine, inbox: zmq.Socket[bytes], outbox: zmq.Socket[bytes], alarm: zmq.Socket[bytes], pulse: Pulse
+) -> None:
     poller = zmq.Poller()
     poller.register(inbox, zmq.POLLIN)
     poller.register(alarm, zmq.POLLIN)
@@ -62,7 +78,9 @@ def _loop(engine: Engine, inbox: zmq.Socket[bytes], outbox: zmq.Socket[bytes], a
     stepped = True
     worked = True
     while True:
-        ready = dict(poller.poll(0 if engine.has_work or engine.changed else int(1000 * IDLE_STATE_SECONDS)))
+        pulse.turned()
+        busy = engine.has_work and not engine.only_reads
+        ready = dict(poller.poll(0 if busy or engine.changed else int(1000 * IDLE_STATE_SECONDS)))
         if engine.has_work:
             worked = True
         elif worked and not ready:
@@ -86,7 +104,9 @@ def _loop(engine: Engine, inbox: zmq.Socket[bytes], outbox: zmq.Socket[bytes], a
             engine.told()
             stepped = False
             reported_at = now
-            outbox.send(encode(engine.state()))
+            if (news := engine.adapter_news()) is not None:
+                outbox.send(encode(news))
+            outbox.send(encode(engine.state(adapters=False)))
             if (sharing := engine.sharing()) is not None:
                 outbox.send(encode(sharing))
 
@@ -124,6 +144,22 @@ def _report_to(outbox: zmq.Socket[bytes]) -> Callable[[str, float], None]:
             outbox.send(encode(EngineState("Loading", message=message, progress=fraction)))
 
     return report
+
+
+def _last_words(endpoint: str) -> Callable[[str], None]:
+    """What to do when another rank has ended: tell the front end why, and end at once. The loop may be waiting in a
+    collective for good; so this takes place in the thread that noticed, on a socket of its own."""
+
+    def end(reason: str) -> None:
+        log.error("a rank is gone", reason=reason)
+        context = zmq.Context()
+        outbox = context.socket(zmq.PUSH)
+        outbox.connect(f"{endpoint}.out")
+        outbox.send(encode(EngineState("Failed", message=reason)))
+        context.destroy(linger=500)
+        os._exit(1)
+
+    return end
 
 
 def _exit_with_parent() -> None:

@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Hashable, Mapping
+import time
+from collections.abc import Hashable, Mapping
 
 import torch
 from torch import Tensor
 
-from lorafleet_kernels import reference as ops
+from lorafleet_kernels.batch import AttentionBatch
+from lorafleet_kernels.native import AdapterTable
 from lorafleet_runtime.core.batch import Batch, Row, segments
 from lorafleet_runtime.core.pages import PAGE_TOKENS, pages_for_tokens
 from lorafleet_runtime.core.residency import Adapter
+from lorafleet_runtime.engine.extras_step import ExtrasStep
 from lorafleet_runtime.engine.lora_stack import LoraStacks
 from lorafleet_runtime.engine.lora_step import LoraStep
 from lorafleet_runtime.engine.on_demand import zeros_on_demand
 from lorafleet_runtime.engine.sampling import Row as SamplingRow
-from lorafleet_runtime.engine.sampling import Sampled, sample
-from lorafleet_runtime.model.decoder import Decoder
-from lorafleet_runtime.model.lora import GroupView, PackedAdapter, views
+from lorafleet_runtime.engine.sampling import Sampled, is_plain, sample
+from lorafleet_runtime.engine.slora_step import SloraStep
+from lorafleet_runtime.model.collectives import Partition
+from lorafleet_runtime.model.decoder import Decoder, LoraHook
+from lorafleet_runtime.model.extras import ExtraViews, extra_views
+from lorafleet_runtime.model.lora import GroupView, Layout, PackedAdapter, matrices, vectors_in
 from lorafleet_runtime.model.threads import on_all_threads
 
 STACK_BYTES = 256 * 2**20
 """Bound of the copies that let adapters of one layout be multiplied together; beyond it they go one by one."""
+
+PROBED_PAGES = 16
+NOT_HERE = torch.empty(0)
+"""In place of a golden copy that is on disk."""
 
 
 def page_elements(kv_dim: int) -> int:
@@ -33,123 +43,128 @@ def page_elements(kv_dim: int) -> int:
 class Runner:
     """The pool's memory, the model, and one step over them."""
 
-    def __init__(self, model: Decoder, total_pages: int) -> None:
+    def __init__(self, model: Decoder, total_pages: int, partition: Partition = "replicated") -> None:
         config = model.config
         self.model = model
+        self._partition = partition
         self._page_elements = page_elements(config.kv_dim)
         self.pool = zeros_on_demand((config.num_layers, total_pages, self._page_elements), model.dtype)
         self._kv = self.pool.view(config.num_layers, total_pages, 2, PAGE_TOKENS, config.num_kv_heads, config.head_dim)
-        self._scratch = torch.empty(2, 0, *self._kv.shape[3:], dtype=model.dtype)
         self._views: dict[int, tuple[Mapping[str, GroupView], ...]] = {}
+        self._tables: dict[int, AdapterTable] = {}  # of those with views, for native operations
+        self._extras: dict[int, ExtraViews] = {}  # of the adapters that have any
         self._packed: dict[int, PackedAdapter] = {}
-        self._layouts: dict[Hashable, int] = {}
+        self._numbers: dict[Hashable, int] = {}
+        self._layouts: dict[Hashable, Layout] = {}
         self._stacks = LoraStacks(STACK_BYTES)
 
     def register(self, adapter: Adapter, packed: PackedAdapter) -> int:
         """Keep an adapter's golden copy; its pages are filled when a batch names it in `uploads`. Returns the number of
         its layout."""
-        self._packed[adapter.handle] = packed
-        return self._layouts.setdefault(packed.layout.signature, len(self._layouts))
+        number = self._numbers.setdefault(packed.layout.signature, len(self._numbers))
+        layout = self._layouts.setdefault(packed.layout.identity, packed.layout)
+        self._packed[adapter.handle] = PackedAdapter(layout, packed.blob)  # thousands of adapters share a layout
+        return number
+
+    def take_back(self, adapter: Adapter) -> Tensor:
+        """Give up an adapter's golden copy, which is returned, until `give` brings it back."""
+        packed = self._packed[adapter.handle]
+        self._packed[adapter.handle] = PackedAdapter(packed.layout, NOT_HERE)
+        return packed.blob
+
+    def give(self, adapter: Adapter, blob: Tensor) -> None:
+        """The golden copy that `take_back` returned, or an equal one."""
+        self._packed[adapter.handle] = PackedAdapter(self._packed[adapter.handle].layout, blob)
+
+    def close(self) -> None:
+        """End what belongs to it outside this process: nothing, for one rank."""
+
+    def page_seconds(self) -> float:
+        """What copying one page of an adapter takes, measured on the first pages of a pool that nobody uses yet."""
+        count = min(PROBED_PAGES, self.pool.shape[1])
+        pages, blob = torch.arange(count), torch.zeros_like(self.pool[:, :count])
+        for _ in range(2):  # the first time the memory itself is taken
+            begun = time.perf_counter()
+            self.pool.index_copy_(1, pages, blob)
+        return (time.perf_counter() - begun) / count
 
     def forget(self, adapter: Adapter) -> None:
         del self._packed[adapter.handle]
         self._views.pop(adapter.handle, None)
+        self._tables.pop(adapter.handle, None)
+        self._extras.pop(adapter.handle, None)
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> list[Sampled]:
         """One step. Returns one sample per row that samples, in row order."""
         logits = self.logits(batch)
-        return sample(logits, [_sampling_row(row) for row in batch.rows if row.samples]) if len(logits) else []
+        rows = [row for row in batch.rows if row.samples]
+        if all(is_plain(row.sequence.sampling, row.sequence.output_len) for row in rows):
+            return [Sampled(token) for token in self.model.ops.argmax(logits).tolist()] if rows else []
+        return sample(logits.float(), [_sampling_row(row) for row in rows])
 
     @torch.inference_mode()
     def logits(self, batch: Batch) -> Tensor:
-        """The step without its sampling: `[rows that sample, vocabulary]` float32."""
+        """The step without its sampling: `[rows that sample, vocabulary]`."""
         for adapter in batch.uploads:
             self._upload(adapter)
-        hidden = self._forward(batch)
+        extras = self._extras_of(batch)
+        hidden = self._forward(batch, extras)
         ends = itertools.accumulate(row.count for row in batch.rows)
         last = [end - 1 for row, end in zip(batch.rows, ends, strict=True) if row.samples]
         if not last:
             return hidden.new_empty(0, self.model.config.vocab_size)
-        return self.model.logits(hidden if len(last) == len(hidden) else hidden[torch.tensor(last)])
+        return self.model.logits(hidden if len(last) == len(hidden) else hidden[torch.tensor(last)], extras)
 
-    def _forward(self, batch: Batch) -> Tensor:
+    def _extras_of(self, batch: Batch) -> ExtrasStep | None:
+        handles = [row.sequence.adapter.handle if row.sequence.adapter else -1 for row in batch.rows]
+        if not self._extras or self._extras.keys().isdisjoint(handles):
+            return None
+        sampling = [handle for handle, row in zip(handles, batch.rows, strict=True) if row.samples]
+        return ExtrasStep(segments(batch.rows), sampling, self._extras, self.model.config.rms_norm_eps)
+
+    def _forward(self, batch: Batch, extras: ExtrasStep | None) -> Tensor:
         tokens: list[int] = []
         positions: list[int] = []
-        page_ids: list[int] = []
         for row in batch.rows:
             stop = row.start + row.count
             tokens += row.sequence.tokens[row.start : stop]
             positions += range(row.start, stop)
-            page_ids += [row.sequence.pages[p // PAGE_TOKENS] for p in range(row.start, stop)]
-        position_tensor = torch.tensor(positions)
-        pages = torch.tensor(page_ids)
-        attend = _PagedAttention(self._kv, batch, ops.kv_slots(pages, position_tensor % PAGE_TOKENS), self._scratch_for)
-        lora = LoraStep(segments(batch.rows), sum(row.decodes for row in batch.rows), self._views, self._stacks)
-        return self.model.forward(torch.tensor(tokens), position_tensor, attend, lora if lora.active else None)
+        attended = AttentionBatch(
+            positions,
+            [row.count for row in batch.rows],
+            [row.sequence.pages[: pages_for_tokens(row.start + row.count)] for row in batch.rows],
+            batch.decodes,
+        )
+        attend = self.model.ops.attention(self._kv, attended, self.model.heads, self.model.rope)
+        lora = self._lora(batch)
+        hook = lora if extras is None else extras.before(lora)
+        return self.model.forward(torch.tensor(tokens), on_all_threads(attend), hook, extras)
+
+    def _lora(self, batch: Batch) -> LoraHook | None:
+        """The deltas of the batch's adapters; None where there are none."""
+        adapted = [s for s in segments(batch.rows) if s.adapter is not None and s.adapter.handle in self._views]
+        if not adapted:
+            return None
+        if self._partition == "slora" and self.model.collectives is not None:
+            return SloraStep(adapted, self._views, self.model.collectives)
+        if self.model.ops.native:
+            tables = self._tables
+            return self.model.ops.lora([(s.begin, s.end, tables[s.adapter.handle]) for s in adapted if s.adapter])
+        return LoraStep(adapted, batch.decodes, self._views, self._stacks)
 
     def _upload(self, adapter: Adapter) -> None:
         packed = self._packed[adapter.handle]
+        assert packed.blob is not NOT_HERE, f"adapter {adapter.id} is on disk"
         self.pool.index_copy_(1, torch.tensor(adapter.pages), packed.blob)
-        self._views[adapter.handle] = views(self.pool, adapter.pages, packed.layout)
-
-    def _scratch_for(self, pages: int) -> Tensor:
-        if self._scratch.shape[1] < pages:
-            self._scratch = torch.empty(2, pages + pages // 4, *self._scratch.shape[2:], dtype=self.model.dtype)
-        return self._scratch
-
-
-class _PagedAttention:
-    """Attention metadata of one step, built once and used by every layer."""
-
-    def __init__(self, kv: Tensor, batch: Batch, slots: Tensor, scratch_for: Callable[[int], Tensor]) -> None:
-        self._kv = kv
-        self._slots = slots
-        self._decode = _decode_meta(batch.rows[: batch.decodes], kv.dtype)
-        self._prefill = _prefill_metas(batch.rows[batch.decodes :], batch.decodes)
-        self._scratch = scratch_for(self._decode.pages.shape[0]) if self._decode else kv[0, :, 0]
-
-    @on_all_threads
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        pool = self._kv[layer]
-        ops.kv_write(pool, k, v, self._slots)
-        if self._decode is not None and not self._prefill:
-            return ops.paged_decode(q, pool, self._decode, self._scratch)
-        out = torch.empty_like(q)
-        if self._decode is not None:
-            rows = self._decode.rows
-            out[:rows] = ops.paged_decode(q[:rows], pool, self._decode, self._scratch)
-        for meta in self._prefill:
-            chunk = slice(meta.begin, meta.end)
-            out[chunk] = ops.paged_prefill(q[chunk], k[chunk], v[chunk], pool, meta)
-        return out
-
-
-def _decode_meta(rows: tuple[Row, ...], dtype: torch.dtype) -> ops.DecodeMeta | None:
-    if not rows:
-        return None
-    lengths = torch.tensor([row.start + 1 for row in rows])
-    width = pages_for_tokens(int(lengths.max()))
-    table: list[int] = []
-    for row in rows:
-        pages = row.sequence.pages[: pages_for_tokens(row.start + 1)]
-        table += pages + [pages[-1]] * (width - len(pages))
-    beyond = torch.arange(width * PAGE_TOKENS).unsqueeze(0) >= lengths.unsqueeze(1)
-    bias = torch.zeros(beyond.shape, dtype=dtype).masked_fill_(beyond, float("-inf"))
-    return ops.DecodeMeta(len(rows), torch.tensor(table), bias[:, None, None, :])
-
-
-def _prefill_metas(rows: tuple[Row, ...], begin: int) -> list[ops.PrefillMeta]:
-    metas: list[ops.PrefillMeta] = []
-    for row in rows:
-        end = row.start + row.count
-        mask = None
-        if row.start:
-            mask = torch.arange(end).unsqueeze(0) <= torch.arange(row.start, end).unsqueeze(1)
-        pages = torch.tensor(row.sequence.pages[: pages_for_tokens(end)])
-        metas.append(ops.PrefillMeta(begin, begin + row.count, row.start, pages, mask))
-        begin += row.count
-    return metas
+        vectors = vectors_in(self.pool, adapter.pages)
+        if packed.layout.adapts_projections:
+            layers = matrices(vectors, packed.layout)
+            self._views[adapter.handle] = layers
+            if self.model.ops.native:
+                self._tables[adapter.handle] = self.model.ops.adapter_table(layers)
+        if packed.layout.extras is not None:
+            self._extras[adapter.handle] = extra_views(vectors, packed.layout.extras)
 
 
 def _sampling_row(row: Row) -> SamplingRow:

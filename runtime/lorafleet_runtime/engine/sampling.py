@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lorafleet_runtime.engine.penalties import Row, adjust
+from lorafleet_kernels.reference import argmax
+from lorafleet_runtime.engine.penalties import Row, adjust, changes
 from lorafleet_runtime.engine.philox import uniforms
 from lorafleet_runtime.protocol import Sampling
 
@@ -51,11 +52,11 @@ def sample(logits: Tensor, rows: Sequence[Row]) -> list[Sampled]:
     adjusted = adjust(logits, rows)
     drawn = [i for i, row in enumerate(rows) if row.sampling.temperature >= _GREEDY]
     if not drawn:
-        tokens = _greedy(adjusted)
+        tokens = argmax(adjusted)
     elif len(drawn) == len(rows):
         tokens = _draw(adjusted, rows)
     else:
-        tokens = _greedy(adjusted)
+        tokens = argmax(adjusted)
         index = torch.tensor(drawn, device=logits.device)
         tokens[index] = _draw(adjusted[index], [rows[i] for i in drawn])
     wanted = [i for i, row in enumerate(rows) if row.sampling.logprobs >= 0]
@@ -64,10 +65,9 @@ def sample(logits: Tensor, rows: Sequence[Row]) -> list[Sampled]:
     return _with_logprobs(logits, tokens, rows, wanted)
 
 
-def _greedy(logits: Tensor) -> Tensor:
-    """The best token of each row `[B]`, the lowest id among equals."""
-    best, tokens = logits.max(dim=-1)
-    return torch.where(best.isfinite(), tokens, -1)
+def is_plain(sampling: Sampling, position: int) -> bool:
+    """Whether the best token of the model's own logits is all that is asked for at that position of the output."""
+    return sampling.temperature < _GREEDY and sampling.logprobs < 0 and not changes(sampling, position)
 
 
 def _draw(logits: Tensor, rows: Sequence[Row]) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,47 +12,119 @@ import torch
 from lorafleet_runtime.config import EngineConfig
 from lorafleet_runtime.core.fairness.counters import CounterTable
 from lorafleet_runtime.core.fairness.policies import read_spec
+from lorafleet_runtime.core.host_tier import HostTier
 from lorafleet_runtime.core.pages import PAGE_TOKENS, pages_for_tokens
+from lorafleet_runtime.core.room import Room
 from lorafleet_runtime.core.scheduler import Limits
+from lorafleet_runtime.engine.adapter_loader import AdapterLoader, AdapterReader
+from lorafleet_runtime.engine.disk_tier import DiskTier
 from lorafleet_runtime.engine.engine import Engine
+from lorafleet_runtime.engine.load import load_rank
 from lorafleet_runtime.engine.memory import available_bytes, give_back
+from lorafleet_runtime.engine.ranked_disk import RankedDisk
+from lorafleet_runtime.engine.ranked_loader import RankedLoader
+from lorafleet_runtime.engine.ranked_runner import RankedRunner
+from lorafleet_runtime.engine.ranks import Ranks
+from lorafleet_runtime.engine.runner import Runner, page_elements
 from lorafleet_runtime.engine.threads import available_cores, choose_threads
 from lorafleet_runtime.errors import ConfigError
+from lorafleet_runtime.model.base_weights import BaseWeights
 from lorafleet_runtime.model.calibration import best_dtype, choose_forms
-from lorafleet_runtime.model.checkpoint import load_weights, read_config
+from lorafleet_runtime.model.checkpoint import read_config
+from lorafleet_runtime.model.checkpoint_weights import CheckpointWeights
 from lorafleet_runtime.model.config import DecoderConfig
-from lorafleet_runtime.model.decoder import Decoder, parameter_count
+from lorafleet_runtime.model.decoder import Decoder
+from lorafleet_runtime.model.decoder_weights import DecoderWeights
+from lorafleet_runtime.model.parallel import Shard, check_ranks
 from lorafleet_runtime.model.threads import set_threads
+from lorafleet_runtime.model.weights import expected_shapes
 
+DEFAULT_HOST_SHARE = 0.25
+"""Of the memory that is available beside the pool, for adapters' weights."""
 DEFAULT_MEMORY_SHARE = 0.25
 """Of the memory that is available after loading; a laptop has other things to do."""
 
 
-def start(config: EngineConfig, progress: Callable[[str, float], None]) -> Engine:
-    """Load the base model and make its engine. `progress(message, fraction)` is called as it goes.
+def start(
+    config: EngineConfig,
+    progress: Callable[[str, float], None],
+    ranks: Ranks | None = None,
+    make_room: Callable[..., Room] = Room,
+) -> Engine:
+    """Load the base model and make its engine. `progress(message, fraction)` is called as it goes. `ranks` are the
+    other processes, if they have been started; the engine ends them. `make_room` is another pool than the product's,
+    for benches that compare.
 
-    Raises ConfigError when the settings do not fit the model or the machine, and the checkpoint reader's errors.
+    Raises ConfigError when the settings do not fit the model or the machine, RankDied, and the checkpoint reader's
+    errors.
     """
     torch.set_grad_enabled(False)
-    path = Path(config.model)
-    progress("reading the model's configuration", 0.0)
-    decoder_config = read_config(path)
-    max_model_len = _max_model_len(config, decoder_config)
+    try:
+        progress("reading the model's configuration", 0.0)
+        decoder_config = read_config(Path(config.model))
+        check_ranks(decoder_config, config.tensor_parallel, config.partition)
+        if ranks is None and config.tensor_parallel > 1:
+            ranks = Ranks(config.tensor_parallel, lambda reason: None)
+        return _start(_decided(config, decoder_config), decoder_config, progress, ranks, make_room)
+    except BaseException:
+        if ranks is not None:
+            ranks.close()
+        raise
+
+
+def _decided(config: EngineConfig, decoder_config: DecoderConfig) -> EngineConfig:
+    """The settings with what all ranks must have alike: dtype, context, and, of several ranks, threads of each."""
     set_threads(config.threads or 1)
-    dtype = best_dtype() if config.dtype == "auto" else getattr(torch, config.dtype)
-    weights = load_weights(path, decoder_config, dtype, lambda f: progress("loading weights", 0.9 * f))
-    parameters = parameter_count(weights)
-    model = Decoder(decoder_config, weights, max_model_len)
+    dtype = str(best_dtype()).removeprefix("torch.") if config.dtype == "auto" else config.dtype
+    config = replace(config, dtype=dtype, max_model_len=_max_model_len(config, decoder_config))
+    if config.tensor_parallel == 1:
+        return config
+    return replace(config, threads=config.threads or max(1, available_cores() // config.tensor_parallel))
+
+
+def _start(
+    config: EngineConfig, decoder_config: DecoderConfig, progress: Callable[[str, float], None], ranks: Ranks | None,
+    make_room: Callable[..., Room],
+) -> Engine:  # fmt: skip
+    if ranks is not None:
+        ranks.load(config)
+    shard = Shard(0, config.tensor_parallel)
+    model = load_rank(config, decoder_config, shard, lambda f: progress("loading weights", 0.9 * f))
     progress("measuring what is fastest on this machine", 0.9)
     set_threads(config.threads or available_cores())
     choose_forms(model)  # first: in another form, more threads may look useless
     if not config.threads:
         set_threads(choose_threads(model))
-    total_pages = _total_pages(config, decoder_config, model.dtype, max_model_len)
-    limits = Limits(max_model_len, config.max_num_seqs, config.max_batched_tokens)
+    if ranks is not None:
+        ranks.wait_until_loaded()
+    total_pages = _total_pages(config, model.config)
+    limits = Limits(config.max_model_len, config.max_num_seqs, config.max_batched_tokens)
     give_back()
+    elements = page_elements(model.config.kv_dim)
+    base: BaseWeights = DecoderWeights(model)
+    if ranks is not None:
+        base = CheckpointWeights(Path(config.model), decoder_config, model.dtype)
+    reader = AdapterReader(decoder_config, elements, model.dtype, config.max_lora_rank, shard, config.partition, base)
+    runner, loader = _parts(model, total_pages, reader, ranks)
     table = CounterTable(config.incarnation or "own")
-    return Engine(model, limits, total_pages, config.max_lora_rank, parameters, read_spec(config.fairness), table)
+    parameters = sum(math.prod(shape) for shape in expected_shapes(decoder_config).values())
+    room = make_room(total_pages, config.max_model_len, prefix_caching=config.prefix_caching)
+    room.costs.page = runner.page_seconds()
+    share = int(DEFAULT_HOST_SHARE * available_bytes()) // config.tensor_parallel
+    host = HostTier(config.host_memory_bytes or share)
+    disk = DiskTier(config.disk) if ranks is None else RankedDisk(config.disk, ranks)
+    spec = read_spec(config.fairness)
+    return Engine(runner, loader, limits, room, host, disk, config.max_lora_rank, parameters, spec, table)
+
+
+def _parts(
+    model: Decoder, total_pages: int, reader: AdapterReader, ranks: Ranks | None
+) -> tuple[Runner, AdapterLoader]:
+    """What runs steps and what reads adapters, on one rank or on all."""
+    if ranks is None:
+        return Runner(model, total_pages), AdapterLoader(reader)
+    loader = RankedLoader(reader, ranks)
+    return RankedRunner(model, total_pages, reader.partition, ranks, loader), loader
 
 
 def _max_model_len(config: EngineConfig, decoder: DecoderConfig) -> int:
@@ -62,14 +136,15 @@ def _max_model_len(config: EngineConfig, decoder: DecoderConfig) -> int:
     return config.max_model_len or decoder.max_position_embeddings
 
 
-def _total_pages(config: EngineConfig, decoder: DecoderConfig, dtype: torch.dtype, max_model_len: int) -> int:
-    page_bytes = decoder.num_layers * PAGE_TOKENS * 2 * decoder.kv_dim * dtype.itemsize
-    memory = config.memory_bytes or int(DEFAULT_MEMORY_SHARE * available_bytes())
-    pages, needed = memory // page_bytes, pages_for_tokens(max_model_len)
+def _total_pages(config: EngineConfig, decoder: DecoderConfig) -> int:
+    """Pages of one rank's pool; `decoder` is what one rank runs. All ranks are on this machine, in its memory."""
+    page_bytes = decoder.num_layers * PAGE_TOKENS * 2 * decoder.kv_dim * getattr(torch, config.dtype).itemsize
+    memory = config.memory_bytes or int(DEFAULT_MEMORY_SHARE * available_bytes()) // config.tensor_parallel
+    pages, needed = memory // page_bytes, pages_for_tokens(config.max_model_len)
     if pages < needed:
         raise ConfigError(
             f"--memory {memory} bytes is {pages} pages of {page_bytes} bytes; one sequence of "
-            f"--max-model-len {max_model_len} needs {needed}: raise --memory to "
+            f"--max-model-len {config.max_model_len} needs {needed}: raise --memory to "
             f"{needed * page_bytes} or lower --max-model-len"
         )
     return int(pages)

@@ -10,6 +10,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
+from lorafleet_runtime.core.adapter_room import why_no_room
 from lorafleet_runtime.errors import ApiError, ArtifactError, invalid
 from lorafleet_runtime.frontend.admin_schemas import AdapterBody, LoadBody, UnloadBody
 from lorafleet_runtime.frontend.artifact_files import ArtifactFile, revision_of
@@ -27,6 +28,7 @@ _ERRORS = {
     "InvalidAdapter": (422, "invalid_adapter"),
     "RankTooHigh": (422, "rank_too_high"),
     "FetchFailed": (502, "fetch_failed"),
+    "DiskFull": (507, "disk_full"),
     "NoRoom": (507, "no_room"),
 }
 
@@ -37,6 +39,8 @@ async def put(service: Service, request: Request) -> Response:
     wait = _wait_seconds(request)
     body = parse(AdapterBody, await read_body(request))
     files = [ArtifactFile(f.name, f.url, f.sha256, f.size, f.authorization) for f in body.files]
+    if body.pinned:
+        _refuse_to_pin_beyond_the_pool(service, adapter, body.revision)
     service.adapters.put(adapter, body.revision, files, body.pinned)
     if wait is None:
         state = service.adapters.find(adapter, body.revision)
@@ -114,6 +118,22 @@ def _checked_id(service: Service, adapter: str, param: str = "id") -> str:
     if adapter == service.settings.served_name:
         raise invalid(f"{adapter!r} is the base model's name", param)
     return adapter
+
+
+def _refuse_to_pin_beyond_the_pool(service: Service, adapter: str, revision: str) -> None:
+    """Pinned adapters that leave no full context would stop every request. Raises ApiError 507 `no_room`.
+
+    One that is not loaded yet is refused by the engine, which learns its pages."""
+    engine = service.engine.state
+    found = service.adapters.find(adapter, revision)
+    if found is None or found.state != "Ready" or found.pinned or engine.pages is None or engine.model is None:
+        return
+    why = why_no_room(
+        adapter, found.pages, pinned=service.adapters.pinned_pages(but=adapter),
+        total=engine.pages.total, page_bytes=engine.pages.bytes, max_model_len=engine.model.max_model_len,
+    )  # fmt: skip
+    if why:
+        raise ApiError(507, f"it cannot be pinned: {why}", "no_room", "pinned")
 
 
 def _wait_seconds(request: Request) -> float | None:

@@ -134,6 +134,7 @@ def report(state: EngineState, incarnation: str, epoch: int, phase: str, wants: 
         "progress": state.progress,
         "model": model,
         "pages": msgspec.to_builtins(state.pages),
+        "host": msgspec.to_builtins(state.host),
         "load": msgspec.to_builtins(state.load),
         "counters": msgspec.to_builtins(state.counters),
         "adapters": [],

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import errno
 import hashlib
 import re
 import shutil
@@ -22,6 +23,7 @@ import aiohttp
 from lorafleet_runtime.errors import ArtifactError
 
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _BLOCK = 1 << 20
 _TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=30)
@@ -88,12 +90,15 @@ def verify(path: Path, file: ArtifactFile) -> None:
 async def download(
     session: aiohttp.ClientSession, file: ArtifactFile, target: Path, told: Callable[[int], None] = lambda size: None
 ) -> None:
-    """Put the file at `target`, verified; `told` is called with the bytes that are there. Raises ArtifactError."""
+    """Put the file at `target`, verified; `told` is called with the bytes that are there. Raises ArtifactError, and
+    OSError where `target` cannot be written."""
     source = local_path(file.url)
     if source is not None:
         try:
             await asyncio.to_thread(shutil.copyfile, source, target)
         except OSError as error:
+            if error.errno in NO_SPACE or error.filename == str(target):
+                raise
             raise ArtifactError("fetch_failed", f"reading {source}: {error.strerror or error}") from None
         await asyncio.to_thread(verify, target, file)
         return

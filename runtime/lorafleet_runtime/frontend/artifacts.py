@@ -11,10 +11,12 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from pathlib import Path
 
 from lorafleet_runtime.errors import ArtifactError
 from lorafleet_runtime.frontend.artifact_files import (
+    NO_SPACE,
     ArtifactFile,
     check_names,
     download,
@@ -25,6 +27,9 @@ from lorafleet_runtime.frontend.artifact_files import (
 )
 
 REQUIRED_NAMES = ("adapter_config.json", "adapter_model.safetensors")
+_PARTIAL = "partial-"
+_ABANDONED_SECONDS = 3600.0
+"""Nothing is silent for so long while it is being fetched: its process was killed."""
 
 
 def check_files(revision: str, files: list[ArtifactFile]) -> None:
@@ -45,6 +50,7 @@ class ArtifactStore:
     def __init__(self, cache: Path) -> None:
         self._cache = cache
         self._running: dict[str, asyncio.Task[Path]] = {}
+        self._coming: dict[str, int] = {}  # bytes that are still to be written, by revision
 
     async def fetch(self, revision: str, files: list[ArtifactFile]) -> Path:
         """The folder that holds these files, verified. Raises ArtifactError.
@@ -72,17 +78,31 @@ class ArtifactStore:
             except ArtifactError:  # a damaged cache entry is fetched again
                 await asyncio.to_thread(shutil.rmtree, folder, True)
         try:
-            return await self._fill(folder, files)
+            return await self._fill(revision, folder, files)
         except OSError as error:
+            if error.errno in NO_SPACE:
+                raise self._disk_full(files) from None
             raise ArtifactError("fetch_failed", f"writing {folder}: {error.strerror or error}") from None
 
-    async def _fill(self, folder: Path, files: list[ArtifactFile]) -> Path:
+    async def _fill(self, revision: str, folder: Path, files: list[ArtifactFile]) -> Path:
         self._cache.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix="partial-", dir=self._cache))
+        await asyncio.to_thread(_drop_abandoned, self._cache)
+        # What others are still to write is theirs: one that is too large must not fill the disk for all.
+        total, promised = sum(file.size for file in files), sum(self._coming.values())
+        if total + promised > shutil.disk_usage(self._cache).free:
+            raise self._disk_full(files, promised)
+        self._coming[revision] = total
+        partial = Path(tempfile.mkdtemp(prefix=_PARTIAL, dir=self._cache))
         try:
             async with new_session() as session:
                 for file in files:
-                    await download(session, file, partial / file.name)
+                    before = self._coming[revision]
+
+                    def written(size: int, before: int = before) -> None:
+                        self._coming[revision] = before - size
+
+                    await download(session, file, partial / file.name, written)
+                    written(file.size)
             partial.chmod(0o755)
             try:
                 partial.rename(folder)  # whole or not at all
@@ -91,8 +111,15 @@ class ArtifactStore:
                     raise
                 await _verify_all(folder, files)  # another replica on this machine was faster
         finally:
+            del self._coming[revision]
             await asyncio.to_thread(shutil.rmtree, partial, True)
         return folder
+
+    def _disk_full(self, files: list[ArtifactFile], promised: int = 0) -> ArtifactError:
+        free = shutil.disk_usage(self._cache).free
+        others = f", {promised} of them for artifacts that are on their way" if promised else ""
+        message = f"{self._cache}: {sum(file.size for file in files)} bytes are needed and {free} are free{others}"
+        return ArtifactError("disk_full", f"{message}: free space there, or give it more (a pod: ephemeral storage)")
 
 
 def read_folder(folder: Path) -> list[ArtifactFile]:
@@ -125,3 +152,15 @@ def _common_folder(files: list[ArtifactFile]) -> Path | None:
 async def _verify_all(folder: Path, files: list[ArtifactFile]) -> None:
     for file in files:
         await asyncio.to_thread(verify, folder / file.name, file)
+
+
+def _drop_abandoned(cache: Path) -> None:
+    """Remove what a killed process left half-written."""
+    oldest = time.time() - _ABANDONED_SECONDS
+    for partial in cache.glob(f"{_PARTIAL}*"):
+        try:
+            newest = max(path.stat().st_mtime for path in (partial, *partial.iterdir()))
+        except OSError:  # it has just been renamed or removed
+            continue
+        if newest < oldest:
+            shutil.rmtree(partial, True)

@@ -15,6 +15,7 @@ _STATUS_OF_ERRORS = {
     "adapter_not_found": 404,
     "context_length_exceeded": 400,
     "no_room": 503,
+    "adapter_lost": 503,
     "draining": 503,
     "rate_limited": 429,
     "slo_unattainable": 503,

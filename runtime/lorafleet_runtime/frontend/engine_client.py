@@ -1,4 +1,4 @@
-"""The front end's side of the engine: its process, the two sockets, and who waits for which request.
+"""The front end's side of the engine: its state, who waits for which request, and another process when one dies.
 
 Knows messages and request ids; knows no HTTP and no text.
 """
@@ -7,63 +7,70 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
+import secrets
 import sys
-import tempfile
-from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import structlog
-import zmq
 
 from lorafleet_runtime.config import EngineConfig
 from lorafleet_runtime.errors import EngineDead
 from lorafleet_runtime.frontend.engine_api import Broadcast, Stream
+from lorafleet_runtime.frontend.engine_process import EngineProcess, Patience
+from lorafleet_runtime.frontend.restarts import NEVER, Restarts
 from lorafleet_runtime.frontend.tenant_board import TenantBoard
 from lorafleet_runtime.protocol import (
     AbortRequest,
+    AdapterNews,
+    AdapterState,
     AddRequest,
     Deltas,
     EngineState,
+    FromEngine,
     LoadAdapter,
     MergeCounters,
     Sharing,
-    Shutdown,
     ToEngine,
     UnloadAdapter,
-    decode_from_engine,
-    encode,
 )
 
 log = structlog.get_logger("runtime")
 
 ENGINE_COMMAND = (sys.executable, "-m", "lorafleet_runtime.engine.process")
-_STOP_SECONDS = 5.0
-_RETRY_SECONDS = 0.02
 
 
 class EngineClient:
-    """An engine in a child process; `died` is set when the child has ended, for whatever reason."""
+    """An engine in a child process. When that ends, everything open fails at once, and `restarts` says whether another
+    process takes its place; `died` is set when none does.
+
+    An engine that never was Ready is not started again: its settings or its model are wrong, and would be again. Each
+    process has an incarnation of its own, on `board`; adapters have to be loaded anew by whoever had them loaded.
+    """
 
     def __init__(
-        self, config: EngineConfig, log_format: str = "console", command: Sequence[str] = ENGINE_COMMAND
-    ) -> None:
+        self, config: EngineConfig, log_format: str = "console", command: Sequence[str] = ENGINE_COMMAND,
+        restarts: Restarts = NEVER, patience: Patience | None = None,
+    ) -> None:  # fmt: skip
         self._command = command
         self._config = config
         self._log_format = log_format
+        self._restarts = restarts
+        self._patience = patience or Patience()
         self._states = Broadcast(EngineState("Loading", message="starting the engine"))
         self.board = TenantBoard(config.incarnation, lambda table: self._send(MergeCounters(table)))
         self._streams: dict[str, Stream] = {}
-        self._outgoing: deque[bytes] = deque()
-        self.folder = Path(tempfile.mkdtemp(prefix="lorafleet-"))
-        self._context = zmq.Context()
-        self._push = self._context.socket(zmq.PUSH)
-        self._pull = self._context.socket(zmq.PULL)
-        self._process: asyncio.subprocess.Process | None = None
-        self._watch: asyncio.Task[None] | None = None
-        self._stopping = False
-        self._retry: asyncio.TimerHandle | None = None
+        self._adapters: dict[int, AdapterState] = {}
+        self._shown: list[AdapterState] = []  # the same object as long as nothing changes
+        self._process = self._new_process()
+        self._life: asyncio.Task[None] | None = None
+        self._was_ready = False
+        self._away = ""  # why there is no engine now, until the next one is Ready
+        self._last_words = ""
+        self._deaths: list[float] = []
+        self._stopping = asyncio.Event()
         self.died = asyncio.Event()
 
     @property
@@ -77,45 +84,27 @@ class EngineClient:
     @property
     def pid(self) -> int | None:
         """The engine's process id, once it has been started."""
-        return None if self._process is None else self._process.pid
+        return self._process.pid
+
+    @property
+    def folder(self) -> Path:
+        """Where the present process's sockets are; gone with it."""
+        return self._process.folder
 
     async def start(self) -> None:
-        """Bind the sockets and start the process; its loading shows in `state`."""
-        endpoint = f"ipc://{self.folder}/engine"
-        for socket, suffix in ((self._push, "in"), (self._pull, "out")):
-            # No limit on what waits: a request's deltas are bounded by its max_tokens.
-            socket.setsockopt(zmq.SNDHWM, 0)
-            socket.setsockopt(zmq.RCVHWM, 0)
-            socket.setsockopt(zmq.LINGER, 0)
-            socket.bind(f"{endpoint}.{suffix}")
-        asyncio.get_running_loop().add_reader(self._pull.fileno(), self._receive)
-        self._process = await asyncio.create_subprocess_exec(
-            *self._command, "--endpoint", endpoint, "--config", self._config.to_json(),
-            "--log-format", self._log_format, "--exit-with-parent",
-            stdin=asyncio.subprocess.PIPE,
-        )  # fmt: skip
-        self._watch = asyncio.create_task(self._watch_process(self._process))
-        # The socket's descriptor is edge-triggered: what came before it was watched makes no edge.
-        self._receive()
+        """Start the process; its loading shows in `state`. Raises OSError."""
+        await self._process.start()
+        self._life = asyncio.create_task(self._live())
 
     async def stop(self) -> None:
-        """End the engine: by message, then by the pipe, at last by force. Everything still open fails."""
-        self._stopping = True
-        if self.state.phase == "Ready":
-            self._send(Shutdown())
-            await self._ended(_STOP_SECONDS)
-        if self._process is not None and self._process.stdin is not None:
-            self._process.stdin.close()
-            await self._ended(_STOP_SECONDS)
-        if self._process is not None and self._process.returncode is None:
-            self._process.kill()
-            await self._ended(_STOP_SECONDS)
-        if self._watch is not None:
-            await self._watch
-        self._close_sockets()
+        """End the engine, in order where it listens. Everything still open fails."""
+        self._stopping.set()
+        await self._process.stop(by_message=self.state.phase == "Ready")
+        if self._life is not None:
+            await self._life
 
     def open(self, requests: Sequence[AddRequest]) -> Stream:
-        if self.died.is_set():
+        if self.died.is_set() or self._away:
             raise EngineDead(self.state.message)
         stream = Stream(self, [request.request_id for request in requests])
         for request in requests:
@@ -137,33 +126,27 @@ class EngineClient:
         await self._states.wait_newer(version)
 
     def _send(self, message: ToEngine) -> None:
-        self._outgoing.append(encode(message))
-        if self._retry is None:
-            self._flush()
+        self._process.send(message)
 
-    def _flush(self) -> None:
-        self._retry = None
-        try:
-            while self._outgoing:
-                self._push.send(self._outgoing[0], zmq.NOBLOCK)
-                self._outgoing.popleft()
-        except zmq.Again:  # the engine has not connected yet
-            if not self.died.is_set():
-                self._retry = asyncio.get_running_loop().call_later(_RETRY_SECONDS, self._flush)
-
-    def _receive(self) -> None:
-        while not self._pull.closed:
-            try:
-                message = decode_from_engine(self._pull.recv(zmq.NOBLOCK))
-            except zmq.Again:
-                return
-            match message:
-                case Deltas():
-                    self._dispatch(message)
-                case Sharing():
-                    self.board.took(message)
-                case EngineState():
-                    self._states.replace(message)
+    def _heard(self, message: FromEngine) -> None:
+        match message:
+            case Deltas():
+                self._dispatch(message)
+            case Sharing():
+                self.board.took(message)
+            case EngineState(phase="Failed"):
+                self._last_words = message.message  # its process is about to end: only then is it known what follows
+            case AdapterNews():
+                for key in message.gone:
+                    del self._adapters[key]
+                self._adapters |= message.told
+                self._shown = list(self._adapters.values())
+            case EngineState(phase="Ready"):
+                self._was_ready, self._away = True, ""
+                self._states.replace(msgspec.structs.replace(message, adapters=self._shown))
+            case EngineState():
+                again = f" (started again: {self._away})" if self._away else ""
+                self._states.replace(msgspec.structs.replace(message, message=message.message + again))
 
     def _dispatch(self, message: Deltas) -> None:
         for delta in message.items:
@@ -174,30 +157,53 @@ class EngineClient:
                 del self._streams[delta.request_id]
             stream.put(delta)
 
-    async def _watch_process(self, process: asyncio.subprocess.Process) -> None:
-        code = await process.wait()
-        self._receive()
-        reason = f"the engine process ended with code {code}"
-        if self.state.phase == "Failed" and self.state.message:
-            reason = self.state.message
-        lost = len(self._streams)
+    async def _live(self) -> None:
+        """From one process to the next, until there is no next."""
+        reason = await self._process.ended()
+        while (delay := self._bury(reason)) is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), delay)
+            if self._stopping.is_set():
+                self._process.close()
+                self._end("the replica is stopping")
+                return
+            try:
+                await self._process.start()
+            except OSError as error:
+                reason = f"the engine process cannot be started: {error.strerror or error}"
+                continue
+            if self._stopping.is_set():  # asked while there was no process to stop
+                await self._process.stop(by_message=False)
+            reason = await self._process.ended()
+
+    def _bury(self, reason: str) -> float | None:
+        """Fail what is open, and make the next process, which takes messages at once. Seconds until it is started; None
+        when there is no next."""
+        reason, self._last_words = self._last_words or reason, ""
+        lost, self._streams = self._streams, {}
+        for stream in set(lost.values()):
+            stream.fail(EngineDead(reason))
+        if self._stopping.is_set():
+            self._end(reason)
+            return None
+        self._deaths.append(asyncio.get_running_loop().time())
+        delay = self._restarts.delay(self._deaths) if self._was_ready else None
+        log.error("the engine is gone", reason=reason, open_requests=len(lost), restart_in=delay)
+        if delay is None:
+            self._end(reason)
+            return None
+        self._away = reason
+        self._adapters, self._shown = {}, []
+        self._config = replace(self._config, incarnation=secrets.token_hex(8))
+        self._process = self._new_process()
+        if table := self.board.begin(self._config.incarnation):
+            self._send(MergeCounters(table))
+        self._states.replace(EngineState("Loading", message=f"{reason}; it is started again"))
+        return delay
+
+    def _end(self, reason: str) -> None:
         self.died.set()
         self._states.replace(EngineState("Failed", message=reason))
-        for stream in set(self._streams.values()):
-            stream.fail(EngineDead(reason))
-        self._streams.clear()
-        if not self._stopping:
-            log.error("the engine is gone", code=code, reason=reason, open_requests=lost)
 
-    async def _ended(self, seconds: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.died.wait(), seconds)
-
-    def _close_sockets(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._pull.fileno())
-        if self._retry is not None:
-            self._retry.cancel()
-        self._push.close()
-        self._pull.close()
-        self._context.term()
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def _new_process(self) -> EngineProcess:
+        return EngineProcess(self._config, self._log_format, self._command, self._heard, self._patience)

@@ -105,26 +105,42 @@ class _EngineCollector(Collector):
                 ("lorafleet_step_seconds", "Mean time of a step", state.load.step_seconds),
                 ("lorafleet_output_tokens_per_second", "Throughput", state.load.output_tokens_per_second),
             ]
+        if state.host is not None:
+            gauges += [
+                ("lorafleet_host_memory_bytes", "Bound of host memory for adapters", state.host.budget),
+                ("lorafleet_host_memory_used_bytes", "Host memory that adapters take", state.host.used),
+            ]
         if state.pages is not None:
             usage = state.pages.kv / state.pages.total if state.pages.total else 0.0
             gauges += [
                 ("vllm:kv_cache_usage_perc", "Share of the pool that holds KV, 0..1", usage),
                 ("lorafleet_pages_total", "Pages of the pool", state.pages.total),
                 ("lorafleet_page_bytes", "Bytes of one page over all layers", state.pages.bytes),
-                ("lorafleet_pages_evictable", "Adapter pages that may be evicted", state.pages.evictable),
+                ("lorafleet_pages_evictable", "Pages of idle adapters and prefixes", state.pages.evictable),
             ]
         for name, text, value in gauges:
             yield self._gauge(name, text, value)
         yield from self._labelled()
+        counters = state.counters
         for name, text, total in [
-            ("lorafleet_steps", "Steps run", state.counters.steps),
-            ("lorafleet_preemptions", "Requests put back for want of pages", state.counters.preemptions),
-            ("lorafleet_adapter_loads", "Adapters copied into pages", state.counters.adapter_loads),
-            ("lorafleet_adapter_evictions", "Adapters evicted from pages", state.counters.adapter_evictions),
-            ("lorafleet_early_aborts", "Requests given up before their first token", state.counters.early_aborts),
+            ("lorafleet_steps", "Steps run", counters.steps),
+            ("lorafleet_preemptions", "Requests put back for want of pages", counters.preemptions),
+            ("lorafleet_adapter_loads", "Adapters copied into pages", counters.adapter_loads),
+            ("lorafleet_adapter_reads", "Adapters read again from disk", counters.adapter_reads),
+            ("lorafleet_early_aborts", "Requests given up before their first token", counters.early_aborts),
+            ("vllm:prefix_cache_queries", "Prompt tokens looked for in the prefix cache", counters.prefix_tokens_asked),
+            ("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache", counters.prefix_tokens_hit),
         ]:
             family = CounterMetricFamily(name, text, labels=["model_name"])
             family.add_metric([self._model_name], total)
+            yield family
+        for name, text, by_purpose in [
+            ("lorafleet_adapter_evictions", "Adapters evicted from pages", counters.adapter_evictions),
+            ("lorafleet_prefix_evictions", "Pages of prefixes evicted", counters.prefix_evictions),
+        ]:
+            family = CounterMetricFamily(name, text, labels=["model_name", "wanted_for"])
+            for purpose in ("prompt", "decode", "adapter"):
+                family.add_metric([self._model_name, purpose], by_purpose.get(purpose, 0))
             yield family
 
     def _gauge(self, name: str, text: str, value: float) -> GaugeMetricFamily:
@@ -136,7 +152,7 @@ class _EngineCollector(Collector):
         state = self._engine.state
         if state.pages is not None:
             pages = GaugeMetricFamily("lorafleet_pages", "Pages by use", labels=["model_name", "use"])
-            for use in ("free", "kv", "adapters"):
+            for use in ("free", "kv", "prefixes", "adapters"):
                 pages.add_metric([self._model_name, use], getattr(state.pages, use))
             yield pages
         running = ",".join(sorted({a.id for a in state.adapters if a.running}))
@@ -159,6 +175,6 @@ class _EngineCollector(Collector):
         )
         for adapter in state.adapters:
             if adapter.state == "Ready":
-                level = "gpu" if adapter.resident else "cpu"
+                level = "gpu" if adapter.resident else "disk" if adapter.level == "disk" else "cpu"
                 held.add_metric([adapter.id, level, str(adapter.pinned).lower(), str(adapter.rank)], 1)
         yield held

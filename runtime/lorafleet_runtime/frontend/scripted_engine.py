@@ -49,7 +49,7 @@ class ScriptedEngine:
                 "Ready",
                 progress=1.0,
                 model=ModelInfo("llama", "float32", max_model_len, 64, 1000, vocab_size),
-                pages=PagesInfo(100, 80, 15, 5, 3, 4096),
+                pages=PagesInfo(100, 80, 13, 5, 2, 3, 4096),
                 load=LoadInfo(0, 0, 0, 0.01, 0.0),
             )
         )
@@ -83,7 +83,9 @@ class ScriptedEngine:
     def load_adapter(self, message: LoadAdapter) -> None:
         """Ready at the next turn of the loop, or failed as `failures` says."""
         self.loads.append(message)
-        state = AdapterState(message.adapter, message.revision, "Ready", rank=8, pages=2, bytes=512)
+        state = AdapterState(
+            message.adapter, message.revision, "Ready", rank=8, pages=2, bytes=512, pinned=message.pinned
+        )
         if message.adapter in self.failures:
             reason, text = self.failures[message.adapter]
             state = AdapterState(message.adapter, message.revision, "Failed", reason, text)
@@ -122,6 +124,14 @@ class ScriptedEngine:
             task.cancel()
             stream.fail(EngineDead(reason))
         self._running.clear()
+
+    def begin_again(self, incarnation: str) -> None:
+        """Die, and have another engine in this one's place, which holds nothing yet."""
+        self.die("scripted death")
+        self._dead = ""
+        self.loads.clear()
+        self.board.begin(incarnation)
+        self.become(phase="Ready", message="", adapters=[])
 
     def _set_adapter(self, adapter: str, state: AdapterState | None) -> None:
         others = [held for held in self.state.adapters if held.id != adapter]

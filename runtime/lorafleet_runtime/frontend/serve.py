@@ -26,6 +26,7 @@ from lorafleet_runtime.frontend.model_order import ModelOrder
 from lorafleet_runtime.frontend.model_store import ModelStore
 from lorafleet_runtime.frontend.model_wait import wait_for_model
 from lorafleet_runtime.frontend.options import ServeOptions
+from lorafleet_runtime.frontend.restarts import Restarts
 from lorafleet_runtime.frontend.server import create_app
 from lorafleet_runtime.frontend.service import Service, Settings
 from lorafleet_runtime.frontend.tokenizer import load_tokenizer
@@ -38,7 +39,7 @@ _LOOPBACK = "127.0.0.1"
 
 
 async def serve(options: ServeOptions) -> int:
-    """Run until a signal, the parent's end, or the engine's. Returns the process's exit code."""
+    """Run until a signal, the parent's end, or one death of the engine too many. Returns the process's exit code."""
     stop = _StopRequest(options.exit_with_parent)
     incarnation, fence = secrets.token_hex(8), Fence()
     admin_host = options.host if options.admin_token else _LOOPBACK
@@ -54,11 +55,12 @@ async def serve(options: ServeOptions) -> int:
         if path is None:
             return 0
         options = replace(options, engine=replace(options.engine, model=str(path)).check())
-    options = replace(options, engine=replace(options.engine, incarnation=incarnation))
-    engine = EngineClient(options.engine, options.log_format)
+    disk = str(default_cache().parent)
+    options = replace(options, engine=replace(options.engine, incarnation=incarnation, disk=disk))
+    engine = EngineClient(options.engine, options.log_format, restarts=Restarts())
     await engine.start()
     try:
-        service = await _service(engine, options, incarnation)
+        service = await _service(engine, options)
         servers = [new_server(create_app(service)), new_server(create_admin_app(service, fence))]
         tasks = [
             asyncio.create_task(server.serve(sockets=[listener]))
@@ -67,21 +69,22 @@ async def serve(options: ServeOptions) -> int:
         log.info("listening", serving=serving, admin=admin, model=options.engine.model)
         load = asyncio.create_task(_load_adapters(service, options))
         watch = asyncio.create_task(_announce(engine))
+        follow = asyncio.create_task(service.adapters.follow_engine())
         code = await _until_the_end(engine, service, stop, options.drain_seconds)
         for server in servers:
             server.should_exit = True
         await asyncio.wait(tasks, timeout=_LAST_WORDS_SECONDS)
         for server in servers:
             server.force_exit = True
-        load.cancel()
-        watch.cancel()
-        await asyncio.wait([*tasks, load, watch], timeout=_LAST_WORDS_SECONDS)
+        for task in (load, watch, follow):
+            task.cancel()
+        await asyncio.wait([*tasks, load, watch, follow], timeout=_LAST_WORDS_SECONDS)
         return code
     finally:
         await engine.stop()
 
 
-async def _service(engine: EngineClient, options: ServeOptions, incarnation: str) -> Service:
+async def _service(engine: EngineClient, options: ServeOptions) -> Service:
     tokenizer = await asyncio.to_thread(load_tokenizer, options.engine.model)
     served_name = options.engine.served_name
     return Service(
@@ -91,7 +94,6 @@ async def _service(engine: EngineClient, options: ServeOptions, incarnation: str
         settings=Settings(served_name, options.serving_token, options.admin_token),
         metrics=Metrics(engine, served_name),
         volumes=ArtifactVolumes(options.artifacts),
-        incarnation=incarnation,
     )
 
 
@@ -100,7 +102,8 @@ async def _until_the_end(engine: EngineClient, service: Service, stop: _StopRequ
     asked = asyncio.create_task(stop.asked.wait())
     await asyncio.wait([died, asked], return_when=asyncio.FIRST_COMPLETED)
     if engine.died.is_set():
-        # Streams end by their own error events; then the supervisor starts this replica anew.
+        # It died too often, or never was Ready. Streams end by their own error events; then the supervisor starts this
+        # replica anew.
         await _drained(service, _LAST_WORDS_SECONDS)
         return 1
     if not stop.at_once:
@@ -160,7 +163,11 @@ async def _load_adapters(service: Service, options: ServeOptions) -> None:
 
 
 async def _announce(engine: EngineClient) -> None:
-    while engine.state.phase == "Loading":
+    """Say "ready" whenever the replica has become so."""
+    phase = ""
+    while True:
+        if engine.state.phase != phase:
+            phase = engine.state.phase
+            if phase == "Ready":
+                log.info("ready")
         await engine.wait_newer(engine.version)
-    if engine.state.phase == "Ready":
-        log.info("ready")

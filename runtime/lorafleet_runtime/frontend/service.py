@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from dataclasses import dataclass, field
 
@@ -34,10 +33,14 @@ class Service:
     settings: Settings
     metrics: Metrics
     volumes: ArtifactVolumes = field(default_factory=ArtifactVolumes)
-    incarnation: str = field(default_factory=lambda: secrets.token_hex(8))
     started: int = field(default_factory=lambda: int(time.time()))
     draining: bool = False
     open_requests: int = 0
+
+    @property
+    def incarnation(self) -> str:
+        """Names the engine that serves now: another one knows nothing of what this one was asked or had loaded."""
+        return self.engine.board.incarnation
 
     @property
     def phase(self) -> str:

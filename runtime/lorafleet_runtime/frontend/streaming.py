@@ -16,8 +16,7 @@ from lorafleet_runtime.frontend.detokenize import Piece
 from lorafleet_runtime.frontend.intake import Job
 from lorafleet_runtime.frontend.runs import Run
 from lorafleet_runtime.frontend.service import Service
-
-_CLIENT_CLOSED = 499  # nginx's number, for the log; the client that it is for has gone
+from lorafleet_runtime.frontend.web import CLIENT_CLOSED
 
 
 async def answer(job: Job, service: Service, request: Request) -> Response:
@@ -34,7 +33,7 @@ async def answer(job: Job, service: Service, request: Request) -> Response:
             return _EventStream(run, writer, watch)
         return Response(await _whole(run, writer), media_type="application/json")
     except ClientGone:
-        return Response(status_code=_CLIENT_CLOSED)
+        return Response(status_code=CLIENT_CLOSED)
     except EngineDead as error:
         raise _engine_failed(error) from None
     finally:

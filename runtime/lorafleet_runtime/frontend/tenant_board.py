@@ -69,6 +69,14 @@ class TenantBoard:
         self._table = CounterTable()
         self._gateways: dict[str, _Gateway] = {}
 
+    def begin(self, incarnation: str) -> Table:
+        """Another engine takes the place of the one before, and writes a column of its own. What it has to be told:
+        everybody's counters, the earlier engine's among them, so that nobody's service is forgiven."""
+        self.incarnation = incarnation
+        self.sharing = Sharing(self.sharing.policy)
+        self.rows = {}
+        return self._table.since(0)
+
     def took(self, sharing: Sharing) -> None:
         """The engine's news."""
         self.sharing = sharing

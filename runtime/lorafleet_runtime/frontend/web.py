@@ -9,13 +9,15 @@ import msgspec
 import structlog
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from lorafleet_runtime import __version__
 from lorafleet_runtime.errors import ApiError
 
 MAX_BODY_BYTES = 8 * 2**20
+CLIENT_CLOSED = 499
+"""nginx's number, for the log; the client that it is for has gone."""
 
 log = structlog.get_logger("runtime")
 
@@ -25,6 +27,7 @@ def new_app(title: str) -> FastAPI:
     app = FastAPI(title=title, version=__version__, openapi_url=None)
     app.add_exception_handler(ApiError, _on_api_error)
     app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(ClientDisconnect, _on_client_gone)
     app.add_exception_handler(Exception, _on_bug)
     return app
 
@@ -76,6 +79,11 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
     message = f"{request.method} {request.url.path}: {error.detail}"
     return error_response(ApiError(error.status_code, message, code))
+
+
+async def _on_client_gone(request: Request, error: Exception) -> Response:
+    """It left before its body was whole."""
+    return Response(status_code=CLIENT_CLOSED)
 
 
 async def _on_bug(request: Request, error: Exception) -> Response:

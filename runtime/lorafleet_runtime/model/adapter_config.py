@@ -9,7 +9,7 @@ import functools
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +18,20 @@ import regex
 from lorafleet_runtime.model.errors import InvalidAdapter
 
 CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
 
-# Fields that change what the weights mean, what the field stands for, and what to do instead.
+# Fields that change what the weights mean, what the field stands for, and why it is not served or what to do instead.
 _REFUSED: tuple[tuple[str, str, str], ...] = (
-    ("use_dora", "DoRA", "train with use_dora=false, or merge it into a base model of its own"),
-    ("lora_bias", "a bias in lora_B", "train with lora_bias=false"),
-    ("modules_to_save", "replacing whole modules", "train without it, or merge it into a base model"),
-    ("trainable_token_indices", "trained token embeddings", "train without trainable_token_indices"),
-    ("target_parameters", "LoRA on bare parameters", "use target_modules"),
-    ("layer_replication", "layer replication", "serve the replicated model, merged, as a base model"),
-    ("use_qalora", "QA-LoRA", "train with use_qalora=false"),
-    ("alora_invocation_tokens", "activated LoRA", "train a plain LoRA"),
-    ("use_bdlora", "block-diagonal LoRA", "train a plain LoRA"),
-    ("arrow_config", "Arrow routing", "serve the routed adapters one by one"),
-    ("kasa_config", "KaSA", "train a plain LoRA"),
-    ("monteclora_config", "Monte Carlo LoRA", "train a plain LoRA"),
+    ("target_parameters", "LoRA on bare parameters", "the supported models have none: use target_modules"),
+    ("layer_replication", "layer replication", "it makes another base model: serve that one, merged, as a base model"),
+    ("use_qalora", "QA-LoRA", "its A works on pooled inputs: train with use_qalora=false"),
+    ("alora_invocation_tokens", "activated LoRA", "it changes weights in the middle of a request: train a plain LoRA"),
+    ("use_bdlora", "block-diagonal LoRA", "its matrices are blocks of their own: train a plain LoRA"),
+    ("arrow_config", "Arrow routing", "it mixes adapters token by token: serve the routed adapters one by one"),
+    ("kasa_config", "KaSA", "it changes the base weights by an SVD: train a plain LoRA"),
+    ("monteclora_config", "Monte Carlo LoRA", "it samples its weights: train a plain LoRA"),
 )  # fmt: skip
+_BIASES = ("none", "all", "lora_only")
 
 # Initialisations that subtract their start from the base model's weights. PEFT writes `true` in their place
 # once such an adapter has been converted into a plain one, so the name alone tells an unconverted one.
@@ -43,13 +41,23 @@ _MATCH_SECONDS = 1.0  # of wall time, without the interpreter's lock: a step nev
 
 @dataclass(frozen=True, slots=True)
 class AdapterConfig:
-    """The part of the config that serving needs; `alpha_pattern` keeps its order, as the first match wins."""
+    """The part of the config that serving needs; `alpha_pattern` keeps its order, as the first match wins.
+
+    `saved` are the endings of names of modules that the adapter replaces (modules_to_save); `tokens`, by the module's
+    own name, the vocabulary rows that it replaces; `tied`: what it does to the embedding, it does to lm_head as well,
+    if the base model's are one matrix (ensure_weight_tying).
+    """
 
     alpha: float
     rslora: bool
     alpha_pattern: Mapping[str, float]
     base_model: str
     warnings: tuple[str, ...]
+    dora: bool = False
+    lora_bias: bool = False
+    saved: tuple[str, ...] = ()
+    tokens: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    tied: bool = False
 
     def scale(self, module: str, rank: int) -> float:
         """PEFT's scale of one module (`model.layers.0.self_attn.q_proj`): α/r, or α/√r with rsLoRA."""
@@ -66,14 +74,16 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
     raw = _read_json(folder / CONFIG_FILE)
     if raw.get("peft_type") != "LORA":
         raise InvalidAdapter(
-            f"{CONFIG_FILE}: peft_type {raw.get('peft_type')!r} is not supported yet; only LORA adapters are"
+            f"{CONFIG_FILE}: peft_type {raw.get('peft_type')!r} is not supported; only LORA adapters are"
         )
-    for field, what, advice in _REFUSED:
-        if raw.get(field):
-            raise InvalidAdapter(f"{CONFIG_FILE}: {what} ({field}) is not supported yet; {advice}")
-    if raw.get("bias") not in (None, "none"):
+    for name, what, advice in _REFUSED:
+        if raw.get(name):
+            raise InvalidAdapter(f"{CONFIG_FILE}: {what} ({name}) is not supported; {advice}")
+    if raw.get("bias") not in (None, *_BIASES):
+        raise InvalidAdapter(f"{CONFIG_FILE}: bias must be one of {', '.join(_BIASES)}, got {raw['bias']!r}")
+    if raw.get("use_dora") and raw.get("lora_bias"):
         raise InvalidAdapter(
-            f"{CONFIG_FILE}: training biases (bias={raw['bias']!r}) is not supported yet; set bias='none'"
+            f"{CONFIG_FILE}: use_dora and lora_bias are both set, and PEFT defines no result of both; train with one"
         )
     return AdapterConfig(
         alpha=_number(raw, "lora_alpha", 8.0),
@@ -81,6 +91,11 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
         alpha_pattern=_pattern(raw, "alpha_pattern"),
         base_model=str(raw.get("base_model_name_or_path") or ""),
         warnings=_warnings(raw),
+        dora=bool(raw.get("use_dora")),
+        lora_bias=bool(raw.get("lora_bias")),
+        saved=_names(raw, "modules_to_save"),
+        tokens=_tokens(raw.get("trainable_token_indices")),
+        tied=bool(raw.get("ensure_weight_tying")),
     )
 
 
@@ -113,27 +128,52 @@ def _read_json(path: Path) -> dict[str, Any]:
     return raw
 
 
-def _number(raw: Mapping[str, Any], field: str, default: float | None = None) -> float:
-    value = raw.get(field)
+def _number(raw: Mapping[str, Any], name: str, default: float | None = None) -> float:
+    value = raw.get(name)
     if value is None and default is not None:
         return default
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise InvalidAdapter(f"{CONFIG_FILE}: {field} must be a finite number, got {value!r}")
+        raise InvalidAdapter(f"{CONFIG_FILE}: {name} must be a finite number, got {value!r}")
     return float(value)
 
 
-def _pattern(raw: Mapping[str, Any], field: str) -> dict[str, float]:
-    patterns = raw.get(field) or {}
+def _pattern(raw: Mapping[str, Any], name: str) -> dict[str, float]:
+    patterns = raw.get(name) or {}
     if not isinstance(patterns, dict):
-        raise InvalidAdapter(f"{CONFIG_FILE}: {field} must be an object of module pattern to number, got {patterns!r}")
+        raise InvalidAdapter(f"{CONFIG_FILE}: {name} must be an object of module pattern to number, got {patterns!r}")
     for pattern in patterns:
         try:
             _compile(pattern)
         except regex.error as error:
             raise InvalidAdapter(
-                f"{CONFIG_FILE}: {field} key {pattern!r} is not a regular expression: {error}"
+                f"{CONFIG_FILE}: {name} key {pattern!r} is not a regular expression: {error}"
             ) from None
     return {pattern: _number(patterns, pattern) for pattern in patterns}
+
+
+def _names(raw: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    names = raw.get(name) or []
+    if not isinstance(names, list) or not all(isinstance(n, str) and n for n in names):
+        raise InvalidAdapter(f"{CONFIG_FILE}: {name} must be a list of module names, got {names!r}")
+    return tuple(names)
+
+
+def _tokens(value: Any) -> dict[str, tuple[int, ...]]:
+    """Token ids by module: a list is the embedding's."""
+    by_module = value if isinstance(value, dict) else {"embed_tokens": value} if value else {}
+    found: dict[str, tuple[int, ...]] = {}
+    for module, ids in by_module.items():
+        name = str(module).rpartition(".")[2]
+        if name not in ("embed_tokens", "lm_head"):
+            raise InvalidAdapter(
+                f"{CONFIG_FILE}: trainable_token_indices names tokens of {name}; only embed_tokens and lm_head have any"
+            )
+        if not isinstance(ids, list) or any(isinstance(i, bool) or not isinstance(i, int) for i in ids):
+            raise InvalidAdapter(f"{CONFIG_FILE}: trainable_token_indices must be token ids, got {ids!r} for {name}")
+        if len(set(ids)) < len(ids) or name in found:
+            raise InvalidAdapter(f"{CONFIG_FILE}: trainable_token_indices names a token of {name} twice; keep one")
+        found[name] = tuple(ids)
+    return found
 
 
 def _warnings(raw: Mapping[str, Any]) -> tuple[str, ...]:

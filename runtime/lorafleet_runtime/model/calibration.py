@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from lorafleet_runtime.model.decoder import Decoder
-from lorafleet_runtime.model.linear import Form, fastest_form
+from lorafleet_runtime.model.linear import Form, fastest_form, forms
 
 PROBE_SHAPE = (16, 1024, 1024)
 """Rows, K and N of the probe: a decode step of a small model."""
@@ -28,7 +28,7 @@ def best_dtype() -> torch.dtype:
 def choose_forms(model: Decoder) -> None:
     """Give every product the form that measured fastest for its shape, one measurement per shape.
 
-    The tied output matrix is not packed: that would keep the vocabulary in memory twice.
+    The tied output matrix stays as it lies: another layout would keep the vocabulary in memory twice.
     """
     if model.embedding.device.type != "cpu":
         return
@@ -36,9 +36,9 @@ def choose_forms(model: Decoder) -> None:
     for linear in model.linears():
         tied = linear is model.lm_head and model.config.tie_word_embeddings
         if linear.shape not in chosen:
-            allowed = (Form.PLAIN, Form.SWAPPED) if tied else (Form.PLAIN, Form.SWAPPED, Form.PACKED)
-            chosen[linear.shape] = fastest_form(linear.weight, allowed)
-        linear.use(chosen[linear.shape])
+            allowed = forms(linear.weight, model.ops, keeping=tied)
+            chosen[linear.shape] = fastest_form(linear.weight, allowed, model.ops)
+        linear.use(chosen[linear.shape], model.ops)
 
 
 def _probe_seconds(dtype: torch.dtype) -> float:

@@ -14,6 +14,7 @@ from torch import Tensor
 from lorafleet_runtime.model import gguf_checkpoint, safetensors_checkpoint
 from lorafleet_runtime.model.config import DecoderConfig
 from lorafleet_runtime.model.errors import InvalidCheckpoint
+from lorafleet_runtime.model.weights import Keep, Wanted, all_names, keep_all
 
 Progress = Callable[[float], None]
 
@@ -28,16 +29,18 @@ def read_config(path: str | Path) -> DecoderConfig:
 
 
 def load_weights(
-    path: str | Path, config: DecoderConfig, dtype: torch.dtype, progress: Progress | None = None
-) -> dict[str, Tensor]:
-    """All tensors of `weights.expected_shapes(config)` in `dtype`, in host memory, apart from the files.
+    path: str | Path, config: DecoderConfig, dtype: torch.dtype, progress: Progress | None = None,
+    keep: Keep = keep_all, wanted: Wanted = all_names,
+) -> dict[str, Tensor]:  # fmt: skip
+    """All `wanted` tensors of `weights.expected_shapes(config)` in `dtype`, in host memory, apart from the files.
 
-    Peak memory is the result and one tensor. `progress` is called with the fraction read, rising to 1.0.
+    Peak memory is the result and one tensor; `keep(name, tensor)` may take a part of it. `progress` is called with the
+    fraction read, rising to 1.0.
     Raises InvalidCheckpoint or UnsupportedModel; before anything is read, if names or shapes do not fit.
     """
     path = Path(path)
     load = gguf_checkpoint.load_weights if _is_gguf(path) else safetensors_checkpoint.load_weights
-    return load(path, config, dtype, progress or (lambda _: None))
+    return load(path, config, dtype, progress or (lambda _: None), keep, wanted)
 
 
 def _is_gguf(path: Path) -> bool:

@@ -5,7 +5,7 @@ names."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,17 +13,41 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lorafleet_kernels import reference as ops
+from lorafleet_kernels.batch import HeadSizes
+from lorafleet_kernels.dispatch import operations
+from lorafleet_runtime.model.collectives import Collectives
 from lorafleet_runtime.model.config import DecoderConfig
 from lorafleet_runtime.model.linear import Linear
+from lorafleet_runtime.model.parallel import rank_config
 from lorafleet_runtime.model.rope import tables
+from lorafleet_runtime.model.threads import threads
 
 
 class Attention(Protocol):
-    """Writes the step's K and V of one layer and attends over all that came before."""
+    """Rotates the step's q and k of one layer, writes K and V, and attends over all that came before."""
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """`q [T, heads, D]`, `k, v [T, kv_heads, D]` → `[T, heads, D]`."""
+    def __call__(self, layer: int, qkv: Tensor, q_norm: Tensor | None, k_norm: Tensor | None) -> Tensor:
+        """`qkv [T, (heads + 2 · kv_heads) · D]`, which may be overwritten → `[T, heads · D]`."""
+        ...
+
+
+class Extras(Protocol):
+    """What the step's adapters change beside the outputs of linear layers; everything in place, on their rows only."""
+
+    def embed(self, tokens: Tensor, x: Tensor) -> None:
+        """`tokens [T]`, their embeddings `x [T, H]`."""
+        ...
+
+    def norm(self, layer: int, name: str, x: Tensor, y: Tensor) -> None:
+        """`y` is what the layer's norm `name` (input, post, q, k) made of `x`, both `[T, ...]`."""
+        ...
+
+    def final_norm(self, x: Tensor, y: Tensor) -> None:
+        """`y` is what the last norm made of `x`, of the rows that sample."""
+        ...
+
+    def logits(self, h: Tensor, y: Tensor) -> None:
+        """`y [n, vocabulary]` is what lm_head made of the normed rows `h [n, H]`."""
         ...
 
 
@@ -44,38 +68,51 @@ class Layer:
 
 
 class Decoder:
-    """Weights in fused form. `weights` is emptied while it is read, so that no tensor is held twice."""
+    """Weights in fused form. `weights` is emptied while it is read, so that no tensor is held twice.
 
-    def __init__(self, config: DecoderConfig, weights: dict[str, Tensor], max_model_len: int) -> None:
-        self.config = config
+    One of several `ranks` has its part of the weights of `whole` (`model.parallel`); `config` is then what it runs, and
+    `collectives` reach the others, which must be set before the first step.
+    """
+
+    def __init__(self, whole: DecoderConfig, weights: dict[str, Tensor], max_model_len: int, ranks: int = 1) -> None:
+        self.whole = whole
+        self.config = config = rank_config(whole, ranks)
+        self.collectives: Collectives | None = None
         self.embedding = weights.pop("embed_tokens.weight")
         self.dtype = self.embedding.dtype
         self.layers = [_layer(weights, i) for i in range(config.num_layers)]
         self.norm = weights.pop("norm.weight")
         self.lm_head = Linear(weights.pop("lm_head.weight", self.embedding))
-        self._cos, self._sin = (t.to(self.dtype) for t in tables(config, max_model_len))
+        cos, sin = (t.to(self.dtype) for t in tables(config, max_model_len))
+        self.rope = (cos, sin)
+        self.heads = HeadSizes(config.num_heads, config.num_kv_heads, config.head_dim, config.rms_norm_eps)
+        self.ops = operations(self.dtype, self.embedding.device, threads)
 
     def linears(self) -> Iterator[Linear]:
         for layer in self.layers:
             yield from (layer.qkv, layer.o, layer.gate_up, layer.down)
         yield self.lm_head
 
-    def forward(self, tokens: Tensor, positions: Tensor, attend: Attention, lora: LoraHook | None) -> Tensor:
-        """`tokens, positions [T]` int64 → hidden states `[T, H]` before the final norm."""
-        eps = self.config.rms_norm_eps
+    def forward(self, tokens: Tensor, attend: Attention, lora: LoraHook | None, extras: Extras | None = None) -> Tensor:
+        """`tokens [T]` int64 → hidden states `[T, H]` before the final norm."""
+        ops, eps = self.ops, self.config.rms_norm_eps
         x = F.embedding(tokens, self.embedding)
-        cos, sin = self._cos[positions], self._sin[positions]
+        if extras is not None:
+            extras.embed(tokens, x)
+        h = ops.rms_norm(x, self.layers[0].input_norm, eps)
         for index, layer in enumerate(self.layers):
-            h = ops.rms_norm(x, layer.input_norm, eps)
+            if extras is not None:
+                extras.norm(index, "input", x, h)
             qkv = layer.qkv(h)
             if lora is not None:
                 lora(index, "qkv", h, qkv)
-            attended = attend(index, *self._heads(layer, qkv, cos, sin)).reshape(h.shape[0], -1)
+            attended = attend(index, qkv, *self._head_norms(index, qkv, extras))
             o = layer.o(attended)
             if lora is not None:
                 lora(index, "o", attended, o)
-            x = x + o
-            h = ops.rms_norm(x, layer.post_norm, eps)
+            h = ops.add_rms_norm(x, self._summed(o), layer.post_norm, eps)
+            if extras is not None:
+                extras.norm(index, "post", x, h)
             gate_up = layer.gate_up(h)
             if lora is not None:
                 lora(index, "gate_up", h, gate_up)
@@ -83,24 +120,44 @@ class Decoder:
             down = layer.down(h)
             if lora is not None:
                 lora(index, "down", h, down)
-            x = x + down
+            if index + 1 < len(self.layers):
+                h = ops.add_rms_norm(x, self._summed(down), self.layers[index + 1].input_norm, eps)
+            else:
+                x += self._summed(down)
         return x
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """`hidden [n, H]` of the sampling rows → `[n, vocabulary]` float32."""
-        return self.lm_head(ops.rms_norm(hidden, self.norm, self.config.rms_norm_eps)).float()
+    def logits(self, hidden: Tensor, extras: Extras | None = None) -> Tensor:
+        """`hidden [n, H]` of the sampling rows → `[n, vocabulary]`; on the first rank only, if there are several."""
+        h = self.ops.rms_norm(hidden, self.norm, self.config.rms_norm_eps)
+        if extras is not None:
+            extras.final_norm(hidden, h)
+        logits = self.lm_head(h)
+        if self.collectives is not None:
+            logits = self.collectives.gather_columns(logits, self.config.vocab_size)
+            if self.collectives.rank:
+                return logits
+        if extras is not None:
+            extras.logits(h, logits)
+        return logits
 
-    def _heads(self, layer: Layer, qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        config = self.config
-        heads = qkv.view(qkv.shape[0], -1, config.head_dim)
-        rotated = heads[:, : config.num_heads + config.num_kv_heads]
-        if layer.q_norm is not None and layer.k_norm is not None:
-            q = ops.rms_norm(rotated[:, : config.num_heads], layer.q_norm, config.rms_norm_eps)
-            k = ops.rms_norm(rotated[:, config.num_heads :], layer.k_norm, config.rms_norm_eps)
-            rotated = torch.cat((q, k), dim=1)
-        rotated = ops.apply_rope(rotated, cos, sin)
-        values = heads[:, config.num_heads + config.num_kv_heads :]
-        return rotated[:, : config.num_heads], rotated[:, config.num_heads :], values
+    def _summed(self, part: Tensor) -> Tensor:
+        """What all ranks' row layers give together; a rank has its part of the inputs."""
+        return part if self.collectives is None else self.collectives.all_reduce(part)
+
+    def _head_norms(self, index: int, qkv: Tensor, extras: Extras | None) -> tuple[Tensor | None, Tensor | None]:
+        """The weights of the norms of q and k that are still to be applied. Adapters may have their own: then all rows
+        are normalised here, in place."""
+        q_norm, k_norm = self.layers[index].q_norm, self.layers[index].k_norm
+        if extras is None or q_norm is None or k_norm is None:
+            return q_norm, k_norm
+        heads = qkv.view(qkv.shape[0], -1, self.heads.size)
+        q, k = heads[:, : self.heads.heads], heads[:, self.heads.heads : self.heads.heads + self.heads.kv_heads]
+        for name, part, weight in (("q", q, q_norm), ("k", k, k_norm)):
+            raw = part.contiguous()
+            normed = self.ops.rms_norm(raw, weight, self.heads.eps)
+            extras.norm(index, name, raw, normed)
+            part.copy_(normed)
+        return None, None
 
 
 def _layer(weights: dict[str, Tensor], index: int) -> Layer:
@@ -132,8 +189,3 @@ def _fuse(weights: dict[str, Tensor], prefix: str, names: tuple[str, ...]) -> Li
             [b if b is not None else torch.zeros(p.shape[0], dtype=p.dtype) for b, p in zip(biases, parts, strict=True)]
         )
     return Linear(torch.cat(parts) if len(parts) > 1 else parts[0], bias)
-
-
-def parameter_count(weights: Mapping[str, Tensor]) -> int:
-    """Elements of all weights together."""
-    return sum(t.numel() for t in weights.values())

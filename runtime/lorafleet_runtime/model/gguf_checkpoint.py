@@ -16,7 +16,7 @@ from lorafleet_runtime.model.errors import InvalidCheckpoint, UnsupportedModel
 from lorafleet_runtime.model.gguf_file import GgufFile, open_gguf
 from lorafleet_runtime.model.hf_config import check_shape, unsupported_architecture
 from lorafleet_runtime.model.rope import inverse_frequencies
-from lorafleet_runtime.model.weights import check_complete
+from lorafleet_runtime.model.weights import Keep, Wanted, all_names, check_complete, keep_all
 
 # llama.cpp writes Mistral models as `llama`; the decoder runs both alike.
 _ARCHITECTURES = ("llama", "qwen2", "qwen3")
@@ -48,8 +48,9 @@ def read_config(path: Path) -> DecoderConfig:
 
 
 def load_weights(
-    path: Path, config: DecoderConfig, dtype: torch.dtype, progress: Callable[[float], None]
-) -> dict[str, Tensor]:
+    path: Path, config: DecoderConfig, dtype: torch.dtype, progress: Callable[[float], None], keep: Keep = keep_all,
+    wanted: Wanted = all_names,
+) -> dict[str, Tensor]:  # fmt: skip
     """See `checkpoint.load_weights`."""
     file = open_gguf(path)
     stored = {_hf_name(name): tensor for name, tensor in file.tensors.items() if _is_needed(name)}
@@ -61,11 +62,14 @@ def load_weights(
     done = 0
     weights: dict[str, Tensor] = {}
     for name, tensor in stored.items():
+        if not wanted(name):
+            continue
         values = file.read(tensor, dtype)
         module = name.split(".", 2)[-1].rpartition(".")[0]
         if module in permuted:
             values = _rotate_half_order(values, permuted[module])
-        weights[name] = values
+        part = keep(name, values)
+        weights[name] = part if part is values else part.clone()
         done += tensor.size
         progress(done / total)
     return weights

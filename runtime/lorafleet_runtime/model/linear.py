@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from enum import Enum
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lorafleet_kernels.dispatch import Operations
 from lorafleet_runtime.model.threads import on_all_threads
 
 CHECK_ROWS = (1, 8, 32)
@@ -26,35 +26,71 @@ class Form(Enum):
     """As `(W xᵀ)ᵀ`: libraries split the larger left side better over threads."""
     PACKED = "packed"
     """With the weight in oneDNN's blocked layout, which replaces the plain one."""
+    TILES = "tiles"
+    """On matrix tiles, with the weight in their layout, which replaces the plain one."""
+    TILES_PLAIN = "tiles, plain weight"
+    """On matrix tiles, with the weight as it lies; for few rows."""
 
 
 class Linear:
-    """`x [T, K] -> [T, O]`, with the bias if there is one. `weight` is `[O, K]` until it is packed."""
+    """`x [T, K] -> [T, O]`, with the bias if there is one. `weight` is `[O, K]` until a form lays it out anew."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self.shape = tuple(weight.shape)
         self.weight = weight
-        self._bias = bias
+        self.bias = bias
         self._form = Form.PLAIN
+        self._ops: Operations | None = None
 
-    @on_all_threads
     def __call__(self, x: Tensor) -> Tensor:
-        return multiply(self._form, x, self.weight, self._bias)
+        if self._ops is not None and self._form is Form.TILES:
+            return self._ops.multiply(x, self.weight, self.shape[0], self.bias)
+        return multiply(self._form, x, self.weight, self.bias, self.shape[0], self._ops)
 
-    def use(self, form: Form) -> None:
-        """Change a plain product to `form`."""
-        if form is Form.PACKED:
-            self.weight = prepack(self.weight, max(CHECK_ROWS))
+    def plain(self) -> Tensor:
+        """The weight as `[O, K]`, a copy where it is laid out otherwise."""
+        if self._ops is not None and self._form is Form.TILES:
+            return self._ops.turn_back(self.weight, self.shape)
+        return self.weight.to_dense() if self.weight.is_mkldnn else self.weight
+
+    def use(self, form: Form, ops: Operations | None = None) -> None:
+        """Change a plain product to `form`, which for tiles needs the operations that offered it."""
+        self.weight = laid_out(form, self.weight, ops)
         self._form = form
+        self._ops = ops
 
 
-def multiply(form: Form, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """x (rows, in) times a weight that is stored in `form`: (rows, out)."""
+def forms(weight: Tensor, ops: Operations, *, keeping: bool) -> tuple[Form, ...]:
+    """What this machine has for a weight; with `keeping`, only what leaves the weight as it lies."""
+    on_torch = (Form.PLAIN, Form.SWAPPED) if keeping else (Form.PLAIN, Form.SWAPPED, Form.PACKED)
+    if not ops.tiles_fit(weight):
+        return on_torch
+    return (*on_torch, Form.TILES_PLAIN if keeping else Form.TILES)
+
+
+def laid_out(form: Form, weight: Tensor, ops: Operations | None) -> Tensor:
+    """The weight as `form` reads it."""
+    if form is Form.PACKED:
+        return prepack(weight, max(CHECK_ROWS))
+    if form is Form.TILES and ops is not None:
+        return ops.turn(weight)
+    return weight
+
+
+@on_all_threads
+def multiply(
+    form: Form, x: Tensor, weight: Tensor, bias: Tensor | None, outputs: int = 0, ops: Operations | None = None
+) -> Tensor:
+    """`x [T, K]` times a weight that `laid_out` gave: `[T, O]`. Tiles need to be told `outputs`, and by which `ops`."""
+    if ops is not None and form is Form.TILES:
+        return ops.multiply(x, weight, outputs, bias)
+    if ops is not None and form is Form.TILES_PLAIN:
+        return ops.multiply_plain(x, weight, bias)
     if form is Form.PACKED:
         return prepacked_linear(x, weight, bias)
     if form is Form.SWAPPED:
         y = torch.mm(weight, x.t()).t()
-        return y.contiguous() if bias is None else y + bias
+        return (y if bias is None else y + bias).contiguous()
     return F.linear(x, weight, bias)
 
 
@@ -71,25 +107,19 @@ def prepacked_linear(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
     return y
 
 
-@on_all_threads
-def fastest_form(weight: Tensor, allowed: tuple[Form, ...], *, repeats: int = 5) -> Form:
+def fastest_form(weight: Tensor, allowed: tuple[Form, ...], ops: Operations, *, repeats: int = 5) -> Form:
     """Measure the allowed forms in turn at decode sizes, on this machine, now. The first allowed one wins ties."""
-    weights = {form: prepack(weight, max(CHECK_ROWS)) if form is Form.PACKED else weight for form in allowed}
+    weights = {form: laid_out(form, weight, ops) for form in allowed}
     inputs = [torch.ones(rows, weight.shape[1], dtype=weight.dtype) for rows in CHECK_ROWS]
     evict = torch.ones(CACHE_BYTES // 8, dtype=torch.float64)
     fastest = {(form, rows): float("inf") for form in allowed for rows in CHECK_ROWS}
     for _ in range(repeats):
-        for form in allowed:
+        for form, laid in weights.items():
             for x in inputs:
                 evict.sum()
-                seconds = _seconds(lambda x=x, form=form: multiply(form, x, weights[form], None))  # type: ignore[misc]
-                fastest[form, len(x)] = min(fastest[form, len(x)], seconds)
+                start = time.perf_counter()
+                multiply(form, x, laid, None, weight.shape[0], ops)
+                fastest[form, len(x)] = min(fastest[form, len(x)], time.perf_counter() - start)
     totals = {form: sum(fastest[form, rows] for rows in CHECK_ROWS) for form in allowed}
     best = min(allowed, key=totals.__getitem__)
     return best if totals[best] < 0.95 * totals[allowed[0]] else allowed[0]
-
-
-def _seconds(call: Callable[[], Tensor]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start

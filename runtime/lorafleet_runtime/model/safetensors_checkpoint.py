@@ -14,7 +14,7 @@ from torch import Tensor
 from lorafleet_runtime.model.config import DecoderConfig
 from lorafleet_runtime.model.errors import InvalidCheckpoint
 from lorafleet_runtime.model.hf_config import check_shape, parse_config, read_json
-from lorafleet_runtime.model.weights import check_complete
+from lorafleet_runtime.model.weights import Keep, Wanted, all_names, check_complete, keep_all
 
 INDEX_FILE = "model.safetensors.index.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -30,8 +30,9 @@ def read_config(folder: Path) -> DecoderConfig:
 
 
 def load_weights(
-    folder: Path, config: DecoderConfig, dtype: torch.dtype, progress: Callable[[float], None]
-) -> dict[str, Tensor]:
+    folder: Path, config: DecoderConfig, dtype: torch.dtype, progress: Callable[[float], None], keep: Keep = keep_all,
+    wanted: Wanted = all_names,
+) -> dict[str, Tensor]:  # fmt: skip
     """See `checkpoint.load_weights`."""
     weights: dict[str, Tensor] = {}
     with ExitStack() as stack:
@@ -45,6 +46,8 @@ def load_weights(
             config,
         )
         for done, ((shard, key), file) in enumerate(stored.items(), start=1):
+            if not wanted(_name(key)):
+                continue
             try:
                 tensor: Tensor = file.get_tensor(key)
             except SafetensorError as error:
@@ -54,7 +57,7 @@ def load_weights(
                     f"{shard}: tensor {key} has dtype {tensor.dtype}; use the unquantised checkpoint"
                 )
             # Always a copy: a view would keep the file mapped, and die with it if the file is replaced.
-            weights[_name(key)] = tensor.to(dtype, copy=True)
+            weights[_name(key)] = keep(_name(key), tensor).to(dtype, copy=True)
             progress(done / len(stored))
     return weights
 

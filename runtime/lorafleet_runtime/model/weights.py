@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+
+from torch import Tensor
 
 from lorafleet_runtime.model.config import LORA_TARGETS, DecoderConfig
 from lorafleet_runtime.model.errors import InvalidCheckpoint
+
+Keep = Callable[[str, Tensor], Tensor]
+"""What a reader keeps of a tensor, by name: all of it, or a view of a part."""
+
+
+def keep_all(name: str, tensor: Tensor) -> Tensor:
+    """The tensor as it is."""
+    return tensor
+
+
+Wanted = Callable[[str], bool]
+"""Which tensors a reader reads at all, by name."""
+
+
+def all_names(name: str) -> bool:
+    """Every tensor."""
+    return True
+
 
 BLOCKS = {target: "mlp" if target in ("gate_proj", "up_proj", "down_proj") else "self_attn" for target in LORA_TARGETS}
 

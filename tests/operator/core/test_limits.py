@@ -19,10 +19,9 @@ def engine(**settings: Any) -> BaseModel:
 
 
 @pytest.mark.parametrize(("base", "path"), [
-    (engine(tensor_parallel=2), ".spec.engine.tensorParallel"),
+    (replace(engine(tensor_parallel=2), runtime={"resources": {"limits": {"nvidia.com/gpu": 1}}}),
+     ".spec.engine.tensorParallel: 2 ranks need a device each, and .spec.runtime.resources.limits has nvidia.com/gpu"),
     (engine(memory_fraction=0.9), ".spec.engine.memoryFraction"),
-    (engine(prefix_caching=False), ".spec.engine.prefixCaching"),
-    (replace(BASE, fairness={"policy": "DLPM", "quantum": 64}), ".spec.fairness.policy"),
     (replace(BASE, fairness={"cost": {"kind": "Profiled"}}), ".spec.fairness.cost.kind"),
     (replace(BASE, migration={"enabled": True}), ".spec.migration.enabled"),
 ])  # fmt: skip
@@ -36,6 +35,8 @@ def test_a_setting_that_cannot_be_honoured_is_refused_by_its_path(base: BaseMode
 
 @pytest.mark.parametrize("base", [
     BASE,
+    engine(tensor_parallel=2),
+    replace(engine(tensor_parallel=2), runtime={"resources": {"limits": {"nvidia.com/gpu": "2", "cpu": "1"}}}),
     replace(BASE, fairness={"policy": "VTC", "cost": {"kind": "Linear", "input": 1, "output": 2}}),
     *(replace(BASE, fairness={"policy": policy}) for policy in ("VTC", "FCFS", "LCF", "RPM", "DRR")),
     *(replace(BASE, fairness={"cost": {"kind": kind}}) for kind in ("Linear", "Quadratic", "Piecewise", "KVTime")),
@@ -48,7 +49,7 @@ def test_what_can_be_honoured_is_not_refused(base: BaseModel) -> None:
 
 
 def test_every_refused_setting_is_named_at_once() -> None:
-    refused = base_model_limits(replace(engine(tensor_parallel=4), migration={"enabled": True}))
+    refused = base_model_limits(replace(engine(memory_fraction=0.5), migration={"enabled": True}))
 
     assert refused is not None
     assert refused.message.count(".spec.") == 2

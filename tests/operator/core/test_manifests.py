@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lorafleet_operator.core.manifests import ADAPTERS_GATE, Images, Peers, workload
-from lorafleet_operator.core.objects import BaseModel, Ref, Source
+from lorafleet_operator.core.objects import BaseModel, Engine, Ref, Source
 from lorafleet_operator.core.runtime_arguments import arguments, model_argument
 
 BASE = BaseModel(Ref("models", "smol"), "smollm2", Source("package://weights/model.gguf"))
@@ -103,6 +103,12 @@ def test_what_the_user_asks_of_nodes_is_passed_on_as_it_is() -> None:
     assert {"name": "artifacts-weights", "mountPath": "/artifacts/weights", "readOnly": True} in container[
         "volumeMounts"
     ]
+
+
+def test_a_replica_of_several_ranks_is_told_how_many() -> None:
+    spread = replace(BASE, engine=Engine(tensor_parallel=4))
+    assert " --tensor-parallel 4 " in " ".join(arguments(spread, 30))
+    assert "--tensor-parallel" not in arguments(BASE, 30)
 
 
 def test_pods_are_told_where_a_model_is_that_lies_at_a_server() -> None:

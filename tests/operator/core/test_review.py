@@ -46,7 +46,7 @@ def document(kind: str, name: str, namespace: str, spec: Object, **metadata: Any
     (FLEET, lora(merge="Always"), "LoRAAdapter acme/new: .spec.merge: this runtime does not merge"),
     (desired(OPEN, adapter(), tenant(quota=Quota(max_adapters=1)), secret()), lora(), "Tenant acme may have 1 adapter"),
     (FLEET, model(servedName="smollm2-135m"), "is already served by BaseModel models/smollm2: choose another name"),
-    (FLEET, model(engine={"tensorParallel": 2}), ".spec.engine.tensorParallel: 2 ranks"),
+    (FLEET, model(engine={"memoryFraction": 0.5}), ".spec.engine.memoryFraction: a replica's"),
     (FLEET, owner("bolt", "acme"), ".spec.namespaces[0]: namespace acme already belongs to Tenant acme"),
     (FLEET, owner("bolt", "bolt", secret="acme"), "the key in Secret acme/acme-key is also Tenant acme's"),
 ])  # fmt: skip

@@ -165,7 +165,7 @@ async def test_a_setting_that_a_process_cannot_change_replaces_it_without_a_gap(
     yard.up()
     await yard.serving("pirate")
     first = kit.starts(yard.root)[0]
-    yard.write(extra=", engine: {maxNumSeqs: 8}")
+    yard.write(extra=", engine: {maxNumSeqs: 8, tensorParallel: 2}")
     gaps = 0
     while kit.alive(first):
         gaps += yard.ready_adapters() != ["pirate"]
@@ -173,16 +173,17 @@ async def test_a_setting_that_a_process_cannot_change_replaces_it_without_a_gap(
     await yard.serving("pirate")
 
     assert gaps == 0
-    assert "--max-num-seqs 8 " in (yard.root / "tiny.starts").read_text().splitlines()[-1]
+    last = (yard.root / "tiny.starts").read_text().splitlines()[-1]
+    assert "--max-num-seqs 8 " in last and "--tensor-parallel 2 " in last
 
 
 async def test_what_one_machine_cannot_do_is_refused_by_its_field(yard: Yard) -> None:
-    yard.write(extra=", engine: {tensorParallel: 2}")
+    yard.write(extra=", engine: {memoryFraction: 0.5}")
     yard.up()
     await kit.until(lambda: (yard.root / "state" / "status.json").exists())
     await kit.until(lambda: yard.status("BaseModel", "tiny")["Ready"]["reason"] == "NotSupported")
 
-    assert ".spec.engine.tensorParallel" in yard.status("BaseModel", "tiny")["Ready"]["message"]
+    assert ".spec.engine.memoryFraction" in yard.status("BaseModel", "tiny")["Ready"]["message"]
     assert kit.starts(yard.root) == []
 
 

@@ -216,6 +216,23 @@ async def test_a_new_process_owes_nothing_to_the_old_one(bench: Bench) -> None:
     assert bench.calls.retry_at({PIRATE: revision}) == {}
 
 
+async def test_a_replica_that_starts_another_engine_is_starting_and_owes_nothing_to_the_old_one(bench: Bench) -> None:
+    await bench.ready()
+    bench.load("RankTooHigh")
+    await kit.until(lambda: bench.states() == [("Failed", "RankTooHigh")])
+    revision, before = bench.calls.residents(bench.replica)[0].revision, bench.replica.incarnation
+    bench.tell("engine", "another")
+    await kit.until(lambda: bench.replica.state == "Starting")
+    starting = bench.replica.view()
+    (bench.folder / "tiny.engine").unlink()
+    await kit.until(lambda: bench.replica.state == "Ready")
+
+    assert before != starting.incarnation == bench.replica.incarnation == "another"
+    assert (starting.message, starting.failures) == ("the engine died; it is started again", 0)
+    assert bench.calls.retry_at({PIRATE: revision}) == {}
+    assert len(kit.starts(bench.folder)) == 1
+
+
 async def test_an_unload_ends_with_nothing_resident(bench: Bench) -> None:
     await bench.ready()
     bench.load()

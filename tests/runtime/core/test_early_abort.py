@@ -15,8 +15,7 @@ from lorafleet_runtime.core.fairness.counters import CounterTable
 from lorafleet_runtime.core.fairness.fair_queue import FairQueue
 from lorafleet_runtime.core.fairness.policies import make_queue, read_spec
 from lorafleet_runtime.core.pace import Pace, Rate
-from lorafleet_runtime.core.pages import PagePool
-from lorafleet_runtime.core.residency import Residency
+from lorafleet_runtime.core.room import Room
 from lorafleet_runtime.core.scheduler import Limits, Scheduler
 from lorafleet_runtime.core.sequence import Sequence
 from lorafleet_runtime.protocol import Sampling
@@ -268,10 +267,9 @@ def test_a_burst_is_told_before_its_deadline_and_served_as_far_as_it_can_be() ->
 
 
 def test_the_scheduler_gives_up_the_waiting_and_keeps_the_running() -> None:
-    pool = PagePool(64)
-    residency = Residency(pool)
-    adapter = residency.register("pirate", "r1", 8, 2, 100, (), False)[0]
-    serving = Scheduler(pool, residency, Limits(256, 1, 64), queue())
+    room = Room(64, 256)
+    adapter = room.residency.register("pirate", "r1", 8, 2, 100, (), False)[0]
+    serving = Scheduler(room, Limits(256, 1, 64), queue())
     runs, waits = waiting(0), waiting(0)
     waits.adapter = adapter
     waits.request_id = "late"

@@ -32,7 +32,7 @@ def test_the_least_recently_used_idle_adapter_leaves_first() -> None:
     residency.acquire(third)
 
     assert (first.resident, second.resident, third.resident) == (True, False, True)
-    assert residency.evictions == 1
+    assert residency.evicted.total() == 1
 
 
 def test_an_adapter_in_use_is_never_evicted() -> None:

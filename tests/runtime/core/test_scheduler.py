@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from lorafleet_runtime.core.batch import Batch, segments
 from lorafleet_runtime.core.fairness.fair_queue import FairQueue
 from lorafleet_runtime.core.fairness.order import Fifo
-from lorafleet_runtime.core.pages import PagePool
-from lorafleet_runtime.core.residency import Adapter, Residency
+from lorafleet_runtime.core.residency import Adapter
+from lorafleet_runtime.core.room import Room
 from lorafleet_runtime.core.scheduler import Limits, Scheduler
 from lorafleet_runtime.core.sequence import Sequence
 from lorafleet_runtime.protocol import Sampling
@@ -23,11 +23,11 @@ class Bench:
 
     def __init__(
         self, pages: int = 64, *, max_model_len: int = 256, seqs: int = 8, budget: int = 64,
-        queue: FairQueue | None = None,
+        queue: FairQueue | None = None, prefix_caching: bool = False,
     ) -> None:  # fmt: skip
-        self.pool = PagePool(pages)
-        self.residency = Residency(self.pool)
-        self.scheduler = Scheduler(self.pool, self.residency, Limits(max_model_len, seqs, budget), queue)
+        self.room = Room(pages, max_model_len, prefix_caching=prefix_caching)
+        self.pool, self.residency = self.room.pool, self.room.residency
+        self.scheduler = Scheduler(self.room, Limits(max_model_len, seqs, budget), queue)
         self.finished: dict[str, Sequence] = {}
 
     def adapter(self, name: str, pages: int = 2) -> Adapter:
@@ -236,12 +236,12 @@ def test_idle_adapters_leave_before_anything_is_preempted() -> None:
     bench = Bench(pages=4, max_model_len=64)
     bench.add("warm", prompt=3, max_tokens=1, adapter=bench.adapter("x", pages=2))
     bench.run()
-    assert bench.residency.evictable == 2
+    assert bench.room.order.pages == 2
 
     bench.add("long", prompt=40, max_tokens=20)
     bench.run()
 
-    assert bench.residency.evictions == 1
+    assert bench.residency.evicted.total() == 1
     assert bench.scheduler.preemptions == 0
 
 
@@ -254,7 +254,7 @@ def test_an_idle_adapter_is_not_evicted_for_its_own_request() -> None:
     bench.add("b", prompt=30, max_tokens=1, adapter=adapter)
     bench.run()
 
-    assert (bench.residency.loads, bench.residency.evictions) == (1, 0)
+    assert (bench.residency.loads, bench.residency.evicted.total()) == (1, 0)
 
 
 def test_a_request_without_room_waits_and_keeps_no_adapter() -> None:
@@ -287,7 +287,7 @@ def test_an_abort_frees_everything_wherever_the_request_is(after: int) -> None:
     assert bench.scheduler.abort("a") is None
     assert not bench.scheduler.has_work
     assert (adapter.users, adapter.waiting) == (0, 0)
-    assert bench.pool.free + bench.residency.evictable == 16
+    assert bench.pool.free + bench.room.order.pages == 16
 
 
 def test_what_can_never_fit_is_named() -> None:
@@ -343,4 +343,29 @@ def test_every_request_ends_and_every_page_comes_back(seed: int, pages: int, bud
 
     assert set(bench.finished) == wanted
     assert all(s.output_len == min(s.sampling.max_tokens, 128 - s.prompt_len) for s in bench.finished.values())
-    assert bench.pool.free + bench.residency.evictable == pages
+    assert bench.pool.free + bench.room.order.pages == pages
+
+
+def test_an_adapter_whose_pages_were_given_up_within_the_step_is_not_uploaded() -> None:
+    """A newcomer comes with its adapter, is preempted for a prompt under way, and its adapter is evicted for that."""
+    bench = Bench(14, budget=96)
+    bench.add("long", prompt=160, tenant="a")
+    bench.step()
+    bench.add("new", prompt=16, adapter=bench.adapter("late", pages=5), tenant="b")
+    batch = bench.step()
+
+    assert batch is not None
+    assert [sequence.request_id for sequence in batch.preempted] == ["new"]
+    assert batch.uploads == ()
+
+
+def test_a_step_that_others_decode_in_copies_few_adapters() -> None:
+    bench = Bench(pages=64)
+    bench.room.costs.step, bench.room.costs.page = 0.1, 0.01
+    adapters = [bench.adapter(f"a{i}", pages=2) for i in range(3)]
+    for index, adapter in enumerate(adapters):
+        bench.add(str(index), prompt=4, max_tokens=4, adapter=adapter)
+
+    copied = [[a.id for a in batch.uploads] for batch in (bench.step(), bench.step(), bench.step()) if batch]
+
+    assert copied == [["a0"], ["a1"], ["a2"]]

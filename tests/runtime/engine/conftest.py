@@ -14,6 +14,8 @@ from lorafleet_runtime.engine.start import start
 from lorafleet_runtime.model.tiny import save_tiny_model, tiny_config
 
 CONFIG = tiny_config("llama")
+ADAPTER_BYTES = 32768
+"""Of rank 8 on q, v and down."""
 PAGE_BYTES = CONFIG.num_layers * 16 * 2 * CONFIG.kv_dim * 4
 
 
@@ -27,7 +29,9 @@ def make(model: Path) -> Iterator[Callable[..., Engine]]:
     torch.set_num_threads(1)
     started: list[Engine] = []
 
-    def make_engine(pages: int = 200, *, max_model_len: int = 128, seqs: int = 16, fairness: str = "") -> Engine:
+    def make_engine(
+        pages: int = 200, *, max_model_len: int = 128, seqs: int = 16, fairness: str = "", host_adapters: int = 0
+    ) -> Engine:
         config = EngineConfig(
             str(model),
             "tiny",
@@ -40,6 +44,8 @@ def make(model: Path) -> Iterator[Callable[..., Engine]]:
             fairness=fairness,
         )
         started.append(start(config, lambda message, fraction: None))
+        if host_adapters:
+            started[-1]._adapters.memory.tier.budget = host_adapters * ADAPTER_BYTES
         return started[-1]
 
     yield make_engine

@@ -134,7 +134,7 @@ def test_an_adapter_that_no_pool_can_hold_is_refused_with_the_numbers(
 
     failed = next(a for a in engine.state().adapters if a.state == "Failed")
     assert failed.reason == "NoRoom"
-    assert f"the pool has {total.total}" in failed.message
+    assert f"of the pool's {total.total} pages" in failed.message
     assert needed < total.total
 
 

@@ -160,7 +160,8 @@ def test_the_policy_rpm_refuses_with_the_time_to_wait(make: Callable[..., Engine
 
 @pytest.mark.parametrize(
     "spec",
-    [{"policy": "FCFS"}, {"policy": "LCF"}, {"policy": "DRR", "quantum": 16}, {"prediction": "MovingAverage"},
+    [{"policy": "FCFS"}, {"policy": "LCF"}, {"policy": "DRR", "quantum": 16},
+     {"policy": "DLPM", "quantum": 16}, {"prediction": "MovingAverage"},
      {"cost": {"kind": "Quadratic", "input": 0.21, "output": 0.1, "product": 0.004, "outputSquared": 0.003,
                "constant": 1.1}},
      {"cost": {"kind": "KVTime", "memory": 0.01}},

@@ -168,3 +168,21 @@ async def test_a_newer_revision_replaces_one_that_is_still_being_fetched(
     assert new.status_code == 200
     assert replaced.status_code in (200, 409)
     assert [a["revision"] for a in (await admin.get("/admin/state")).json()["adapters"]] == [second["revision"]]
+
+
+async def test_a_pin_that_leaves_no_full_context_is_refused_and_changes_nothing(
+    admin: httpx.AsyncClient, engine: ScriptedEngine, order: Callable[[str], dict[str, Any]]
+) -> None:
+    """The scripted pool has 100 pages, a context takes 16, an adapter 2: so 42 of them may be pinned."""
+    orders = {f"acme.a{i}": order(f"a{i}") for i in range(43)}
+    for adapter, body in orders.items():
+        await admin.put(f"/admin/adapters/{adapter}", params={"wait": 5}, json=body)
+    pins = [
+        await admin.put(f"/admin/adapters/{adapter}", params={"wait": 5}, json=body | {"pinned": True})
+        for adapter, body in orders.items()
+    ]
+
+    assert [response.status_code for response in pins] == [200] * 42 + [507]
+    assert "needs 2 pages (8192 bytes); of the pool's 100 pages, 0 (0 bytes) are left" in pins[-1].text
+    await asyncio.sleep(0.01)
+    assert sum(state.pinned for state in engine.state.adapters) == 42

@@ -58,7 +58,7 @@ async def test_state_is_the_contracts_document(
         "maxRank": 64,
         "parameters": 1000,
     }
-    assert set(state["pages"]) == {"total", "free", "kv", "adapters", "evictable", "bytes"}
+    assert set(state["pages"]) == {"total", "free", "kv", "adapters", "prefixes", "evictable", "bytes"}
     assert set(state["load"]) == {"running", "waiting", "waitingTokens", "stepSeconds", "outputTokensPerSecond"}
     assert set(state["adapters"][0]) == {
         "id", "revision", "state", "reason", "message", "rank", "pages", "bytes", "resident", "pinned",

@@ -4,8 +4,9 @@ import asyncio
 import base64
 import contextlib
 import hashlib
+import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -165,13 +166,26 @@ async def test_fetches_of_one_revision_share_one_download_even_if_one_gives_up(
     assert sorted(origin.asked) == sorted(CONTENT)
 
 
-async def test_a_damaged_cache_entry_is_fetched_again(store: ArtifactStore, origin: Origin) -> None:
+def with_one_bit_flipped(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "damage", [with_one_bit_flipped, Path.unlink, lambda path: os.truncate(path, 5)], ids=["flipped", "gone", "cut"]
+)
+@pytest.mark.parametrize("name", CONTENT)
+async def test_a_damaged_cache_entry_is_fetched_again(
+    store: ArtifactStore, origin: Origin, name: str, damage: Callable[[Path], None]
+) -> None:
     files = files_at(origin.url)
     folder = await store.fetch(revision_of(files), files)
-    (folder / "adapter_config.json").write_bytes(b"damaged!")
+    damage(folder / name)
     again = await store.fetch(revision_of(files), files)
 
-    assert (again / "adapter_config.json").read_bytes() == CONTENT["adapter_config.json"]
+    assert {path.name: path.read_bytes() for path in again.iterdir()} == CONTENT
+    assert len(origin.asked) == 2 * len(CONTENT)
 
 
 @pytest.mark.parametrize(
@@ -238,3 +252,18 @@ async def test_other_schemes_are_refused(store: ArtifactStore, folder: Path, url
     files = [replace(file, url=url) for file in read_folder(folder)]
 
     assert (await refusal(store, files)).code == "fetch_failed"
+
+
+async def test_what_a_killed_process_left_half_written_is_removed(
+    store: ArtifactStore, origin: Origin, tmp_path: Path
+) -> None:
+    old, fresh = tmp_path / "cache" / "partial-old", tmp_path / "cache" / "partial-fresh"
+    for partial in (old, fresh):
+        partial.mkdir(parents=True)
+        (partial / "adapter_model.safetensors").write_bytes(b"half")
+    for path in (old / "adapter_model.safetensors", old):
+        os.utime(path, (0, 0))
+    files = files_at(origin.url)
+    await store.fetch(revision_of(files), files)
+
+    assert (old.exists(), fresh.exists()) == (False, True)

@@ -5,26 +5,41 @@ from __future__ import annotations
 import pytest
 import torch
 
+from lorafleet_kernels.dispatch import operations
 from lorafleet_runtime.model.calibration import choose_forms
 from lorafleet_runtime.model.decoder import Decoder
-from lorafleet_runtime.model.linear import Form, Linear, fastest_form
+from lorafleet_runtime.model.linear import Form, Linear, fastest_form, forms, laid_out
 from lorafleet_runtime.model.threads import on_all_threads, set_threads, threads
 from lorafleet_runtime.model.tiny import random_weights, tiny_config
 
 
 @pytest.mark.parametrize("bias", [False, True], ids=["without bias", "with bias"])
-@pytest.mark.parametrize("form", Form)
-def test_every_form_computes_the_same_product(form: Form, bias: bool) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_form_that_this_machine_has_computes_the_same_product(dtype: torch.dtype, bias: bool) -> None:
     generator = torch.Generator().manual_seed(0)
-    weight, x = torch.randn(48, 32, generator=generator), torch.randn(7, 32, generator=generator)
-    b = torch.randn(48, generator=generator) if bias else None
-    linear = Linear(weight, b)
-    linear.use(form)
-    torch.testing.assert_close(linear(x), torch.nn.functional.linear(x, weight, b))
+    ops = operations(dtype, torch.device("cpu"), threads)
+    weight = torch.randn(48, 32, generator=generator).to(dtype)
+    b = torch.randn(48, generator=generator).to(dtype) if bias else None
+    offered = {*forms(weight, ops, keeping=True), *forms(weight, ops, keeping=False)}
+    assert {Form.PLAIN, Form.SWAPPED, Form.PACKED} <= offered
+    for form in offered:
+        linear = Linear(weight, b)
+        linear.use(form, ops)
+        for rows in (1, 7, 16, 33, 70):
+            x = torch.randn(rows, 32, generator=generator).to(dtype)
+            expected = torch.nn.functional.linear(x, weight, b)
+            torch.testing.assert_close(linear(x), expected, atol=2e-5 if dtype is torch.float32 else 0.05, rtol=0.02)
 
 
 def test_the_chosen_form_is_one_of_the_allowed() -> None:
-    assert fastest_form(torch.randn(64, 32), (Form.PLAIN, Form.SWAPPED), repeats=1) is not Form.PACKED
+    ops = operations(torch.float32, torch.device("cpu"), threads)
+    assert fastest_form(torch.randn(64, 32), (Form.PLAIN, Form.SWAPPED), ops, repeats=1) is not Form.PACKED
+
+
+def test_forms_that_keep_a_weight_leave_it_as_it_lies() -> None:
+    ops = operations(torch.bfloat16, torch.device("cpu"), threads)
+    weight = torch.randn(64, 32).to(torch.bfloat16)
+    assert all(laid_out(form, weight, ops) is weight for form in forms(weight, ops, keeping=True))
 
 
 def test_a_tied_output_matrix_is_never_packed() -> None:
@@ -61,3 +76,14 @@ def test_an_error_in_a_large_operation_leaves_one_thread() -> None:
         assert torch.get_num_threads() == 1
     finally:
         set_threads(before)
+
+
+@pytest.mark.parametrize("outputs", [48, 64])
+def test_a_weight_comes_back_from_the_layout_of_tiles(outputs: int) -> None:
+    ops = operations(torch.bfloat16, torch.device("cpu"), threads)
+    weight = torch.randn(outputs, 96).to(torch.bfloat16)
+    if not ops.tiles_fit(weight):
+        pytest.skip("this processor has no matrix tiles")
+    linear = Linear(weight.clone())
+    linear.use(Form.TILES, ops)
+    assert torch.equal(linear.plain(), weight)

@@ -56,6 +56,7 @@ class FairQueue:
         self.changed: set[str] = set()  # tenants whose tally has changed since the owner last emptied it
         self.refunds = 0
         self.aborted = 0  # early
+        self._aside: set[int] = set()  # arrivals of those that wait elsewhere
         self._crowds = 0  # tenants of whom several sequences run
         self.worst_in_flight = 0
         self._cost = cost or Linear()
@@ -114,7 +115,7 @@ class FairQueue:
             return []
         verdict = self._early.look(now)
         for sequences in verdict.arranged:
-            self.order.arrange(sequences)
+            self.order.arrange([s for s in sequences if s.arrival not in self._aside])
         for sequence in verdict.lost:
             self._tally(sequence).aborted += 1
             self.aborted += 1
@@ -135,6 +136,9 @@ class FairQueue:
         tally.waiting -= 1
         tally.running += 1
         self._crowds += tally.running == 2
+        if not sequence.admissions:
+            tally.cached_tokens += sequence.cached
+        sequence.admissions += 1
         most = self._cost.of(sequence.prompt_len, sequence.sampling.max_tokens, sequence.cached)
         sequence.in_flight = most * MICRO // round(sequence.weight * MICRO)
         tally.in_flight += sequence.in_flight
@@ -156,9 +160,22 @@ class FairQueue:
             tally.output_tokens += made
             self._charge_up_to(sequence, sequence.output_len, tally)
 
+    def set_aside(self, sequence: Sequence) -> None:
+        """The head cannot run yet: it waits elsewhere, until it is restored or cancelled."""
+        self.order.take(sequence)
+        self._aside.add(sequence.arrival)
+
+    def restore(self, sequence: Sequence) -> None:
+        """A sequence that was set aside waits here again, in front of its tenant's others."""
+        self._aside.remove(sequence.arrival)
+        self.order.put_back(sequence)
+
     def cancel(self, sequence: Sequence) -> None:
         """A waiting sequence leaves: what it was not given costs nothing."""
-        self.order.take(sequence)
+        if sequence.arrival in self._aside:
+            self._aside.remove(sequence.arrival)
+        else:
+            self.order.take(sequence)
         for watcher in (self._early, self._clustering):
             if watcher:
                 watcher.gone(sequence)

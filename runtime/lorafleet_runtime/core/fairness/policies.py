@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -14,14 +14,16 @@ from lorafleet_runtime.core.fairness.baselines import DeficitRoundRobin, Request
 from lorafleet_runtime.core.fairness.clustering import Clustering
 from lorafleet_runtime.core.fairness.cost import Cost, Linear, Piecewise, Quadratic, kv_time, micro
 from lorafleet_runtime.core.fairness.counters import CounterTable
+from lorafleet_runtime.core.fairness.dlpm import DeficitLongestPrefix
 from lorafleet_runtime.core.fairness.fair_queue import FairQueue
 from lorafleet_runtime.core.fairness.meter import Meter
 from lorafleet_runtime.core.fairness.order import Fifo, Order, user_of
 from lorafleet_runtime.core.fairness.prediction import MovingAverage
 from lorafleet_runtime.core.fairness.vtc import Vtc
+from lorafleet_runtime.core.sequence import Sequence
 
 _PLENTY = 2**30  # tokens: a table may well be free at first
-POLICIES = ("VTC", "FCFS", "LCF", "RPM", "DRR")
+POLICIES = ("VTC", "FCFS", "LCF", "RPM", "DRR", "DLPM")
 LEAST_TTFT, MOST_TTFT = 0.01, 3600
 
 
@@ -116,15 +118,18 @@ def read_cost(spec: CostSpec) -> Cost:
     return cost
 
 
-def make_queue(spec: FairnessSpec, table: CounterTable) -> FairQueue:
-    """The queue that a specification means; tenants' counters are those of `table`."""
+def make_queue(
+    spec: FairnessSpec, table: CounterTable, match: Callable[[Sequence], int] = lambda sequence: sequence.cached
+) -> FairQueue:
+    """The queue that a specification means; tenants' counters are those of `table`. `match`: how many tokens of a
+    waiting prompt are cached now, for DLPM."""
     meter = Meter(table)
     limit = None if spec.requests_per_minute is None else RequestsPerMinute(spec.requests_per_minute)
     predictor = MovingAverage() if spec.prediction == "MovingAverage" else None
     cost = read_cost(spec.cost)
     early = None if spec.early_abort is None else EarlyAbort(spec.early_abort.ttft_seconds, cost, _share(spec))
     clustering = None if spec.cluster_adapters is None else Clustering(spec.cluster_adapters)
-    return FairQueue(_order(spec, meter), cost, predictor, limit, early, clustering)
+    return FairQueue(_order(spec, meter, match), cost, predictor, limit, early, clustering)
 
 
 def _share(spec: FairnessSpec) -> Share:
@@ -136,7 +141,9 @@ def _share(spec: FairnessSpec) -> Share:
     return lambda sequence: (sequence.tenant, "")
 
 
-def _order(spec: FairnessSpec, meter: Meter) -> Order:
+def _order(spec: FairnessSpec, meter: Meter, match: Callable[[Sequence], int]) -> Order:
+    if spec.policy == "DLPM":
+        return DeficitLongestPrefix(micro(spec.quantum), meter, match)
     if spec.policy == "DRR":
         return DeficitRoundRobin(micro(spec.quantum), meter)
     if spec.policy in ("FCFS", "RPM"):

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from lorafleet_runtime.core.fairness.cost import MICRO, Cost, Linear, Piecewise, Quadratic, kv_time
 from lorafleet_runtime.core.fairness.fair_queue import FairQueue
-from lorafleet_runtime.core.pages import PagePool
-from lorafleet_runtime.core.residency import Residency
+from lorafleet_runtime.core.room import Room
 from lorafleet_runtime.core.scheduler import Limits, Scheduler
 from lorafleet_runtime.core.sequence import Sequence
 from lorafleet_sim.workloads import small
@@ -42,8 +41,7 @@ class Predicts:
 
 def scheduler(rng: random.Random, queue: FairQueue) -> Scheduler:
     """One that chunks prompts and preempts."""
-    pool = PagePool(12)
-    return Scheduler(pool, Residency(pool), Limits(128, rng.randint(1, 6), rng.randint(4, 40)), queue)
+    return Scheduler(Room(12, 128), Limits(128, rng.randint(1, 6), rng.randint(4, 40)), queue)
 
 
 @for_seeds()
@@ -90,7 +88,7 @@ def test_chunks_preemptions_and_aborts_leave_the_cost_of_what_was_executed(seed:
             serving.commit(batch, [0] * sum(row.samples for row in batch.rows))
 
     for each in sequences:
-        executed = cost.of(each.prefilled, each.output_len) if each.prefilled else 0
+        executed = cost.of(each.prefilled, each.output_len, each.cached) if each.prefilled else 0
         assert each.charged == executed
         assert each.finish_reason == "abort" or each.prefilled == each.prompt_len
     assert queue.tallies["a"].service == charged(queue) == sum(each.charged for each in sequences)

@@ -53,7 +53,7 @@ def test_who_brings_no_new_adapter_goes_first(adapters: list[int | None], most: 
     assert admitted(waits, len(adapters)) == order
 
 
-@pytest.mark.parametrize("policy", ["FCFS", "VTC", "LCF", "DRR"])
+@pytest.mark.parametrize("policy", ["FCFS", "VTC", "LCF", "DRR", "DLPM"])
 def test_a_head_is_passed_so_often_and_not_once_more(policy: str) -> None:
     waits = queue(1, policy)
     waits.add(asking(0, 1))

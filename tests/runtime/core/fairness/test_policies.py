@@ -40,7 +40,7 @@ def test_what_cannot_be_honoured_is_refused_by_name(spec: dict[str, object], pro
         read_spec(json.dumps(spec))
 
 
-@pytest.mark.parametrize("policy", ["VTC", "FCFS", "LCF", "DRR"])
+@pytest.mark.parametrize("policy", ["VTC", "FCFS", "LCF", "DRR", "DLPM"])
 def test_every_policy_makes_a_queue(policy: str) -> None:
     assert len(make_queue(read_spec(json.dumps({"policy": policy})), CounterTable("own"))) == 0
 

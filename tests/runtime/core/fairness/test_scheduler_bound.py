@@ -6,8 +6,7 @@ import random
 
 from lorafleet_runtime.core.fairness.cost import MICRO, Linear
 from lorafleet_runtime.core.fairness.fair_queue import FairQueue
-from lorafleet_runtime.core.pages import PagePool
-from lorafleet_runtime.core.residency import Residency
+from lorafleet_runtime.core.room import Room
 from lorafleet_runtime.core.scheduler import Limits, Scheduler
 from lorafleet_sim.fairness_metrics import Gaps
 from tests.runtime.core.fairness.kit import for_seeds, sequence
@@ -18,9 +17,9 @@ def test_waiting_tenants_never_drift_further_apart_than_the_queue_says(seed: int
     """Counters by U, service by 2U, with U the greatest cost of one tenant's admitted requests at once; at every step,
     though requests are preempted and reserve nothing."""
     rng = random.Random(seed)
-    pool = PagePool(rng.choice((10, 16, 24)))
+    room = Room(rng.choice((10, 16, 24)), 128, prefix_caching=False)
     queue = FairQueue()
-    scheduler = Scheduler(pool, Residency(pool), Limits(128, rng.choice((3, 8)), rng.choice((16, 64))), queue)
+    scheduler = Scheduler(room, Limits(128, rng.choice((3, 8)), rng.choice((16, 64))), queue)
     tenants = "abc"[: rng.randint(2, 3)]
     shape = {tenant: (rng.choice((4, 40)), rng.choice((4, 60)), rng.choice((0.1, 0.5, 2.0))) for tenant in tenants}
     served = dict.fromkeys(tenants, 0)

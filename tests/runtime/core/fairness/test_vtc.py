@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from lorafleet_runtime.core.fairness.cost import MICRO
 from lorafleet_runtime.core.fairness.fair_queue import FairQueue
-from lorafleet_runtime.core.pages import PagePool
-from lorafleet_runtime.core.residency import Residency
+from lorafleet_runtime.core.room import Room
 from lorafleet_runtime.core.scheduler import Limits, Scheduler
 from lorafleet_runtime.core.sequence import Sequence
 from lorafleet_runtime.protocol import Sampling
@@ -104,8 +103,7 @@ def test_what_is_computed_again_after_a_preemption_is_not_charged_again() -> Non
 def test_two_waiting_tenants_never_drift_further_apart_than_the_bound(seed: int) -> None:
     """Theorem 4.4: |W_f - W_g| <= 2 max(w_p L_input, w_q M) for tenants that wait throughout."""
     rng = random.Random(seed)
-    pool = PagePool(24)
-    scheduler = Scheduler(pool, Residency(pool), Limits(160, 8, 64))
+    scheduler = Scheduler(Room(24, 160, prefix_caching=False), Limits(160, 8, 64))
     longest, tokens_in_pool = 60, 24 * 16
     for arrival in range(400):
         scheduler.add(sequence(rng.choice("fg") if arrival > 100 else "fg"[arrival % 2], rng.randint(1, longest),

@@ -1,0 +1,127 @@
+"""Chooses who computes an operation: the native library where it could be made and passes its test, else the reference.
+
+The only place that knows of both. `LORAFLEET_NATIVE=0` keeps to the reference.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lorafleet_kernels import reference
+from lorafleet_kernels.batch import AttentionBatch, HeadSizes, LoraWeights
+from lorafleet_kernels.build import CannotBuild
+from lorafleet_kernels.native import AdapterTable, Native, NativeAttention, NativeLora, fits, turn_back
+from lorafleet_kernels.native_check import first_difference
+from lorafleet_kernels.reference_attention import ReferenceAttention, Scratch
+
+log = logging.getLogger("lorafleet.kernels")
+
+
+class Attention(Protocol):
+    """One step's attention, for every layer: rotates, writes keys and values to their pages, attends."""
+
+    def __call__(self, layer: int, qkv: Tensor, q_norm: Tensor | None, k_norm: Tensor | None) -> Tensor:
+        """`qkv [T, (heads + 2 · kv_heads) · size]`, which may be overwritten → `[T, heads · size]`."""
+        ...
+
+
+class Operations:
+    """The operations of a decoder on one device and element type."""
+
+    def __init__(self, native: Native | None) -> None:
+        self._native = native
+        self._scratch = Scratch()
+
+    @property
+    def native(self) -> bool:
+        """Whether adapters' tables and native operations are in use."""
+        return self._native is not None
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        if self._native is None:
+            return reference.rms_norm(x, weight, eps)
+        return self._native.add_rms_norm(x, None, weight, eps)
+
+    def add_rms_norm(self, x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """`x += delta` in place, and its norm."""
+        if self._native is None:
+            return reference.add_rms_norm(x, delta, weight, eps)
+        return self._native.add_rms_norm(x, delta, weight, eps)
+
+    def silu_and_mul(self, x: Tensor) -> Tensor:
+        return reference.silu_and_mul(x) if self._native is None else self._native.silu_and_mul(x)
+
+    def argmax(self, logits: Tensor) -> Tensor:
+        """Tokens `[n]` of `logits [n, V]`."""
+        return reference.argmax(logits) if self._native is None else self._native.argmax(logits)
+
+    def tiles_fit(self, weight: Tensor) -> bool:
+        """Whether this processor has matrix tiles for a weight `[O, K]`: then the three operations below are there."""
+        return self._native is not None and self._native.tiles_fit(weight)
+
+    def turn(self, weight: Tensor) -> Tensor:
+        """`weight [O, K]` in the layout of `multiply`, flat."""
+        return self._on_tiles.turn(weight)
+
+    def turn_back(self, turned: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """The weight `[O, K]` of that shape that `turn` was given."""
+        return turn_back(turned, shape)
+
+    def multiply(self, x: Tensor, turned: Tensor, outputs: int, bias: Tensor | None) -> Tensor:
+        """`x [T, K]` times a turned weight: `[T, outputs]`."""
+        return self._on_tiles.multiply(x, turned, outputs, bias)
+
+    def multiply_plain(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """`x [T, K]` times `weight [O, K]` as it lies: `[T, O]`. For few rows."""
+        return self._on_tiles.multiply_plain(x, weight, bias)
+
+    @property
+    def _on_tiles(self) -> Native:
+        if self._native is None:
+            raise RuntimeError("matrix tiles were asked for where there are none: ask `tiles_fit` first")
+        return self._native
+
+    def attention(
+        self, pool: Tensor, batch: AttentionBatch, sizes: HeadSizes, tables: tuple[Tensor, Tensor]
+    ) -> Attention:
+        """For one step over `pool [layers, P, 2, 16, kv_heads, size]`; `tables`: cos and sin `[positions, 1, size]`."""
+        if self._native is None or not fits(sizes):
+            return ReferenceAttention(pool, batch, sizes, tables, self._scratch)
+        return NativeAttention(self._native, pool, batch, sizes, tables)
+
+    def adapter_table(self, layers: Sequence[Mapping[str, LoraWeights]]) -> AdapterTable:
+        """Of an adapter whose matrices stay where they are."""
+        return AdapterTable(layers)
+
+    def lora(self, segments: Sequence[tuple[int, int, AdapterTable]]) -> NativeLora:
+        """For one step: rows `begin .. end` get the deltas of an adapter. Native only; the reference has no tables."""
+        if self._native is None:
+            raise RuntimeError("adapters' tables were asked for without native operations: ask `native` first")
+        return NativeLora(self._native, segments)
+
+
+def operations(dtype: torch.dtype, device: torch.device, threads: Callable[[], int]) -> Operations:
+    """What is fastest here. `threads` says how many threads an operation may use, whenever it is called."""
+    wanted = os.environ.get("LORAFLEET_NATIVE") != "0" and device.type == "cpu"
+    return Operations(_native(dtype, threads) if wanted and dtype in (torch.float32, torch.bfloat16) else None)
+
+
+@lru_cache
+def _native(dtype: torch.dtype, threads: Callable[[], int]) -> Native | None:
+    """Loaded and checked once per process. Where there is none, one log line says why."""
+    try:
+        native = Native(dtype, threads)
+        reason = first_difference(native, dtype)
+    except CannotBuild as error:
+        reason = str(error)
+    if not reason:
+        return native
+    log.warning("plain torch computes on this CPU, at about half the speed: %s", reason)
+    return None

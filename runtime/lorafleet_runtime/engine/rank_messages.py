@@ -1,0 +1,171 @@
+"""What the first rank tells the others, and what they answer: msgspec structs in frames on their pipes.
+
+A step's plan is whole in itself, so that a rank keeps no sequences: tokens of the step, where they stand, pages."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping
+from typing import IO
+
+import msgspec
+
+from lorafleet_runtime.core.batch import Batch, Row
+from lorafleet_runtime.core.residency import Adapter
+from lorafleet_runtime.core.sequence import Sequence
+from lorafleet_runtime.protocol import Sampling
+
+_LENGTH = struct.Struct("<I")
+_NO_SAMPLING = Sampling(max_tokens=1)
+BASE = -1
+
+
+class Load(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """The first message: an EngineConfig as JSON. Read your part of the base model."""
+
+    config: str
+
+
+class Begin(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """The pool's size is known: join the group, make it, and wait for steps."""
+
+    total_pages: int
+
+
+class ReadAdapter(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Read your part of an adapter, beside the steps, and answer with AdapterRead."""
+
+    ticket: int
+    folder: str
+
+
+class DropAdapter(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Nobody wants what this ticket read or reads."""
+
+    ticket: int
+
+
+class RegisterAdapter(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Every rank has read it: steps may use it by this handle."""
+
+    ticket: int
+    handle: int
+
+
+class StoreAdapter(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Host memory has no room for it: put your part on disk."""
+
+    handle: int
+
+
+class FetchAdapter(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Bring it back into host memory, beside the steps, and answer with AdapterFetched."""
+
+    handle: int
+
+
+class ForgetAdapter(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    handle: int
+
+
+class PlannedRow(msgspec.Struct, frozen=True, array_like=True):
+    """Tokens of one sequence from position `start`; `adapter` is a handle, or BASE."""
+
+    start: int
+    tokens: list[int]
+    samples: bool
+    adapter: int
+    pages: list[int]
+
+
+class RunStep(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """One batch; `uploads` are handles with the pages that their weights go into first."""
+
+    rows: list[PlannedRow]
+    uploads: list[tuple[int, list[int]]]
+
+
+class Loaded(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """This rank's part of the base model is in memory."""
+
+
+class AdapterRead(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """`pages` of this rank's part, or `reason` and `error`."""
+
+    ticket: int
+    pages: int = 0
+    reason: str = ""
+    error: str = ""
+
+
+class AdapterFetched(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """It is in host memory, or `error` says why it never will be."""
+
+    handle: int
+    error: str = ""
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """The last words of a rank that ends by itself."""
+
+    message: str
+    details: str
+
+
+Order = ReadAdapter | DropAdapter | RegisterAdapter | StoreAdapter | FetchAdapter | ForgetAdapter
+ToRank = Load | Begin | Order | RunStep
+FromRank = Loaded | AdapterRead | AdapterFetched | Failed
+encode = msgspec.msgpack.Encoder().encode
+decode_to_rank: Callable[[bytes], ToRank] = msgspec.msgpack.Decoder(ToRank).decode
+decode_from_rank: Callable[[bytes], FromRank] = msgspec.msgpack.Decoder(FromRank).decode
+
+
+def frame(message: ToRank | FromRank) -> bytes:
+    """A message with its length before it."""
+    body = encode(message)
+    return _LENGTH.pack(len(body)) + body
+
+
+def read_frame(pipe: IO[bytes]) -> bytes | None:
+    """The next message's bytes; None when the other end is gone, in the middle of a frame too."""
+    head = pipe.read(_LENGTH.size)
+    if len(head) < _LENGTH.size:
+        return None
+    (length,) = _LENGTH.unpack(head)
+    body = pipe.read(length)
+    return body if len(body) == length else None
+
+
+def plan_of(batch: Batch) -> RunStep:
+    """What another rank must know of a batch."""
+    return RunStep(
+        [
+            PlannedRow(
+                row.start,
+                row.sequence.tokens[row.start : row.start + row.count],
+                row.samples,
+                row.sequence.adapter.handle if row.sequence.adapter else BASE,
+                row.sequence.pages,
+            )
+            for row in batch.rows
+        ],
+        [(adapter.handle, adapter.pages) for adapter in batch.uploads],
+    )
+
+
+def batch_of(plan: RunStep, adapters: Mapping[int, Adapter]) -> Batch:
+    """The batch again, with this rank's adapters. Tokens before the step's own are zeros: their KV is in the pages."""
+    for handle, pages in plan.uploads:
+        adapters[handle].pages = pages
+    return Batch(
+        tuple(_row(row, adapters.get(row.adapter)) for row in plan.rows),
+        tuple(adapters[handle] for handle, _ in plan.uploads),
+    )
+
+
+def _row(row: PlannedRow, adapter: Adapter | None) -> Row:
+    tokens = [0] * row.start + row.tokens
+    if not row.samples:
+        tokens.append(0)
+    sequence = Sequence("", tokens, len(tokens), _NO_SAMPLING, adapter, pages=row.pages)
+    return Row(sequence, row.start, len(row.tokens))

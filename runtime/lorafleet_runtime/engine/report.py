@@ -1,0 +1,56 @@
+"""What the engine says of its memory, of what it has done, and of a token, as the front end shows it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lorafleet_runtime.core.room import Room
+from lorafleet_runtime.core.scheduler import Scheduler
+from lorafleet_runtime.engine.sampling import Sampled
+from lorafleet_runtime.protocol import Counters, PagesInfo, Sampling, TokenLogprobs
+
+
+@dataclass(slots=True)
+class Totals:
+    """Since the start."""
+
+    steps: int = 0
+    prompt_tokens: int = 0
+    generated: int = 0
+
+
+def pages_info(room: Room, page_bytes: int) -> PagesInfo:
+    """The pool by use."""
+    return PagesInfo(
+        total=room.pool.total,
+        free=room.pool.free,
+        kv=room.sequence_pages,
+        adapters=room.residency.pages_used,
+        prefixes=room.prefixes.idle,
+        evictable=room.order.pages,
+        bytes=page_bytes,
+    )
+
+
+def counters(totals: Totals, room: Room, scheduler: Scheduler, reads: int) -> Counters:
+    """`reads`: of adapters from disk."""
+    return Counters(
+        steps=totals.steps,
+        prompt_tokens=totals.prompt_tokens,
+        generation_tokens=totals.generated,
+        preemptions=scheduler.preemptions,
+        adapter_loads=room.residency.loads,
+        adapter_reads=reads,
+        adapter_evictions=dict(room.residency.evicted),
+        prefix_evictions=dict(room.prefixes.evicted),
+        prefix_tokens_asked=room.prefixes.asked,
+        prefix_tokens_hit=room.prefixes.hits,
+        early_aborts=scheduler.queue.aborted,
+    )
+
+
+def logprobs(sampling: Sampling, sample: Sampled) -> list[TokenLogprobs]:
+    """Of one token, as far as they were asked for."""
+    if sampling.logprobs < 0 or sample.logprob is None:
+        return []
+    return [TokenLogprobs(sample.token_id, sample.logprob, sample.top)]
