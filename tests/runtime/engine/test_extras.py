@@ -82,4 +82,4 @@ def test_whole_matrices_that_the_pool_cannot_hold_are_refused_with_both_numbers(
 
     state = engine.state().adapters[0]
     assert (state.state, state.reason) == ("Failed", "NoRoom")
-    assert "the pool has 20: raise engine.memory" in messages["saved-all"]
+    assert "of the pool's 20 pages" in messages["saved-all"]
