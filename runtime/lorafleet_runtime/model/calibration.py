@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from lorafleet_runtime.model.decoder import Decoder
 from lorafleet_runtime.model.linear import Form, fastest_form, forms
+from lorafleet_runtime.model.threads import set_threads, threads
 
 PROBE_SHAPE = (16, 1024, 1024)
 """Rows, K and N of the probe: a decode step of a small model."""
@@ -28,10 +29,13 @@ def best_dtype() -> torch.dtype:
 def choose_forms(model: Decoder) -> None:
     """Give every product the form that measured fastest for its shape, one measurement per shape.
 
-    The tied output matrix stays as it lies: another layout would keep the vocabulary in memory twice.
+    Measured on one thread: beside a busy core, two threads wait for each other longer than any form takes, and the
+    choice would be chance. The tied output matrix stays as it lies: another layout would keep the vocabulary in memory twice.
     """
     if model.embedding.device.type != "cpu":
         return
+    before = threads()
+    set_threads(1)
     chosen: dict[tuple[int, ...], Form] = {}
     for linear in model.linears():
         tied = linear is model.lm_head and model.config.tie_word_embeddings
@@ -39,6 +43,7 @@ def choose_forms(model: Decoder) -> None:
             allowed = forms(linear.weight, model.ops, keeping=tied)
             chosen[linear.shape] = fastest_form(linear.weight, allowed, model.ops)
         linear.use(chosen[linear.shape], model.ops)
+    set_threads(before)
 
 
 def _probe_seconds(dtype: torch.dtype) -> float:
