@@ -50,6 +50,7 @@ class Runner:
         self._page_elements = page_elements(config.kv_dim)
         self.pool = zeros_on_demand((config.num_layers, total_pages, self._page_elements), model.dtype)
         self._kv = self.pool.view(config.num_layers, total_pages, 2, PAGE_TOKENS, config.num_kv_heads, config.head_dim)
+        self._placed: dict[int, Adapter] = {}  # what follows is of these: hundreds of small objects each
         self._views: dict[int, tuple[Mapping[str, GroupView], ...]] = {}
         self._tables: dict[int, AdapterTable] = {}  # of those with views, for native operations
         self._extras: dict[int, ExtraViews] = {}  # of the adapters that have any
@@ -90,9 +91,13 @@ class Runner:
 
     def forget(self, adapter: Adapter) -> None:
         del self._packed[adapter.handle]
-        self._views.pop(adapter.handle, None)
-        self._tables.pop(adapter.handle, None)
-        self._extras.pop(adapter.handle, None)
+        self._unplace(adapter.handle)
+
+    def _unplace(self, handle: int) -> None:
+        self._placed.pop(handle, None)
+        self._views.pop(handle, None)
+        self._tables.pop(handle, None)
+        self._extras.pop(handle, None)
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> list[Sampled]:
@@ -156,6 +161,9 @@ class Runner:
     def _upload(self, adapter: Adapter) -> None:
         packed = self._packed[adapter.handle]
         assert packed.blob is not NOT_HERE, f"adapter {adapter.id} is on disk"
+        for handle in [handle for handle, placed in self._placed.items() if not placed.resident]:
+            self._unplace(handle)
+        self._placed[adapter.handle] = adapter
         self.pool.index_copy_(1, torch.tensor(adapter.pages), packed.blob)
         vectors = vectors_in(self.pool, adapter.pages)
         if packed.layout.adapts_projections:

@@ -15,6 +15,7 @@ from lorafleet_runtime.protocol import (
     AddRequest,
     Delta,
     EngineState,
+    HostInfo,
     LoadAdapter,
     LoadInfo,
     ModelInfo,
@@ -50,6 +51,7 @@ class ScriptedEngine:
                 progress=1.0,
                 model=ModelInfo("llama", "float32", max_model_len, 64, 1000, vocab_size),
                 pages=PagesInfo(100, 80, 13, 5, 2, 3, 4096),
+                host=HostInfo(2**30, 512),
                 load=LoadInfo(0, 0, 0, 0.01, 0.0),
             )
         )

@@ -59,10 +59,11 @@ async def test_state_is_the_contracts_document(
         "parameters": 1000,
     }
     assert set(state["pages"]) == {"total", "free", "kv", "adapters", "prefixes", "evictable", "bytes"}
+    assert set(state["host"]) == {"budget", "used"}
     assert set(state["load"]) == {"running", "waiting", "waitingTokens", "stepSeconds", "outputTokensPerSecond"}
     assert set(state["adapters"][0]) == {
-        "id", "revision", "state", "reason", "message", "rank", "pages", "bytes", "resident", "pinned",
-        "running", "waiting",
+        "id", "revision", "state", "reason", "message", "rank", "pages", "bytes", "resident", "level",
+        "evictedFor", "pinned", "running", "waiting",
     }  # fmt: skip
 
 

@@ -181,7 +181,7 @@ async def test_metrics_have_vllms_names(http: httpx.AsyncClient, engine: Scripte
     for line in (
         'vllm:num_requests_running{model_name="tiny"} 0.0',
         'vllm:num_requests_waiting{model_name="tiny"} 0.0',
-        'vllm:kv_cache_usage_perc{model_name="tiny"} 0.15',
+        'vllm:kv_cache_usage_perc{model_name="tiny"} 0.13',
         'vllm:time_to_first_token_seconds_count{model_name="tiny"} 1.0',
         'vllm:request_success_total{finished_reason="stop",model_name="tiny"} 1.0',
         'vllm:generation_tokens_total{model_name="tiny"} 20.0',
