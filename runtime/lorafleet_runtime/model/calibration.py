@@ -30,7 +30,8 @@ def choose_forms(model: Decoder) -> None:
     """Give every product the form that measured fastest for its shape, one measurement per shape.
 
     Measured on one thread: beside a busy core, two threads wait for each other longer than any form takes, and the
-    choice would be chance. The tied output matrix stays as it lies: another layout would keep the vocabulary in memory twice.
+    choice would be chance. The tied output matrix stays as it lies: another layout would keep the vocabulary in memory
+    twice.
     """
     if model.embedding.device.type != "cpu":
         return
