@@ -15,8 +15,8 @@ from itertools import islice
 from torch import Tensor
 
 from lorafleet_kernels.reference import StackedGroup, StackedPart
-from lorafleet_runtime.engine.on_demand import zeros_on_demand
 from lorafleet_runtime.model.lora import GroupView
+from lorafleet_runtime.model.on_demand import zeros_on_demand
 
 AdapterViews = tuple[Mapping[str, GroupView], ...]
 Layers = tuple[dict[str, StackedGroup], ...]

@@ -17,7 +17,6 @@ from lorafleet_runtime.core.residency import Adapter
 from lorafleet_runtime.engine.extras_step import ExtrasStep
 from lorafleet_runtime.engine.lora_stack import LoraStacks
 from lorafleet_runtime.engine.lora_step import LoraStep
-from lorafleet_runtime.engine.on_demand import zeros_on_demand
 from lorafleet_runtime.engine.sampling import Row as SamplingRow
 from lorafleet_runtime.engine.sampling import Sampled, is_plain, sample
 from lorafleet_runtime.engine.slora_step import SloraStep
@@ -25,6 +24,7 @@ from lorafleet_runtime.model.collectives import Partition
 from lorafleet_runtime.model.decoder import Decoder, LoraHook
 from lorafleet_runtime.model.extras import ExtraViews, extra_views
 from lorafleet_runtime.model.lora import GroupView, Layout, PackedAdapter, matrices, vectors_in
+from lorafleet_runtime.model.on_demand import zeros_on_demand
 from lorafleet_runtime.model.threads import on_all_threads
 
 STACK_BYTES = 256 * 2**20

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from lorafleet_runtime.model.decoder import Decoder
 from lorafleet_runtime.model.linear import Form, fastest_form, forms
+from lorafleet_runtime.model.on_demand import Block
 from lorafleet_runtime.model.threads import set_threads, threads
 
 PROBE_SHAPE = (16, 1024, 1024)
@@ -44,6 +45,17 @@ def choose_forms(model: Decoder) -> None:
             chosen[linear.shape] = fastest_form(linear.weight, allowed, model.ops)
         linear.use(chosen[linear.shape], model.ops)
     set_threads(before)
+    _gather(model)
+
+
+def _gather(model: Decoder) -> None:
+    """Move the products' weights into one block of large pages; what a library has laid out for itself stays."""
+    own = [linear for linear in model.linears() if not linear.weight.is_mkldnn]
+    block = Block((linear.weight for linear in own), model.dtype)
+    for linear in own:
+        linear.weight = block.move(linear.weight)
+    if model.config.tie_word_embeddings:
+        model.embedding = model.lm_head.weight
 
 
 def _probe_seconds(dtype: torch.dtype) -> float:
