@@ -19,6 +19,7 @@ from lorafleet_runtime.core.pages import OutOfPages, PagePool
 
 Purpose = Literal["prompt", "decode", "adapter"]
 """What pages are wanted for: a sequence's admission, a running one's growth, or an adapter's weights."""
+PURPOSES: tuple[Purpose, ...] = ("prompt", "decode", "adapter")
 
 TELLING_TOKENS, SMOOTHING = 64, 0.1
 

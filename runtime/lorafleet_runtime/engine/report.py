@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lorafleet_runtime.core.eviction import PURPOSES
 from lorafleet_runtime.core.room import Room
 from lorafleet_runtime.core.scheduler import Scheduler
 from lorafleet_runtime.engine.sampling import Sampled
@@ -41,8 +42,8 @@ def counters(totals: Totals, room: Room, scheduler: Scheduler, reads: int) -> Co
         preemptions=scheduler.preemptions,
         adapter_loads=room.residency.loads,
         adapter_reads=reads,
-        adapter_evictions=dict(room.residency.evicted),
-        prefix_evictions=dict(room.prefixes.evicted),
+        adapter_evictions={purpose: room.residency.evicted[purpose] for purpose in PURPOSES},
+        prefix_evictions={purpose: room.prefixes.evicted[purpose] for purpose in PURPOSES},
         prefix_tokens_asked=room.prefixes.asked,
         prefix_tokens_hit=room.prefixes.hits,
         early_aborts=scheduler.queue.aborted,

@@ -117,7 +117,7 @@ def test_explicit_defaults_of_refused_fields_are_no_reason_to_refuse(tmp_path: P
         ({"base_model__model__model__embed_tokens__lora_embedding_A": torch.ones(8, 264),
           "base_model__model__model__embed_tokens__lora_embedding_B": torch.ones(60, 8)},
          r"lora_embedding_B has shape \[8, 60\].*embed_tokens takes \[r, 64\]"),
-        ({"base_model__model__lm_head__weight": torch.ones(264, 64)}, "asks for whole matrices of the base model"),
+        ({"base_model__model__lm_head__weight": torch.ones(264, 64)}, "can only be read beside the base model"),
         ({"base_model__model__lm_head__weight": torch.ones(270, 64)},
          r"has shape \[270, 64\], and the base model's vocabulary has 264 entries.*trained after tokens were added"),
         ({"base_model__model__model__norm__weight": torch.ones(63)}, r"has shape \[63\].*norm takes \[64\]"),
