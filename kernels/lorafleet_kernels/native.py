@@ -66,7 +66,7 @@ class AdapterTable:
 
     def __init__(self, layers: Sequence[Mapping[str, LoraWeights]]) -> None:
         self._alive = layers
-        self.groups = (_Group * (len(layers) * len(LORA_GROUPS)))()
+        self.groups = (_Group * (len(layers) * len(LORA_GROUPS) + 1))()  # behind the last one, an empty one
         for index, layer in enumerate(layers):
             for name, weights in layer.items():
                 group = self.groups[index * len(LORA_GROUPS) + LORA_GROUPS.index(name)]

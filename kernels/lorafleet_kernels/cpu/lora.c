@@ -159,11 +159,14 @@ void lorafleet_lora(
     for (int64_t unit = 0; unit < units; unit++) {
         int64_t begin = 0, end = 0, unused = 0;
         const group_t *const here = &unit_at(segments, count, size, unit, &begin, &end)->groups[group];
-        const segment_t *const after = unit_at(segments, count, size, unit + workers, &unused, &unused);
+        /* Behind the last units come the first ones of the next call: an adapter's groups end with an empty one. */
+        const int64_t wrapped = unit + workers < units ? 0 : units;
+        const segment_t *const after = unit_at(segments, count, size, unit + workers - wrapped, &unused, &unused);
+        const group_t *const next = &after->groups[wrapped ? group + 1 : group];
         ahead_t ahead = {0};
-        if (after && &after->groups[group] != here && group_bytes(here)) {
-            const int64_t bytes = group_bytes(&after->groups[group]);
-            ahead.at = (const char *)after->groups[group].a;
+        if (next != here && group_bytes(here)) {
+            const int64_t bytes = group_bytes(next);
+            ahead.at = (const char *)next->a;
             ahead.end = ahead.at + bytes;
             ahead.lines = (int)((bytes + group_bytes(here) - 1) / group_bytes(here));
         }
