@@ -51,7 +51,7 @@ class Outcome:
     @property
     def speed(self) -> float:
         """Output tokens a second, from the first sending to the last token or to the end of the time."""
-        return self.output_tokens / self.seconds
+        return max(self.output_tokens, 1) / self.seconds  # cut off before its first token: in its favour
 
     @property
     def ttfts(self) -> list[float]:

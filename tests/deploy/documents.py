@@ -165,6 +165,7 @@ BAD: list[tuple[str, str, Any, str]] = [
     ("BaseModel", "lora.merge", "Always", "must be one of Auto, Never"),
     ("BaseModel", "lora.maxRank", 0, "between 1 and 1024"),
     ("BaseModel", "lora.hostMemory", "much", "hostMemory"),
+    ("BaseModel", "engine.memoryFraction", 0, "memoryFraction"),
     ("BaseModel", "fairness.policy", "vtc", "did you mean VTC?"),
     ("BaseModel", "fairness.cost.kind", "Linear", "belong to the kind Quadratic"),
     ("BaseModel", "fairness.cost", {"kind": "Profiled", "input": 1}, "belong to the kinds Linear, Quadratic"),
