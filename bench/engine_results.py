@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
@@ -49,7 +50,8 @@ def results(measured: Measured, settings: str) -> list[Result]:
         _first_token(measured, C32, BASE32),
     ):
         found += over
-    return [replace(result, case=f"{result.case}; {settings}") for result in found]
+    # A system that was cut off before anything ended has no time per token.
+    return [replace(result, case=f"{result.case}; {settings}") for result in found if math.isfinite(result.value)]
 
 
 def _plain(measured: Measured, cell: str, system: str) -> list[Result]:
