@@ -103,6 +103,7 @@ def _run(command: list[str | Path]) -> None:
 
 
 def main(arguments: list[str]) -> int:
+    """`python -m lorafleet_kernels.build FOLDER`: make the libraries there. Returns the exit status."""
     if len(arguments) != 1:
         print("usage: python -m lorafleet_kernels.build FOLDER", file=sys.stderr)
         return 2

@@ -38,6 +38,7 @@ class Scheduler:
         self._limits = limits
         self._waiting = FairQueue() if queue is None else queue
         self._cold = Cold()
+        self._soon: list[Sequence] = []
         self._running: list[Sequence] = []
         self._by_id: dict[str, Sequence] = {}
         self._arrivals = 0
@@ -75,9 +76,8 @@ class Scheduler:
         return len(self._by_id) == len(self._cold)
 
     def wanted(self) -> list[Adapter]:
-        """Adapters that are read from disk, or soon should be, the most urgent first."""
-        soon = [s.adapter for s in self._waiting.order.upcoming(PREFETCHED) if s.adapter] if len(self._waiting) else []
-        return [*self._cold.adapters, *soon]
+        """Adapters that are read from disk, or soon should be, the most urgent first, as `schedule` has left it."""
+        return [*self._cold.adapters, *(s.adapter for s in self._soon if s.adapter)]
 
     def came(self, adapter: Adapter) -> None:
         """An adapter's weights are at hand: who waited for them goes on."""
@@ -141,9 +141,9 @@ class Scheduler:
             self._go_on(sequence, step)
         if not step.preempted:
             self._admit(step)
-        if step.rows and len(self._waiting):
-            soon = self._waiting.order.upcoming(PREFETCHED)
-            step.uploads += self._room.prefetch(soon, len(self._running), step.uploads)
+        self._soon = self._waiting.order.upcoming(PREFETCHED) if len(self._waiting) else []
+        if step.rows:
+            step.uploads += self._room.prefetch(self._soon, len(self._running), step.uploads)
         batch = step.batch()
         self._owed = step.uploads if batch is None else []
         return batch

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 import structlog
 import torch
 from torch import Tensor
+
+from lorafleet_runtime.model.errors import InvalidAdapter
 
 log = structlog.get_logger("engine")
 
@@ -71,14 +74,18 @@ class DiskTier:
         log.warning("a packed adapter is damaged on disk; its own files are read again")
         return None
 
-    def replace(self, handle: int, blob: Tensor) -> bool:
-        """Take a blob that was packed again. False when it is not what was packed the first time."""
-        entry = self._entries.get(handle)
-        if entry is not None and hashlib.sha256(_bytes(blob)).digest() != entry.digest:
-            return False
-        self.forget(handle)
-        self.write(handle, blob)
-        return True
+    def restore(self, handle: int, pack_again: Callable[[], Tensor]) -> Tensor:
+        """The copy, or what `pack_again` makes of the adapter's own files. Raises InvalidAdapter when that is not what
+        was packed the first time."""
+        blob = self.read(handle)
+        if blob is None:
+            blob = pack_again()
+            entry = self._entries.get(handle)
+            if entry is not None and hashlib.sha256(_bytes(blob)).digest() != entry.digest:
+                raise InvalidAdapter("its files are not what they were when it was loaded; load it again")
+            self.forget(handle)
+            self.write(handle, blob)
+        return blob
 
     def forget(self, handle: int) -> None:
         """Give its space to others."""

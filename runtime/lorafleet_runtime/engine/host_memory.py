@@ -90,7 +90,7 @@ class HostMemory:
     def _read(self, adapter: Adapter) -> None:
         begun = time.perf_counter()
         try:
-            outcome = self._find(adapter)
+            outcome = Fetched(adapter, self._disk.restore(adapter.handle, lambda: self._pack_again(adapter)))
         except AdapterError as error:
             outcome = Fetched(adapter, None, str(error))
         except Exception as error:
@@ -98,12 +98,3 @@ class HostMemory:
             outcome = Fetched(adapter, None, f"{type(error).__name__}: {error}")
         self._done.put(replace(outcome, seconds=time.perf_counter() - begun))
         self.on_done()
-
-    def _find(self, adapter: Adapter) -> Fetched:
-        blob = self._disk.read(adapter.handle)
-        if blob is not None:
-            return Fetched(adapter, blob)
-        blob = self._pack_again(adapter)
-        if self._disk.replace(adapter.handle, blob):
-            return Fetched(adapter, blob)
-        return Fetched(adapter, None, "its files are not what they were when it was loaded; load it again")

@@ -123,12 +123,6 @@ class RankAdapters:
 
     def _fetch(self, handle: int, folder: str) -> None:
         try:
-            blob = self._disk.read(handle)
-            if blob is None:
-                blob = self._reader.read(folder)[1].blob
-                if not self._disk.replace(handle, blob):
-                    self._done(Fetched(handle, None, "its files are not what they were when it was loaded"))
-                    return
-            self._done(Fetched(handle, blob))
+            self._done(Fetched(handle, self._disk.restore(handle, lambda: self._reader.read(folder)[1].blob)))
         except Exception as error:
             self._done(Fetched(handle, None, explain(error, folder)[1]))

@@ -96,3 +96,11 @@ def ask(replica: Replica, model: str = "tiny") -> httpx.Response:
 def state(replica: Replica) -> dict[str, Any]:
     body: dict[str, Any] = httpx.get(replica.address("admin") + "/admin/state").json()
     return body
+
+
+def stream_from(replica: Replica) -> Iterator[str]:
+    """Lines of a stream that has begun."""
+    with httpx.stream(
+        "POST", replica.address("serving") + "/v1/completions", json=LONG | {"stream": True}, timeout=60
+    ) as response:
+        yield from (line for line in response.iter_lines() if line)

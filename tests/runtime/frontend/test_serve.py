@@ -1,16 +1,24 @@
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import psutil
 import pytest
 
-from tests.runtime.frontend.replica_process import LONG, Replica, ask, ended, running, save_model, state, wait_until
+from tests.runtime.frontend.replica_process import (
+    Replica,
+    ask,
+    ended,
+    running,
+    save_model,
+    serves,
+    state,
+    stream_from,
+    wait_until,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -24,30 +32,8 @@ def replica(model: Path, tmp_path: Path) -> Iterator[Replica]:
     """One that serves, its adapter included."""
     with running(model, tmp_path) as replica:
         wait_until(lambda: replica.process.poll() is not None or '"ready"' in replica.log.read_text())
-        wait_until(lambda: replica.process.poll() is not None or serves_again(replica))
+        wait_until(lambda: replica.process.poll() is not None or serves(replica))
         yield replica
-
-
-@pytest.fixture
-def ranked(model: Path, tmp_path: Path) -> Iterator[Replica]:
-    """One of two ranks."""
-    with running(model, tmp_path, "--tensor-parallel", "2") as replica:
-        wait_until(lambda: replica.process.poll() is not None or '"ready"' in replica.log.read_text())
-        wait_until(lambda: replica.process.poll() is not None or serves_again(replica))
-        yield replica
-
-
-def stream_from(replica: Replica) -> Iterator[str]:
-    """Lines of a stream that has begun."""
-    with httpx.stream(
-        "POST", replica.address("serving") + "/v1/completions", json=LONG | {"stream": True}, timeout=60
-    ) as response:
-        yield from (line for line in response.iter_lines() if line)
-
-
-def serves_again(replica: Replica) -> bool:
-    now = state(replica)
-    return now["phase"] == "Ready" and [a["state"] for a in now["adapters"]] == ["Ready"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
@@ -67,7 +53,7 @@ def test_an_engine_that_dies_or_hangs_is_replaced_and_nobody_waits_for_it(
     assert ("SIGKILL" if number == signal.SIGKILL else "no sign of life") in at_once.json()["error"]["message"]
     assert loading["phase"] == "Loading"
     assert [(a["id"], a["state"]) for a in loading["adapters"]] == [("alpha", "Loading")]
-    wait_until(lambda: serves_again(replica))
+    wait_until(lambda: serves(replica))
     assert not engine.is_running()
     assert replica.process.poll() is None
     assert before["incarnation"] != state(replica)["incarnation"]
@@ -106,34 +92,3 @@ def test_nothing_is_left_when_a_parent_is_killed(replica: Replica, killed: str) 
     replica.process.wait(10)
 
     wait_until(lambda: ended(engine), 10)
-
-
-def test_a_killed_rank_ends_streams_with_an_error_that_names_it_and_all_ranks_are_replaced(ranked: Replica) -> None:
-    engine, rank = ranked.engine, ranked.rank
-    lines = stream_from(ranked)
-    next(lines)
-    rank.kill()
-    rest = list(lines)
-
-    assert '"engine_failed"' in rest[-1]
-    assert "rank 1 of 2 ended by SIGKILL" in rest[-1]
-    wait_until(lambda: ended(engine) and serves_again(ranked), 120)
-    assert ranked.rank.pid != rank.pid
-    assert ask(ranked, "alpha").status_code == 200
-
-
-@pytest.mark.parametrize("killed", ["parent", "front end", "engine"])
-def test_no_rank_is_left_when_a_parent_is_killed(ranked: Replica, killed: str) -> None:
-    engine, rank = ranked.engine, ranked.rank
-    lines = stream_from(ranked)
-    next(lines)  # the ranks are at work
-    if killed == "parent":
-        assert ranked.process.stdin is not None
-        ranked.process.stdin.close()
-    else:
-        os.kill(ranked.process.pid if killed == "front end" else engine.pid, signal.SIGKILL)
-    with contextlib.suppress(httpx.HTTPError):
-        list(lines)
-
-    wait_until(lambda: ended(engine) and ended(rank), 10)
-    assert killed == "engine" or ranked.process.wait(10) is not None

@@ -9,10 +9,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 
-from tests.runtime.frontend.replica_process import LONG, Replica, ask, ended, running, save_model, serves, wait_until
+from tests.runtime.frontend.replica_process import (
+    Replica,
+    ask,
+    ended,
+    running,
+    save_model,
+    serves,
+    stream_from,
+    wait_until,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -30,23 +38,11 @@ def replica(model: Path, tmp_path: Path) -> Iterator[Replica]:
         yield replica
 
 
-def second_rank(replica: Replica) -> psutil.Process:
-    (process,) = replica.engine.children()
-    return process
-
-
-def stream_from(replica: Replica) -> Iterator[str]:
-    with httpx.stream(
-        "POST", replica.address("serving") + "/v1/completions", json=LONG | {"stream": True}, timeout=60
-    ) as response:
-        yield from (line for line in response.iter_lines() if line)
-
-
 def test_a_killed_rank_ends_streams_with_its_name_and_all_ranks_come_back(replica: Replica) -> None:
     answers = [ask(replica, model).json()["choices"] for model in ("tiny", "alpha")]
-    engine, lines = replica.engine, stream_from(replica)
+    engine, rank, lines = replica.engine, replica.rank, stream_from(replica)
     next(lines)
-    second_rank(replica).kill()
+    rank.kill()
     rest = list(lines)
     at_once = ask(replica)
 
@@ -56,12 +52,13 @@ def test_a_killed_rank_ends_streams_with_its_name_and_all_ranks_come_back(replic
     assert "rank 1 of 2 ended by SIGKILL" in at_once.json()["error"]["message"]
     wait_until(lambda: serves(replica), 120)
     assert ended(engine)
+    assert replica.rank.pid != rank.pid
     assert [ask(replica, model).json()["choices"] for model in ("tiny", "alpha")] == answers
 
 
 @pytest.mark.parametrize("killed", ["parent", "front end", "engine"])
 def test_no_rank_is_left_when_a_parent_is_killed(replica: Replica, killed: str) -> None:
-    engine, rank = replica.engine, second_rank(replica)
+    engine, rank = replica.engine, replica.rank
     lines = stream_from(replica)
     next(lines)  # the ranks are at work
     if killed == "parent":
@@ -73,3 +70,4 @@ def test_no_rank_is_left_when_a_parent_is_killed(replica: Replica, killed: str) 
         list(lines)
 
     wait_until(lambda: ended(engine) and ended(rank), 10)
+    assert killed == "engine" or replica.process.wait(10) is not None
