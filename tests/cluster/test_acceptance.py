@@ -117,7 +117,7 @@ def test_unloading_one_adapter_and_retraining_another_disturb_no_stream(fleet: F
         assert lines[-1] == "data: [DONE]", (name, lines[-2:])
         chunks = [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
         assert [c["choices"][0]["finish_reason"] for c in chunks if c["choices"]][-1] == "length", name
-    assert "leaving" not in models(gateway)
+    eventually("it is no longer listed", lambda: "leaving" not in models(gateway), 10)
 
 
 def test_an_adapter_is_listed_once_it_is_ready_and_not_before(fleet: Fleet, gateway: GatewayProcess) -> None:
