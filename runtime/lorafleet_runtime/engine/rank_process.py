@@ -21,7 +21,7 @@ from lorafleet_runtime.config import EngineConfig
 from lorafleet_runtime.engine.adapter_loader import AdapterReader
 from lorafleet_runtime.engine.disk_tier import DiskTier
 from lorafleet_runtime.engine.load import load_rank
-from lorafleet_runtime.engine.memory import give_back
+from lorafleet_runtime.engine.memory import give_back, keep_freed
 from lorafleet_runtime.engine.rank_adapters import Fetched, RankAdapters, Read
 from lorafleet_runtime.engine.rank_group import RankGroup
 from lorafleet_runtime.engine.rank_messages import (
@@ -41,6 +41,7 @@ from lorafleet_runtime.engine.runner import Runner, page_elements
 from lorafleet_runtime.model.calibration import choose_forms
 from lorafleet_runtime.model.checkpoint import read_config
 from lorafleet_runtime.model.checkpoint_weights import CheckpointWeights
+from lorafleet_runtime.model.on_demand import take
 from lorafleet_runtime.model.parallel import Shard
 from lorafleet_runtime.model.threads import set_threads
 
@@ -57,6 +58,7 @@ class RankWorker:
     def run(self) -> None:
         """Load, meet the others, then do what is told until the process ends."""
         torch.set_grad_enabled(False)
+        keep_freed()
         load = self.inbox.get()
         assert isinstance(load, Load), load
         config = EngineConfig.from_json(load.config)
@@ -71,6 +73,8 @@ class RankWorker:
         assert isinstance(begin, Begin), begin
         model.collectives = RankGroup(self._rendezvous, shard.rank, shard.ranks, model.embedding.device)
         runner = Runner(model, begin.total_pages, config.partition)
+        if config.memory_bytes:
+            take(runner.pool)
         elements = page_elements(model.config.kv_dim)
         base = CheckpointWeights(Path(config.model), decoder, model.dtype)
         reader = AdapterReader(decoder, elements, model.dtype, config.max_lora_rank, shard, config.partition, base)

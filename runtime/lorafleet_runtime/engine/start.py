@@ -20,7 +20,7 @@ from lorafleet_runtime.engine.adapter_loader import AdapterLoader, AdapterReader
 from lorafleet_runtime.engine.disk_tier import DiskTier
 from lorafleet_runtime.engine.engine import Engine
 from lorafleet_runtime.engine.load import load_rank
-from lorafleet_runtime.engine.memory import available_bytes, give_back
+from lorafleet_runtime.engine.memory import available_bytes, give_back, keep_freed
 from lorafleet_runtime.engine.ranked_disk import RankedDisk
 from lorafleet_runtime.engine.ranked_loader import RankedLoader
 from lorafleet_runtime.engine.ranked_runner import RankedRunner
@@ -35,6 +35,7 @@ from lorafleet_runtime.model.checkpoint_weights import CheckpointWeights
 from lorafleet_runtime.model.config import DecoderConfig
 from lorafleet_runtime.model.decoder import Decoder
 from lorafleet_runtime.model.decoder_weights import DecoderWeights
+from lorafleet_runtime.model.on_demand import take
 from lorafleet_runtime.model.parallel import Shard, check_ranks
 from lorafleet_runtime.model.threads import set_threads
 from lorafleet_runtime.model.weights import expected_shapes
@@ -59,6 +60,7 @@ def start(
     errors.
     """
     torch.set_grad_enabled(False)
+    keep_freed()
     try:
         progress("reading the model's configuration", 0.0)
         decoder_config = read_config(Path(config.model))
@@ -106,6 +108,9 @@ def _start(
         base = CheckpointWeights(Path(config.model), decoder_config, model.dtype)
     reader = AdapterReader(decoder_config, elements, model.dtype, config.max_lora_rank, shard, config.partition, base)
     runner, loader = _parts(model, total_pages, reader, ranks)
+    if config.memory_bytes:  # asked for; a share that was chosen here is taken as it is used
+        progress("taking the pool's memory", 0.95)
+        take(runner.pool)
     table = CounterTable(config.incarnation or "own")
     parameters = sum(math.prod(shape) for shape in expected_shapes(decoder_config).values())
     room = make_room(total_pages, config.max_model_len, prefix_caching=config.prefix_caching)

@@ -6,6 +6,7 @@ most of all under a hypervisor (measured on SmolLM2, one thread: 5 % of a base s
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import math
 import mmap
 from collections.abc import Iterable
@@ -15,6 +16,8 @@ from torch import Tensor
 
 LINE = 64
 """Bytes of a cache line, on which every tensor of a block begins."""
+POPULATE_WRITE = 23
+"""`MADV_POPULATE_WRITE` of Linux 5.14, which Python's mmap does not name."""
 
 
 def zeros_on_demand(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -27,6 +30,16 @@ def zeros_on_demand(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         with contextlib.suppress(OSError):  # a kernel without them
             memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=dtype).view(shape)
+
+
+def take(memory: Tensor) -> None:
+    """Take all of it now, where the system can. A virtual machine's own memory may be given to it as late as this:
+    5 ms for every 2 MiB were measured, and a prompt of 2,048 tokens begins 30 of them, one a layer."""
+    begin = -(-memory.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    length = memory.data_ptr() + memory.nbytes - begin
+    advise = getattr(ctypes.CDLL(None), "madvise", None)
+    if advise is not None and length > 0:  # what is refused is taken when it is touched
+        advise(ctypes.c_void_p(begin), ctypes.c_size_t(length), POPULATE_WRITE)
 
 
 class Block:

@@ -7,7 +7,7 @@ import gc
 import psutil
 import torch
 
-from lorafleet_runtime.model.on_demand import LINE, Block, zeros_on_demand
+from lorafleet_runtime.model.on_demand import LINE, Block, take, zeros_on_demand
 
 
 def test_memory_holds_zeros_and_is_taken_only_where_it_is_touched() -> None:
@@ -17,6 +17,15 @@ def test_memory_holds_zeros_and_is_taken_only_where_it_is_touched() -> None:
 
     assert psutil.Process().memory_info().rss - before < 2**26
     assert not memory[10:1000].any()
+
+
+def test_memory_can_be_taken_at_once_and_still_holds_zeros() -> None:
+    before = psutil.Process().memory_info().rss
+    memory = zeros_on_demand((2**26,), torch.float32)
+    take(memory[5:])
+
+    assert psutil.Process().memory_info().rss - before > 2**27
+    assert not memory[:1000].any()
 
 
 def test_a_block_keeps_every_tensor_and_begins_each_on_a_line() -> None:
