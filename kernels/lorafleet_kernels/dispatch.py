@@ -18,6 +18,7 @@ from lorafleet_kernels import reference
 from lorafleet_kernels.batch import AttentionBatch, HeadSizes, LoraWeights
 from lorafleet_kernels.build import CannotBuild
 from lorafleet_kernels.native import AdapterTable, Native, NativeAttention, NativeLora, fits, turn_back
+from lorafleet_kernels.native_forward import LayerWeights, NativeLayers
 from lorafleet_kernels.native_check import first_difference
 from lorafleet_kernels.reference_attention import ReferenceAttention, Scratch
 
@@ -95,6 +96,15 @@ class Operations:
         if self._native is None or not fits(sizes):
             return ReferenceAttention(pool, batch, sizes, tables, self._scratch)
         return NativeAttention(self._native, pool, batch, sizes, tables)
+
+    def layers(
+        self, layers: Sequence[LayerWeights], sizes: HeadSizes, inner: int,
+        memory: Callable[[tuple[int, ...], torch.dtype], Tensor],
+    ) -> NativeLayers | None:  # fmt: skip
+        """All layers as one operation, of turned weights; None where there are no native operations."""
+        if self._native is None or not fits(sizes):
+            return None
+        return NativeLayers(self._native, layers, sizes, inner, memory)
 
     def adapter_table(self, layers: Sequence[Mapping[str, LoraWeights]]) -> AdapterTable:
         """Of an adapter whose matrices stay where they are."""

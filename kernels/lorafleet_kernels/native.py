@@ -45,7 +45,7 @@ class _Step(ctypes.Structure):
     )
 
 
-_FALLIBLE = ("lorafleet_chunks", "lorafleet_tiles_ready", "lorafleet_tiles_turned", "lorafleet_tiles_plain")
+_FALLIBLE = ("lorafleet_forward", "lorafleet_chunks", "lorafleet_tiles_ready", "lorafleet_tiles_turned", "lorafleet_tiles_plain")
 _SIGNATURES: Mapping[str, tuple[Any, ...]] = {
     "lorafleet_add_rms_norm": (c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_float, c_int),
     "lorafleet_silu_and_mul": (c_void_p, c_void_p, c_int64, c_int64, c_int),
@@ -58,6 +58,7 @@ _SIGNATURES: Mapping[str, tuple[Any, ...]] = {
     "lorafleet_heads": (POINTER(_Step), c_void_p, c_void_p, c_void_p, c_void_p),
     "lorafleet_decode": (POINTER(_Step), c_void_p, c_void_p, c_void_p),
     "lorafleet_chunks": (POINTER(_Step), c_void_p, c_void_p, c_void_p),
+    "lorafleet_forward": (c_void_p, POINTER(_Step), c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_void_p),
 }
 
 
@@ -80,7 +81,7 @@ class NativeLora:
 
     def __init__(self, native: Native, segments: Sequence[tuple[int, int, AdapterTable]]) -> None:
         self._alive = [table for _, _, table in segments]
-        self._segments = (_Segment * len(segments))(
+        self.segments = (_Segment * len(segments))(
             *(_Segment(begin, end, ctypes.addressof(table.groups)) for begin, end, table in segments)
         )
         self._call = native.functions["lorafleet_lora"]
@@ -90,7 +91,7 @@ class NativeLora:
     def __call__(self, layer: int, group: str, x: Tensor, y: Tensor) -> None:
         number = layer * len(LORA_GROUPS) + self._numbers[group]
         self._call(
-            self._segments, len(self._segments), number, x.data_ptr(), y.data_ptr(), x.shape[1], y.shape[1],
+            self.segments, len(self.segments), number, x.data_ptr(), y.data_ptr(), x.shape[1], y.shape[1],
             self._threads(),
         )  # fmt: skip
 
@@ -121,6 +122,11 @@ class NativeAttention:
             len(owners), batch.decodes, len(batch.counts), sizes.heads, sizes.kv_heads, sizes.size,
             *(t.data_ptr() for t in self._alive), sizes.eps, native.threads(),
         )  # fmt: skip
+
+    @property
+    def step(self) -> tuple[_Step, int, int]:
+        """What the library is told of the step, where the first layer's pool is, and its elements."""
+        return self._step, self._pool.data_ptr(), self._pool.stride(0)
 
     def __call__(self, layer: int, qkv: Tensor, q_norm: Tensor | None, k_norm: Tensor | None) -> Tensor:
         pool, x = self._pool.data_ptr() + layer * self._layer_bytes, qkv.data_ptr()

@@ -4,7 +4,7 @@
  * of 16 keys, and values as pairs of tokens: many queries use them, and no sum crosses a vector. */
 #include <stdlib.h>
 
-#include "attention.h"
+#include "parts.h"
 #include "tiles.h"
 
 enum { QUERIES = 16, SPAN = 32, PAIR = WIDE / LANES };
@@ -184,25 +184,15 @@ static void some_queries(
         }
 }
 
-/* The tokens after the first `decodes`: every sequence there is a chunk. Returns 0, or 1 when memory ran out. */
-int lorafleet_chunks(const step_t *step, const elem *qkv, const elem *pool, elem *out) {
+int chunks_part(const share_t *share, const step_t *step, const elem *qkv, const elem *pool, elem *out) {
     const int64_t chunks = step->sequences - step->decodes, group = step->heads / step->kv_heads;
-    int64_t work = 0;
-    for (int64_t s = step->decodes; s < step->sequences; s++)
-        work += (int64_t)(step->starts[s + 1] - step->starts[s]) * (step->positions[step->starts[s + 1] - 1] + 1);
-    int failed = 0;
-#pragma omp parallel for num_threads(team(step->threads, 2 * work * step->heads * step->size)) schedule(dynamic, 1)
-    for (int64_t unit = 0; unit < chunks * step->kv_heads; unit++) {
+    for (int64_t unit; (unit = next_unit(share)) < chunks * step->kv_heads;) {
         const int64_t sequence = step->decodes + unit / step->kv_heads, kv_head = unit % step->kv_heads;
         const int64_t first = step->starts[sequence], last = step->starts[sequence + 1];
         const int64_t length = step->positions[last - 1] + 1, padded = (length + SPAN - 1) / SPAN * SPAN;
         laid_t laid = {.features = (step->size + PAIR - 1) / PAIR * PAIR, .columns = (step->size + LANES - 1) / LANES * LANES};
         laid.keys = malloc((size_t)(padded * (laid.features + laid.columns)) * sizeof(elem));
-        if (!laid.keys) {
-#pragma omp atomic write
-            failed = 1;
-            continue;
-        }
+        if (!laid.keys) return 1;
         laid.values = laid.keys + padded * laid.features;
         lay_out(step, pool, sequence, kv_head, length, &laid);
 #if LORAFLEET_TILES
@@ -216,6 +206,19 @@ int lorafleet_chunks(const step_t *step, const elem *qkv, const elem *pool, elem
         if (laid.on_tiles) _tile_release();
 #endif
         free(laid.keys);
+    }
+    return 0;
+}
+
+int lorafleet_chunks(const step_t *step, const elem *qkv, const elem *pool, elem *out) {
+    int64_t work = 0, taken = 0;
+    for (int64_t s = step->decodes; s < step->sequences; s++)
+        work += (int64_t)(step->starts[s + 1] - step->starts[s]) * (step->positions[step->starts[s + 1] - 1] + 1);
+    int failed = 0;
+#pragma omp parallel num_threads(team(step->threads, 2 * work * step->heads * step->size)) reduction(| : failed)
+    {
+        const share_t share = shared(&taken);
+        failed |= chunks_part(&share, step, qkv, pool, out);
     }
     return failed;
 }

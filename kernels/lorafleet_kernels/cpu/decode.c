@@ -1,7 +1,7 @@
 /* Attention of single tokens over their own pages, read where they lie [FlashAttention: one pass, running maximum].
  *
  * The query heads of one KV head go together, so that its keys and values are read once for up to four of them. */
-#include "attention.h"
+#include "parts.h"
 
 enum { HEADS = 4 };
 
@@ -142,12 +142,17 @@ static void one_kv_head(const step_t *step, const elem *qkv, const elem *pool, e
     }
 }
 
-/* The first `decodes` tokens: qkv [tokens, (heads + 2 · kv_heads) · size], rotated → out [tokens, heads · size]. */
+void decode_part(const share_t *share, const step_t *step, const elem *qkv, const elem *pool, elem *out) {
+    for (int64_t token; (token = next_unit(share)) < step->decodes;)
+        for (int64_t kv_head = 0; kv_head < step->kv_heads; kv_head++) one_kv_head(step, qkv, pool, out, token, kv_head);
+}
+
 void lorafleet_decode(const step_t *step, const elem *qkv, const elem *pool, elem *out) {
-    int64_t seen = 0;
+    int64_t seen = 0, taken = 0;
     for (int64_t token = 0; token < step->decodes; token++) seen += step->positions[token] + 1;
-    const int64_t units = step->decodes * step->kv_heads;
-#pragma omp parallel for num_threads(team(step->threads, 2 * seen * step->heads * step->size)) schedule(dynamic, step->kv_heads)
-    for (int64_t unit = 0; unit < units; unit++)
-        one_kv_head(step, qkv, pool, out, unit / step->kv_heads, unit % step->kv_heads);
+#pragma omp parallel num_threads(team(step->threads, 2 * seen * step->heads * step->size))
+    {
+        const share_t share = shared(&taken);
+        decode_part(&share, step, qkv, pool, out);
+    }
 }

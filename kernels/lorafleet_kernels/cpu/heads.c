@@ -1,5 +1,5 @@
 /* From a layer's fused q, k, v to rotated queries in place, and keys and values in their pages. */
-#include "attention.h"
+#include "parts.h"
 
 INLINE void norm_head(elem *head, const elem *weight, int64_t size, float eps) {
     float squares = 0;
@@ -37,12 +37,12 @@ INLINE void rotate(const elem *from, elem *into, const elem *cosines, const elem
     }
 }
 
-/* qkv [tokens, (heads + 2 · kv_heads) · size]. The norms may be null. */
-void lorafleet_heads(const step_t *step, elem *qkv, elem *pool, const elem *q_norm, const elem *k_norm) {
+void heads_part(
+    const share_t *share, const step_t *step, elem *qkv, elem *pool, const elem *q_norm, const elem *k_norm
+) {
     const int64_t size = step->size, heads = step->heads, kv_heads = step->kv_heads;
     const int64_t width = (heads + 2 * kv_heads) * size, kv_width = kv_heads * size;
-#pragma omp parallel for num_threads(team(step->threads, 2 * step->tokens * width)) schedule(static)
-    for (int64_t token = 0; token < step->tokens; token++) {
+    for (int64_t token = first_of(share, step->tokens); token < end_of(share, step->tokens); token++) {
         const int64_t position = step->positions[token];
         const elem *const cosines = step->cosines + position * size, *const sines = step->sines + position * size;
         elem *const row = qkv + token * width;
@@ -53,5 +53,14 @@ void lorafleet_heads(const step_t *step, elem *qkv, elem *pool, const elem *q_no
             rotate(at, head < heads ? at : keys + (head - heads) * size, cosines, sines, size);
         }
         memcpy(keys + PAGE * kv_width, row + (heads + kv_heads) * size, (size_t)kv_width * sizeof(elem));
+    }
+}
+
+void lorafleet_heads(const step_t *step, elem *qkv, elem *pool, const elem *q_norm, const elem *k_norm) {
+    const int64_t work = 2 * step->tokens * (step->heads + 2 * step->kv_heads) * step->size;
+#pragma omp parallel num_threads(team(step->threads, work))
+    {
+        const share_t share = shared(0);
+        heads_part(&share, step, qkv, pool, q_norm, k_norm);
     }
 }

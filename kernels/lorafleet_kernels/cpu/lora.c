@@ -3,7 +3,7 @@
  * The unit of work is a few rows of one segment, through all of its adapter's parts: nothing is shared between units, so
  * nothing waits, and a row's result does not depend on what else is in the batch. The rank-long rows in between stay in
  * float32. */
-#include "lora.h"
+#include "parts.h"
 
 enum { FEW = 16, MANY = 64 };
 
@@ -143,33 +143,52 @@ static const segment_t *unit_at(
     return 0;
 }
 
-/* x [T, inputs], y [T, outputs]; `group` counts layers and their groups. */
+/* Rows of a unit, and how many units there are. */
+static int64_t units_of(const segment_t *segments, int64_t count, int threads, int64_t *size) {
+    int64_t rows = 0, units = 0;
+    for (int64_t s = 0; s < count; s++) rows += segments[s].end - segments[s].begin;
+    *size = rows > threads * MANY ? MANY : FEW;
+    for (int64_t s = 0; s < count; s++) units += (segments[s].end - segments[s].begin + *size - 1) / *size;
+    return units;
+}
+
+void lora_part(
+    const share_t *share, const segment_t *segments, int64_t count, int64_t group, const elem *x, elem *y, int64_t inputs,
+    int64_t outputs
+) {
+    int64_t size;
+    const int64_t units = units_of(segments, count, share->size, &size);
+    for (int64_t unit; (unit = next_unit(share)) < units;) {
+        int64_t begin = 0, end = 0, unused = 0;
+        const group_t *const here = &unit_at(segments, count, size, unit, &begin, &end)->groups[group];
+        /* Behind the last units come the first ones of the next call: an adapter's groups end with an empty one. */
+        const int64_t wrapped = unit + share->size < units ? 0 : units;
+        const segment_t *const after = unit_at(segments, count, size, unit + share->size - wrapped, &unused, &unused);
+        ahead_t ahead = {0};
+        if (after) {
+            const group_t *const next = &after->groups[wrapped ? group + 1 : group];
+            if (next != here && group_bytes(here)) {
+                const int64_t bytes = group_bytes(next);
+                ahead.at = (const char *)next->a;
+                ahead.end = ahead.at + bytes;
+                ahead.lines = (int)((bytes + group_bytes(here) - 1) / group_bytes(here));
+            }
+        }
+        some_rows(here, x + begin * inputs, y + begin * outputs, outputs, end - begin, &ahead);
+    }
+}
+
 void lorafleet_lora(
     const segment_t *segments, int64_t count, int64_t group, const elem *x, elem *y, int64_t inputs, int64_t outputs,
     int threads
 ) {
-    int64_t rows = 0, units = 0;
+    int64_t rows = 0, size, taken = 0;
     for (int64_t s = 0; s < count; s++) rows += segments[s].end - segments[s].begin;
-    const int64_t size = rows > threads * MANY ? MANY : FEW;
-    for (int64_t s = 0; s < count; s++) {
-        units += (segments[s].end - segments[s].begin + size - 1) / size;
-    }
-    const int workers = units > 1 ? team(threads, 16 * rows * (inputs + outputs)) : 1;
-#pragma omp parallel for num_threads(workers) schedule(dynamic, 1)
-    for (int64_t unit = 0; unit < units; unit++) {
-        int64_t begin = 0, end = 0, unused = 0;
-        const group_t *const here = &unit_at(segments, count, size, unit, &begin, &end)->groups[group];
-        /* Behind the last units come the first ones of the next call: an adapter's groups end with an empty one. */
-        const int64_t wrapped = unit + workers < units ? 0 : units;
-        const segment_t *const after = unit_at(segments, count, size, unit + workers - wrapped, &unused, &unused);
-        const group_t *const next = &after->groups[wrapped ? group + 1 : group];
-        ahead_t ahead = {0};
-        if (next != here && group_bytes(here)) {
-            const int64_t bytes = group_bytes(next);
-            ahead.at = (const char *)next->a;
-            ahead.end = ahead.at + bytes;
-            ahead.lines = (int)((bytes + group_bytes(here) - 1) / group_bytes(here));
-        }
-        some_rows(here, x + begin * inputs, y + begin * outputs, outputs, end - begin, &ahead);
+    const int64_t units = units_of(segments, count, threads, &size);
+    const int workers = team(threads, 16 * rows * (inputs + outputs));
+#pragma omp parallel num_threads(units < workers ? (int)units : workers)
+    {
+        const share_t share = shared(&taken);
+        lora_part(&share, segments, count, group, x, y, inputs, outputs);
     }
 }

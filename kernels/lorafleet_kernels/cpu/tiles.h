@@ -20,14 +20,14 @@ typedef struct __attribute__((packed)) {
     uint8_t rows[16];
 } tiles_t;
 
-INLINE void use_full_tiles(void) {
-    tiles_t tiles = {.palette = 1};
-    for (int i = 0; i < 8; i++) {
-        tiles.bytes[i] = 64;
-        tiles.rows[i] = TILE;
-    }
-    _tile_loadconfig(&tiles);
-}
+/* A constant: gcc's _tile_loadconfig names only the first bytes as its input, so it may drop the writing of the others. */
+static const tiles_t full_tiles = {
+    .palette = 1,
+    .bytes = {LINE, LINE, LINE, LINE, LINE, LINE, LINE, LINE},
+    .rows = {TILE, TILE, TILE, TILE, TILE, TILE, TILE, TILE},
+};
+
+INLINE void use_full_tiles(void) { _tile_loadconfig(&full_tiles); }
 
 /* A matrix of 16 by 16 words. */
 INLINE void transpose(__m512i v[TILE]) {

@@ -1,4 +1,5 @@
 /* Products with weights that were turned once, when the model was loaded. x is read as it lies. */
+#include "parts.h"
 #include "tiles.h"
 
 #if LORAFLEET_TILES
@@ -64,15 +65,48 @@ INLINE void block(
     put_rows(sums[2], sums[3], bias, y + TILE * outputs, outputs, rows - TILE, single);
 }
 
-/* y [rows, outputs] = x [rows, inputs] wᵀ + bias, of turned weights; `inputs` in 32s, `outputs` in 16s. Returns 1 when
- * memory ran out. */
+enum { FEW_ROWS = 64, CHUNK_BYTES = 512 << 10 };
+
+/* The rows `begin .. end` by 32 outputs. A tile may not read past the end of x: `rest` has the last rows, and zeros. */
+INLINE void rows_by_block(const product_t *p, const elem *rest, int64_t b, int64_t begin, int64_t end, const elem *next) {
+    const int64_t output = b * ROWS_AT_ONCE;
+    for (int64_t row = begin; row < end; row += ROWS_AT_ONCE)
+        block(
+            rest && p->rows - row < ROWS_AT_ONCE ? rest : p->x + row * p->inputs, p->turned + output * p->inputs,
+            p->inputs / DEPTH, p->inputs, row > begin ? 0 : next, p->bias ? p->bias + output : 0,
+            p->y + row * p->outputs + output, p->outputs, p->rows - row, p->outputs - output < ROWS_AT_ONCE
+        );
+}
+
+/* Few rows are bound by the weights, which go to whoever is free; many by how often x is read from memory, so that some
+ * of them, which stay near, go through all weights of a thread, which are always the same. */
+void product_part(const share_t *share, const product_t *p, const elem *rest) {
+    const int64_t blocks = (p->outputs + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE, step = ROWS_AT_ONCE * p->inputs;
+    use_full_tiles();
+    if (p->rows <= FEW_ROWS)
+        for (int64_t b = next_unit(share), after; b < blocks; b = after) {
+            after = next_unit(share);
+            rows_by_block(p, rest, b, 0, p->rows, after < blocks ? p->turned + after * step : 0);
+        }
+    else {
+        const int64_t near = CHUNK_BYTES / (p->inputs * (int64_t)sizeof(elem)) / ROWS_AT_ONCE * ROWS_AT_ONCE;
+        const int64_t rows = near < ROWS_AT_ONCE ? ROWS_AT_ONCE : near;
+        for (int64_t row = 0; row < p->rows; row += rows)
+            for (int64_t b = first_of(share, blocks), end = end_of(share, blocks); b < end; b++)
+                rows_by_block(
+                    p, rest, b, row, p->rows - row < rows ? p->rows : row + rows, b + 1 < end ? p->turned + (b + 1) * step : 0
+                );
+    }
+    _tile_release();
+}
+
 int lorafleet_tiles_turned(
     const elem *x, const elem *turned, const elem *bias, elem *y, int64_t rows, int64_t inputs, int64_t outputs, int threads
 ) {
-    const int64_t deep = inputs / DEPTH, whole = rows / TILE * TILE;
-    const int64_t blocks = (outputs + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
-    elem *rest = 0; /* the rows of the last tile that is not full, and zeros: a tile may not read past the end of x */
-    if (whole < rows) {
+    const product_t product = {x, turned, bias, y, rows, inputs, outputs};
+    int64_t taken = 0;
+    elem *rest = 0;
+    if (rows % TILE) {
         const size_t bytes = (size_t)(ROWS_AT_ONCE * inputs) * sizeof(elem);
         if (posix_memalign((void **)&rest, LINE, bytes)) return 1;
         memset(rest, 0, bytes);
@@ -81,19 +115,8 @@ int lorafleet_tiles_turned(
     }
 #pragma omp parallel num_threads(team(threads, inputs * outputs))
     {
-        use_full_tiles();
-#pragma omp for schedule(static)
-        for (int64_t b = 0; b < blocks; b++) {
-            const int64_t output = b * ROWS_AT_ONCE;
-            const elem *const here = turned + output * inputs;
-            for (int64_t row = 0; row < rows; row += ROWS_AT_ONCE)
-                block(
-                    rest && rows - row < ROWS_AT_ONCE ? rest : x + row * inputs, here, deep, inputs,
-                    row || b + 1 == blocks ? 0 : here + ROWS_AT_ONCE * inputs, bias ? bias + output : 0,
-                    y + row * outputs + output, outputs, rows - row, outputs - output < ROWS_AT_ONCE
-                );
-        }
-        _tile_release();
+        const share_t share = shared(&taken);
+        product_part(&share, &product, rest);
     }
     free(rest);
     return 0;
@@ -102,6 +125,8 @@ int lorafleet_tiles_turned(
 #else
 
 int lorafleet_tiles_ready(void) { return 0; }
+
+void product_part(const share_t *share, const product_t *p, const elem *rest) { (void)share, (void)p, (void)rest; }
 
 void lorafleet_tiles_turn(const elem *w, elem *turned, int64_t inputs, int64_t outputs) {
     (void)w, (void)turned, (void)inputs, (void)outputs;

@@ -144,7 +144,9 @@ class Runner:
         attend = self.model.ops.attention(self._kv, attended, self.model.heads, self.model.rope)
         lora = self._lora(batch)
         hook = lora if extras is None else extras.before(lora)
-        return self.model.forward(torch.tensor(tokens), on_all_threads(attend), hook, extras)
+        if not self.model.ops.native:
+            attend = on_all_threads(attend)
+        return self.model.forward(torch.tensor(tokens), attend, hook, extras)
 
     def _lora(self, batch: Batch) -> LoraHook | None:
         """The deltas of the batch's adapters; None where there are none."""

@@ -46,6 +46,7 @@ def choose_forms(model: Decoder) -> None:
         linear.use(chosen[linear.shape], model.ops)
     set_threads(before)
     _gather(model)
+    model.join_layers()
 
 
 def _gather(model: Decoder) -> None:

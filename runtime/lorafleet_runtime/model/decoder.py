@@ -15,9 +15,12 @@ from torch import Tensor
 
 from lorafleet_kernels.batch import HeadSizes
 from lorafleet_kernels.dispatch import operations
+from lorafleet_kernels.native import NativeAttention, NativeLora
+from lorafleet_kernels.native_forward import LayerWeights, NativeLayers
 from lorafleet_runtime.model.collectives import Collectives
 from lorafleet_runtime.model.config import DecoderConfig
 from lorafleet_runtime.model.linear import Linear
+from lorafleet_runtime.model.on_demand import zeros_on_demand
 from lorafleet_runtime.model.parallel import rank_config
 from lorafleet_runtime.model.rope import tables
 from lorafleet_runtime.model.threads import threads
@@ -87,11 +90,20 @@ class Decoder:
         self.rope = (cos, sin)
         self.heads = HeadSizes(config.num_heads, config.num_kv_heads, config.head_dim, config.rms_norm_eps)
         self.ops = operations(self.dtype, self.embedding.device, threads)
+        self._whole_layers: NativeLayers | None = None
 
     def linears(self) -> Iterator[Linear]:
         for layer in self.layers:
             yield from (layer.qkv, layer.o, layer.gate_up, layer.down)
         yield self.lm_head
+
+    def join_layers(self) -> None:
+        """Run layers as one operation from now on, where that can be: once every product has its form for good."""
+        turned = [_turned(layer) for layer in self.layers]
+        layers = [layer for layer in turned if layer is not None]
+        if self.collectives is None and len(layers) == len(self.layers):
+            inner = self.config.intermediate_size
+            self._whole_layers = self.ops.layers(layers, self.heads, inner, zeros_on_demand)
 
     def forward(self, tokens: Tensor, attend: Attention, lora: LoraHook | None, extras: Extras | None = None) -> Tensor:
         """`tokens [T]` int64 → hidden states `[T, H]` before the final norm."""
@@ -99,6 +111,12 @@ class Decoder:
         x = F.embedding(tokens, self.embedding)
         if extras is not None:
             extras.embed(tokens, x)
+        elif (
+            self._whole_layers is not None
+            and isinstance(attend, NativeAttention)
+            and (lora is None or isinstance(lora, NativeLora))
+        ):
+            return self._whole_layers(x, attend, lora)
         h = ops.rms_norm(x, self.layers[0].input_norm, eps)
         for index, layer in enumerate(self.layers):
             if extras is not None:
@@ -176,6 +194,14 @@ def _layer(weights: dict[str, Tensor], index: int) -> Layer:
         gate_up=_fuse(weights, prefix, ("mlp.gate_proj", "mlp.up_proj")),
         down=_fuse(weights, prefix, ("mlp.down_proj",)),
     )
+
+
+def _turned(layer: Layer) -> LayerWeights | None:
+    """None unless all its products are on matrix tiles."""
+    qkv, o, gate_up, down = (linear.turned for linear in (layer.qkv, layer.o, layer.gate_up, layer.down))
+    if qkv is None or o is None or gate_up is None or down is None:
+        return None
+    return LayerWeights(layer.input_norm, qkv, layer.q_norm, layer.k_norm, o, layer.post_norm, gate_up, down)
 
 
 def _fuse(weights: dict[str, Tensor], prefix: str, names: tuple[str, ...]) -> Linear:

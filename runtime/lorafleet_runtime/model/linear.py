@@ -47,6 +47,11 @@ class Linear:
             return self._ops.multiply(x, self.weight, self.shape[0], self.bias)
         return multiply(self._form, x, self.weight, self.bias, self.shape[0], self._ops)
 
+    @property
+    def turned(self) -> tuple[Tensor, Tensor | None] | None:
+        """Weight and bias as the tiles read them; None in another form."""
+        return (self.weight, self.bias) if self._form is Form.TILES else None
+
     def plain(self) -> Tensor:
         """The weight as `[O, K]`, a copy where it is laid out otherwise."""
         if self._ops is not None and self._form is Form.TILES:
