@@ -1,7 +1,9 @@
 /* Attention of single tokens over their own pages, read where they lie [FlashAttention: one pass, running maximum].
  *
  * The query heads of one KV head go together, so that its keys and values are read once for up to four of them. */
+#include "decode.h"
 #include "parts.h"
+#include "tiles.h"
 
 enum { HEADS = 4 };
 
@@ -9,21 +11,6 @@ typedef struct {
     float largest, total;
     float out[MOST_HEAD_SIZE];
 } running_t;
-
-/* Where the next block of keys and values lies, to be fetched while this one is used: what a token's heads leave out
- * between them hides the pattern from the processor's own prefetcher. */
-typedef struct {
-    int64_t sequence, position, kv_head;
-} place_t;
-
-INLINE void prefetch_page(const step_t *step, const elem *pool, const place_t *next, int64_t page) {
-    const int64_t stride = step->kv_heads * step->size;
-    const elem *const keys =
-        pool + page_at(step, next->sequence, next->position + page * PAGE) + next->kv_head * step->size;
-    for (int64_t t = 0; t < 2 * PAGE; t++)
-        for (int64_t d = 0; d < step->size; d += 64 / (int64_t)sizeof(elem))
-            __builtin_prefetch(keys + t * stride + d, 0, 2);
-}
 
 /* Scores of one query head against the 16 keys of a page. */
 INLINE vec page_scores(const elem *q, const elem *keys, int64_t stride, int64_t size) {
@@ -61,7 +48,7 @@ INLINE void add_values(
 }
 
 INLINE void some_heads(
-    const step_t *step, const elem *q, const elem *pool, int64_t sequence, int64_t length, int64_t kv_head, elem *out,
+    const step_t *step, const elem *q, const elem *pool, const place_t *here, int64_t length, elem *out,
     const place_t *after, const int heads
 ) {
     const int64_t size = step->size, stride = step->kv_heads * size;
@@ -80,13 +67,9 @@ INLINE void some_heads(
         float weights[HEADS][BLOCK], shrink[HEADS];
         vec best[HEADS];
         for (int h = 0; h < heads; h++) best[h] = splat(-INFINITY);
-        const place_t further = {sequence, begin + BLOCK, kv_head};
-        const place_t *const next = begin + BLOCK < length ? &further : after;
-        const int64_t last = step->tables[next->sequence + 1] - step->tables[next->sequence] - next->position / PAGE;
         for (int64_t page = 0; page < pages; page++) {
-            for (int64_t p = page; p < last && p < BLOCK / PAGE && (p == page || page == pages - 1); p++)
-                prefetch_page(step, pool, next, p);
-            const elem *const keys = pool + page_at(step, sequence, begin + page * PAGE) + kv_head * size;
+            const elem *const keys = pool + page_at(step, here->sequence, begin + page * PAGE) + here->kv_head * size;
+            prefetch_beside(step, pool, here, after, begin, length, page, pages);
             values[page] = keys + PAGE * stride;
             const ivec inside = lane < (int32_t)(tokens - page * PAGE);
             for (int h = 0; h < heads; h++) {
@@ -123,36 +106,63 @@ INLINE void some_heads(
         }
 }
 
-static void one_kv_head(const step_t *step, const elem *qkv, const elem *pool, elem *out, int64_t token, int64_t kv_head) {
+/* `next`: the token whose turn it is when this one is done, or -1. */
+static void one_kv_head(
+    const step_t *step, const elem *qkv, const elem *pool, elem *out, int64_t token, int64_t kv_head, int64_t next
+) {
     const int64_t group = step->heads / step->kv_heads, size = step->size;
     const int64_t sequence = step->owners[token], length = step->positions[token] + 1;
-    const int over = kv_head + 1 == step->kv_heads && token + 1 < step->decodes;
-    const place_t after = {sequence + over, 0, over ? 0 : (kv_head + 1) % step->kv_heads};
+    const int over = kv_head + 1 == step->kv_heads && next >= 0;
+    const place_t here = {sequence, 0, kv_head};
+    const place_t after = {over ? step->owners[next] : sequence, 0, over ? 0 : (kv_head + 1) % step->kv_heads};
     const elem *const row = qkv + token * (step->heads + 2 * step->kv_heads) * size;
-    for (int64_t first = 0; first < group; first += HEADS) {
+    int64_t first = 0;
+#if LORAFLEET_TILES
+    for (; lorafleet_tiles_allowed && size % DEPTH == 0 && first < group; first += TILE) {
+        const int64_t head = kv_head * group + first, heads = group - first < TILE ? group - first : TILE;
+        elem *const to = out + (token * step->heads + head) * size;
+        decode_on_tiles(step, row + head * size, pool, &here, length, to, &after, (int)heads);
+    }
+#endif
+    for (; first < group; first += HEADS) {
         const int64_t head = kv_head * group + first;
         const elem *const q = row + head * size;
         elem *const to = out + (token * step->heads + head) * size;
         switch (group - first) {
-        case 1: some_heads(step, q, pool, sequence, length, kv_head, to, &after, 1); break;
-        case 2: some_heads(step, q, pool, sequence, length, kv_head, to, &after, 2); break;
-        case 3: some_heads(step, q, pool, sequence, length, kv_head, to, &after, 3); break;
-        default: some_heads(step, q, pool, sequence, length, kv_head, to, &after, 4);
+        case 1: some_heads(step, q, pool, &here, length, to, &after, 1); break;
+        case 2: some_heads(step, q, pool, &here, length, to, &after, 2); break;
+        case 3: some_heads(step, q, pool, &here, length, to, &after, 3); break;
+        default: some_heads(step, q, pool, &here, length, to, &after, 4);
         }
     }
 }
 
+/* Tokens in a row with about as much to read as every other thread has: who is next is known, and is fetched. */
 void decode_part(const share_t *share, const step_t *step, const elem *qkv, const elem *pool, elem *out) {
-    for (int64_t token; (token = next_unit(share)) < step->decodes;)
-        for (int64_t kv_head = 0; kv_head < step->kv_heads; kv_head++) one_kv_head(step, qkv, pool, out, token, kv_head);
+    int64_t all = 0, before = 0, first = 0, end = 0;
+    for (int64_t token = 0; token < step->decodes; token++) all += step->positions[token] + 1;
+    for (int64_t token = 0; token < step->decodes; token++) {
+        if (before * share->size < all * share->me) first = token + 1;
+        if (before * share->size < all * (share->me + 1)) end = token + 1;
+        before += step->positions[token] + 1;
+    }
+#if LORAFLEET_TILES
+    if (lorafleet_tiles_allowed && first < end) use_full_tiles();
+#endif
+    for (int64_t token = first; token < end; token++)
+        for (int64_t kv_head = 0; kv_head < step->kv_heads; kv_head++)
+            one_kv_head(step, qkv, pool, out, token, kv_head, token + 1 < end ? token + 1 : -1);
+#if LORAFLEET_TILES
+    if (lorafleet_tiles_allowed && first < end) _tile_release();
+#endif
 }
 
 void lorafleet_decode(const step_t *step, const elem *qkv, const elem *pool, elem *out) {
-    int64_t seen = 0, taken = 0;
+    int64_t seen = 0;
     for (int64_t token = 0; token < step->decodes; token++) seen += step->positions[token] + 1;
 #pragma omp parallel num_threads(team(step->threads, 2 * seen * step->heads * step->size))
     {
-        const share_t share = shared(&taken);
+        const share_t share = shared(0);
         decode_part(&share, step, qkv, pool, out);
     }
 }

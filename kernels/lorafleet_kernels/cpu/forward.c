@@ -59,7 +59,6 @@ static int one_layer(const run_t *run, share_t *share, int64_t index, elem *pool
     heads_part(share, step, run->qkv, pool, layer->q_norm, layer->k_norm);
     done(share);
     decode_part(share, step, run->qkv, pool, run->attended);
-    share->taken += COUNTER;
     const int failed = chunks_part(share, step, run->qkv, pool, run->attended);
     done(share);
     adapted_product(run, share, &layer->o, 4 * index + 1, run->attended, run->delta, q_width, width);

@@ -65,7 +65,7 @@ INLINE void block(
     put_rows(sums[2], sums[3], bias, y + TILE * outputs, outputs, rows - TILE, single);
 }
 
-enum { FEW_ROWS = 64, CHUNK_BYTES = 512 << 10 };
+enum { CHUNK_BYTES = 512 << 10 };
 
 /* The rows `begin .. end` by 32 outputs. A tile may not read past the end of x: `rest` has the last rows, and zeros. */
 INLINE void rows_by_block(const product_t *p, const elem *rest, int64_t b, int64_t begin, int64_t end, const elem *next) {
@@ -78,25 +78,20 @@ INLINE void rows_by_block(const product_t *p, const elem *rest, int64_t b, int64
         );
 }
 
-/* Few rows are bound by the weights, which go to whoever is free; many by how often x is read from memory, so that some
- * of them, which stay near, go through all weights of a thread, which are always the same. */
+/* A thread has a range of the weights, always the same one: few rows are bound by how fast that is read, and it is read
+ * fastest from one end to the other. Many are bound by how often x is read: some of its rows, which stay near, go through
+ * the whole range before others do. */
 void product_part(const share_t *share, const product_t *p, const elem *rest) {
-    const int64_t blocks = (p->outputs + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE, step = ROWS_AT_ONCE * p->inputs;
+    const int64_t blocks = (p->outputs + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE, end = end_of(share, blocks);
+    const int64_t near = CHUNK_BYTES / (p->inputs * (int64_t)sizeof(elem)) / ROWS_AT_ONCE * ROWS_AT_ONCE;
+    const int64_t rows = near < ROWS_AT_ONCE ? ROWS_AT_ONCE : near;
     use_full_tiles();
-    if (p->rows <= FEW_ROWS)
-        for (int64_t b = next_unit(share), after; b < blocks; b = after) {
-            after = next_unit(share);
-            rows_by_block(p, rest, b, 0, p->rows, after < blocks ? p->turned + after * step : 0);
-        }
-    else {
-        const int64_t near = CHUNK_BYTES / (p->inputs * (int64_t)sizeof(elem)) / ROWS_AT_ONCE * ROWS_AT_ONCE;
-        const int64_t rows = near < ROWS_AT_ONCE ? ROWS_AT_ONCE : near;
-        for (int64_t row = 0; row < p->rows; row += rows)
-            for (int64_t b = first_of(share, blocks), end = end_of(share, blocks); b < end; b++)
-                rows_by_block(
-                    p, rest, b, row, p->rows - row < rows ? p->rows : row + rows, b + 1 < end ? p->turned + (b + 1) * step : 0
-                );
-    }
+    for (int64_t row = 0; row < p->rows; row += rows)
+        for (int64_t b = first_of(share, blocks); b < end; b++)
+            rows_by_block(
+                p, rest, b, row, p->rows - row < rows ? p->rows : row + rows,
+                b + 1 < end ? p->turned + (b + 1) * ROWS_AT_ONCE * p->inputs : 0
+            );
     _tile_release();
 }
 
@@ -104,7 +99,6 @@ int lorafleet_tiles_turned(
     const elem *x, const elem *turned, const elem *bias, elem *y, int64_t rows, int64_t inputs, int64_t outputs, int threads
 ) {
     const product_t product = {x, turned, bias, y, rows, inputs, outputs};
-    int64_t taken = 0;
     elem *rest = 0;
     if (rows % TILE) {
         const size_t bytes = (size_t)(ROWS_AT_ONCE * inputs) * sizeof(elem);
@@ -115,7 +109,7 @@ int lorafleet_tiles_turned(
     }
 #pragma omp parallel num_threads(team(threads, inputs * outputs))
     {
-        const share_t share = shared(&taken);
+        const share_t share = shared(0);
         product_part(&share, &product, rest);
     }
     free(rest);
