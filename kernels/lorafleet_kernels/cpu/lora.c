@@ -127,52 +127,80 @@ static void some_rows(const group_t *group, const elem *x, elem *y, int64_t outp
     }
 }
 
-/* The segment of a unit and its rows; null behind the last. */
-static const segment_t *unit_at(
-    const segment_t *segments, int64_t count, int64_t size, int64_t unit, int64_t *begin, int64_t *end
-) {
-    for (int64_t s = 0; s < count; s++) {
-        const int64_t here = (segments[s].end - segments[s].begin + size - 1) / size;
+/* The units of one call: some rows of a segment each, in order; and which of them are a thread's. */
+typedef struct {
+    const segment_t *segments;
+    int64_t count, group, size;
+} units_t;
+
+INLINE int64_t units_in(const units_t *units, const segment_t *segment) {
+    return (segment->end - segment->begin + units->size - 1) / units->size;
+}
+
+/* Of a row of one unit, to the others'; reading the matrices costs as much as `FEW` rows of work. */
+INLINE int64_t cost_of(const units_t *units, const segment_t *segment) {
+    int64_t ranks = 0;
+    const group_t *const group = &segment->groups[units->group];
+    for (int p = 0; p < group->parts; p++) ranks += group->part[p].rank;
+    return ranks;
+}
+
+/* As much as every other thread has, in a row: who is next is known, and is fetched. */
+static void range_of(const units_t *units, const share_t *share, int64_t *first, int64_t *end) {
+    int64_t all = 0, before = 0, unit = 0;
+    *first = *end = 0;
+    for (int64_t s = 0; s < units->count; s++) {
+        const segment_t *const segment = &units->segments[s];
+        all += (units_in(units, segment) * FEW + segment->end - segment->begin) * cost_of(units, segment);
+    }
+    for (int64_t s = 0; s < units->count; s++) {
+        const segment_t *const segment = &units->segments[s];
+        const int64_t cost = cost_of(units, segment);
+        for (int64_t row = segment->begin; row < segment->end; row += units->size, unit++) {
+            if (before * share->size < all * share->me) *first = unit + 1;
+            if (before * share->size < all * (share->me + 1)) *end = unit + 1;
+            before += (FEW + (segment->end - row < units->size ? segment->end - row : units->size)) * cost;
+        }
+    }
+}
+
+/* The segment of a unit, and its rows. */
+static const segment_t *unit_at(const units_t *units, int64_t unit, int64_t *begin, int64_t *end) {
+    for (const segment_t *segment = units->segments;; segment++) {
+        const int64_t here = units_in(units, segment);
         if (unit < here) {
-            *begin = segments[s].begin + unit * size;
-            *end = *begin + size < segments[s].end ? *begin + size : segments[s].end;
-            return &segments[s];
+            *begin = segment->begin + unit * units->size;
+            *end = *begin + units->size < segment->end ? *begin + units->size : segment->end;
+            return segment;
         }
         unit -= here;
     }
-    return 0;
 }
 
-/* Rows of a unit, and how many units there are. */
-static int64_t units_of(const segment_t *segments, int64_t count, int threads, int64_t *size) {
-    int64_t rows = 0, units = 0;
-    for (int64_t s = 0; s < count; s++) rows += segments[s].end - segments[s].begin;
-    *size = rows > threads * MANY ? MANY : FEW;
-    for (int64_t s = 0; s < count; s++) units += (segments[s].end - segments[s].begin + *size - 1) / *size;
-    return units;
+static units_t units_of(const segment_t *segments, int64_t count, int64_t group, int threads, int64_t *rows) {
+    *rows = 0;
+    for (int64_t s = 0; s < count; s++) *rows += segments[s].end - segments[s].begin;
+    return (units_t){segments, count, group, *rows > threads * MANY ? MANY : FEW};
 }
 
 void lora_part(
     const share_t *share, const segment_t *segments, int64_t count, int64_t group, const elem *x, elem *y, int64_t inputs,
     int64_t outputs
 ) {
-    int64_t size;
-    const int64_t units = units_of(segments, count, share->size, &size);
-    for (int64_t unit; (unit = next_unit(share)) < units;) {
-        int64_t begin = 0, end = 0, unused = 0;
-        const group_t *const here = &unit_at(segments, count, size, unit, &begin, &end)->groups[group];
-        /* Behind the last units come the first ones of the next call: an adapter's groups end with an empty one. */
-        const int64_t wrapped = unit + share->size < units ? 0 : units;
-        const segment_t *const after = unit_at(segments, count, size, unit + share->size - wrapped, &unused, &unused);
+    int64_t rows, first, last, begin = 0, end = 0, unused = 0;
+    const units_t units = units_of(segments, count, group, share->size, &rows);
+    range_of(&units, share, &first, &last);
+    for (int64_t unit = first; unit < last; unit++) {
+        const group_t *const here = &unit_at(&units, unit, &begin, &end)->groups[group];
+        /* Behind the last unit comes the first one of the next call: an adapter's groups end with an empty one. */
+        const int more = unit + 1 < last;
+        const group_t *const next = &unit_at(&units, more ? unit + 1 : first, &unused, &unused)->groups[group + !more];
         ahead_t ahead = {0};
-        if (after) {
-            const group_t *const next = &after->groups[wrapped ? group + 1 : group];
-            if (next != here && group_bytes(here)) {
-                const int64_t bytes = group_bytes(next);
-                ahead.at = (const char *)next->a;
-                ahead.end = ahead.at + bytes;
-                ahead.lines = (int)((bytes + group_bytes(here) - 1) / group_bytes(here));
-            }
+        if (next != here && group_bytes(here)) {
+            const int64_t bytes = group_bytes(next);
+            ahead.at = (const char *)next->a;
+            ahead.end = ahead.at + bytes;
+            ahead.lines = (int)((bytes + group_bytes(here) - 1) / group_bytes(here));
         }
         some_rows(here, x + begin * inputs, y + begin * outputs, outputs, end - begin, &ahead);
     }
@@ -182,13 +210,11 @@ void lorafleet_lora(
     const segment_t *segments, int64_t count, int64_t group, const elem *x, elem *y, int64_t inputs, int64_t outputs,
     int threads
 ) {
-    int64_t rows = 0, size, taken = 0;
-    for (int64_t s = 0; s < count; s++) rows += segments[s].end - segments[s].begin;
-    const int64_t units = units_of(segments, count, threads, &size);
-    const int workers = team(threads, 16 * rows * (inputs + outputs));
-#pragma omp parallel num_threads(units < workers ? (int)units : workers)
+    int64_t rows;
+    units_of(segments, count, group, threads, &rows);
+#pragma omp parallel num_threads(team(threads, 16 * rows * (inputs + outputs)))
     {
-        const share_t share = shared(&taken);
+        const share_t share = shared(0);
         lora_part(&share, segments, count, group, x, y, inputs, outputs);
     }
 }
