@@ -81,6 +81,10 @@ class CoreTarget:
         return _hardships(self._room, self._scheduler)
 
 
+READING_SECONDS = 0.003
+"""Granted to the reader at every load: this model's steps are so short that files would never come in time."""
+
+
 class EngineTarget:
     """A tiny model and real adapters, in this process. Some of the files are no adapters: their loads must fail alone.
     Host memory has room for a few: the others go to disk and come back."""
@@ -118,6 +122,7 @@ class EngineTarget:
     def load(self, adapter: str, revision: int, pinned: bool) -> None:
         folder = self._folder / f"{adapter}-{revision}"
         self._engine.handle(LoadAdapter(adapter, f"r{revision}", str(folder), pinned))
+        time.sleep(READING_SECONDS)
 
     def unload(self, adapter: str) -> None:
         self._engine.handle(UnloadAdapter(adapter))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Protocol
 
@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from lorafleet_kernels import reference
-from lorafleet_kernels.batch import AttentionBatch, HeadSizes, LoraWeights
+from lorafleet_kernels.batch import AttentionBatch, HeadSizes
 from lorafleet_kernels.build import CannotBuild
-from lorafleet_kernels.native import AdapterTable, Native, NativeAttention, NativeLora, fits, turn_back
-from lorafleet_kernels.native_forward import LayerWeights, NativeLayers
+from lorafleet_kernels.native import Native, NativeAttention, fits, turn_back
 from lorafleet_kernels.native_check import first_difference
+from lorafleet_kernels.native_forward import LayerWeights, NativeLayers
+from lorafleet_kernels.native_lora import AdapterTable, NativeLora
 from lorafleet_kernels.reference_attention import ReferenceAttention, Scratch
 
 log = logging.getLogger("lorafleet.kernels")
@@ -105,10 +106,6 @@ class Operations:
         if self._native is None or not fits(sizes):
             return None
         return NativeLayers(self._native, layers, sizes, inner, memory)
-
-    def adapter_table(self, layers: Sequence[Mapping[str, LoraWeights]]) -> AdapterTable:
-        """Of an adapter whose matrices stay where they are."""
-        return AdapterTable(layers)
 
     def lora(self, segments: Sequence[tuple[int, int, AdapterTable]]) -> NativeLora:
         """For one step: rows `begin .. end` get the deltas of an adapter. Native only; the reference has no tables."""

@@ -7,7 +7,7 @@ would cost as much as the small operations do. `threads` says how many threads a
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from ctypes import POINTER, c_float, c_int, c_int32, c_int64, c_void_p
 from pathlib import Path
 from typing import Any
@@ -15,25 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lorafleet_kernels.batch import AttentionBatch, HeadSizes, LoraWeights
+from lorafleet_kernels.batch import AttentionBatch, HeadSizes
 from lorafleet_kernels.build import CannotBuild, default_folder, library
 
 MOST_HEAD_SIZE = 256
-MOST_PARTS = 3
-LORA_GROUPS = ("qkv", "o", "gate_up", "down")
-"""The order of a layer's groups in an adapter's table."""
-
-
-class _Part(ctypes.Structure):
-    _fields_ = (("begin", c_int32), ("end", c_int32), ("rank", c_int32), ("unused", c_int32), ("b", c_void_p))
-
-
-class _Group(ctypes.Structure):
-    _fields_ = (("a", c_void_p), ("inputs", c_int32), ("parts", c_int32), ("part", _Part * MOST_PARTS))
-
-
-class _Segment(ctypes.Structure):
-    _fields_ = (("begin", c_int64), ("end", c_int64), ("groups", c_void_p))
 
 
 class _Step(ctypes.Structure):
@@ -45,7 +30,13 @@ class _Step(ctypes.Structure):
     )
 
 
-_FALLIBLE = ("lorafleet_forward", "lorafleet_chunks", "lorafleet_tiles_ready", "lorafleet_tiles_turned", "lorafleet_tiles_plain")
+_FALLIBLE = (
+    "lorafleet_forward",
+    "lorafleet_chunks",
+    "lorafleet_tiles_ready",
+    "lorafleet_tiles_turned",
+    "lorafleet_tiles_plain",
+)
 _SIGNATURES: Mapping[str, tuple[Any, ...]] = {
     "lorafleet_add_rms_norm": (c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_float, c_int),
     "lorafleet_silu_and_mul": (c_void_p, c_void_p, c_int64, c_int64, c_int),
@@ -60,40 +51,6 @@ _SIGNATURES: Mapping[str, tuple[Any, ...]] = {
     "lorafleet_chunks": (POINTER(_Step), c_void_p, c_void_p, c_void_p),
     "lorafleet_forward": (c_void_p, POINTER(_Step), c_void_p, c_int64, c_void_p, c_int64, c_void_p, c_void_p),
 }
-
-
-class AdapterTable:
-    """Where the matrices of one adapter lie, by layer and group. Keeps the memory alive that it points to."""
-
-    def __init__(self, layers: Sequence[Mapping[str, LoraWeights]]) -> None:
-        self._alive = layers
-        self.groups = (_Group * (len(layers) * len(LORA_GROUPS) + 1))()  # behind the last one, an empty one
-        for index, layer in enumerate(layers):
-            for name, weights in layer.items():
-                group = self.groups[index * len(LORA_GROUPS) + LORA_GROUPS.index(name)]
-                group.a, group.inputs, group.parts = weights.a.data_ptr(), weights.a.shape[1], len(weights.parts)
-                for into, part in zip(group.part, weights.parts, strict=False):
-                    into.begin, into.end, into.rank, into.b = part.begin, part.end, part.b.shape[0], part.b.data_ptr()
-
-
-class NativeLora:
-    """The adapters of one step, for every layer and group: adds their deltas in place."""
-
-    def __init__(self, native: Native, segments: Sequence[tuple[int, int, AdapterTable]]) -> None:
-        self._alive = [table for _, _, table in segments]
-        self.segments = (_Segment * len(segments))(
-            *(_Segment(begin, end, ctypes.addressof(table.groups)) for begin, end, table in segments)
-        )
-        self._call = native.functions["lorafleet_lora"]
-        self._threads = native.threads
-        self._numbers = {name: number for number, name in enumerate(LORA_GROUPS)}
-
-    def __call__(self, layer: int, group: str, x: Tensor, y: Tensor) -> None:
-        number = layer * len(LORA_GROUPS) + self._numbers[group]
-        self._call(
-            self.segments, len(self.segments), number, x.data_ptr(), y.data_ptr(), x.shape[1], y.shape[1],
-            self._threads(),
-        )  # fmt: skip
 
 
 class NativeAttention:

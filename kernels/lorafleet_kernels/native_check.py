@@ -12,7 +12,8 @@ from torch import Tensor
 
 from lorafleet_kernels import reference
 from lorafleet_kernels.batch import AttentionBatch, HeadSizes
-from lorafleet_kernels.native import AdapterTable, Native, NativeAttention, NativeLora
+from lorafleet_kernels.native import Native, NativeAttention
+from lorafleet_kernels.native_lora import AdapterTable, NativeLora
 from lorafleet_kernels.reference_attention import ReferenceAttention, Scratch
 
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 6e-2}
@@ -35,7 +36,7 @@ def first_difference(native: Native, dtype: torch.dtype) -> str:
 
     checks: tuple[tuple[str, Callable[[Native, Callable[..., Tensor]], tuple[Tensor, Tensor]]], ...] = (
         ("add_rms_norm", _add_rms_norm), ("silu_and_mul", _silu_and_mul), ("argmax", _argmax), ("lora", _lora),
-        ("attention", _attention),
+        ("attention", _attention), ("multiply", _multiply),
     )  # fmt: skip
     for name, check in checks:
         expected, got = (t.double() for t in check(native, random))
@@ -66,6 +67,15 @@ def _argmax(native: Native, random: Callable[..., Tensor]) -> tuple[Tensor, Tens
     return reference.argmax(logits), native.argmax(logits)
 
 
+def _multiply(native: Native, random: Callable[..., Tensor]) -> tuple[Tensor, Tensor]:
+    x, weight, bias = random(37, 64), random(48, 64) / 8, random(48)
+    expected = torch.nn.functional.linear(x, weight, bias)
+    if not native.tiles_fit(weight):
+        return expected, expected
+    apart = native.multiply_plain(x, weight, bias)
+    return torch.cat((expected, expected)), torch.cat((native.multiply(x, native.turn(weight), 48, bias), apart))
+
+
 def _lora(native: Native, random: Callable[..., Tensor]) -> tuple[Tensor, Tensor]:
     outs, inputs = ((0, 130), (130, 147)), 83
     adapters = []
@@ -80,7 +90,7 @@ def _lora(native: Native, random: Callable[..., Tensor]) -> tuple[Tensor, Tensor
     bounds = ((0, 1), (4, 24))
     for (begin, end), (a, parts) in zip(bounds, adapters, strict=True):
         reference.lora_segment(expected[begin:end], x[begin:end], a, parts)
-    tables = [AdapterTable([{"qkv": _Weights(a, parts)}]) for a, parts in adapters]
+    tables = [AdapterTable.of([{"qkv": _Weights(a, parts)}]) for a, parts in adapters]
     NativeLora(native, [(*bound, table) for bound, table in zip(bounds, tables, strict=True)])(0, "qkv", x, got)
     return expected, got
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from lorafleet_kernels.batch import HeadSizes
-from lorafleet_kernels.native import Native, NativeAttention, NativeLora
+from lorafleet_kernels.native import Native, NativeAttention
+from lorafleet_kernels.native_lora import NativeLora
 
 PADDING = 32
 """Rows are padded to this in what lies between two operations: tiles read whole."""

@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--dtype", choices=DTYPES, default="auto", help="auto: what this device runs fastest")
     add("--max-model-len", type=int, default=0, help="context in tokens; 0: the model's own")
     add("--max-num-seqs", type=int, default=64, help="requests in one batch")
-    add("--max-batched-tokens", type=int, default=2048, help="tokens of one step")
+    add("--max-batched-tokens", type=int, default=512, help="tokens of one step")
     add("--memory", default="", help="each rank's page pool for KV and adapters, as 1Gi (default: a share of the free)")
     add("--host-memory", default="", help="bound of adapters kept beside the pool, as 2Gi, by rank; more are on disk")
     add("--max-lora-rank", type=int, default=64, help="adapters of a higher rank are refused")

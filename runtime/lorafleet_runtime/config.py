@@ -40,7 +40,7 @@ class EngineConfig:
     dtype: str = "auto"
     max_model_len: int = 0
     max_num_seqs: int = 64
-    max_batched_tokens: int = 2048
+    max_batched_tokens: int = 512
     memory_bytes: int = 0
     max_lora_rank: int = 64
     threads: int = 0

@@ -94,7 +94,7 @@ def test_a_library_that_computes_something_else_is_refused(
     native = compiled(torch.float32)
     assert first_difference(native, torch.float32) == ""
     real = native.functions["lorafleet_silu_and_mul"]
-    native.functions["lorafleet_silu_and_mul"] = lambda x, out, rows, width, threads: real(x, out, rows - 1, width, 1)
+    native.functions["lorafleet_silu_and_mul"] = lambda x, out, rows, width, threads: real(x, out, rows, width - 1, 1)
     assert first_difference(native, torch.float32).startswith("the compiled silu_and_mul differs from the reference")
 
     monkeypatch.setattr(dispatch, "Native", lambda dtype, threads: native)

@@ -15,7 +15,8 @@ from torch import Tensor
 from lorafleet_kernels import reference
 from lorafleet_kernels.batch import AttentionBatch, HeadSizes
 from lorafleet_kernels.build import CannotBuild
-from lorafleet_kernels.native import AdapterTable, Native, NativeAttention, NativeLora
+from lorafleet_kernels.native import Native, NativeAttention
+from lorafleet_kernels.native_lora import AdapterTable, NativeLora
 from lorafleet_kernels.reference_attention import ReferenceAttention, Scratch
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -134,7 +135,7 @@ def test_each_segment_gets_its_adapters_deltas_and_no_other_row_changes(
             weights = adapter(seed + 100 * index, dtype, inputs, outs, rng)
             changed = slice(begin, begin + length)
             reference.lora_segment(expected[changed], x[changed], weights.a, weights.parts)
-            segments.append((begin, begin + length, AdapterTable([{}, {"gate_up": weights}])))
+            segments.append((begin, begin + length, AdapterTable.of([{}, {"gate_up": weights}])))
         begin += length
 
     lora = NativeLora(native(dtype), segments)

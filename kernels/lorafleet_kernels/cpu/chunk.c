@@ -147,10 +147,13 @@ static void some_queries(
     const int64_t size = step->size, width = (step->heads + 2 * step->kv_heads) * size;
     rows_t rows;
     int64_t positions[QUERIES];
-    memset(rows.queries, 0, sizeof rows.queries);
-    memset(rows.weights, 0, sizeof rows.weights);
-    memset(rows.out, 0, sizeof rows.out);
-    for (int64_t r = 0; r < used; r++) {
+    for (int64_t r = 0; r < QUERIES; r++) {
+        memset(rows.out[r], 0, (size_t)laid->columns * sizeof(float));
+        if (r >= used || laid->features > size) memset(rows.queries[r], 0, (size_t)laid->features * sizeof(elem));
+        if (r >= used) {
+            memset(rows.weights[r], 0, sizeof rows.weights[r]);
+            continue;
+        }
         positions[r] = step->positions[token + r];
         rows.largest[r] = -INFINITY;
         rows.total[r] = 0;

@@ -5,12 +5,12 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
+from lorafleet_runtime.engine.background import background_thread
 from lorafleet_runtime.model.adapter import read_adapter
 from lorafleet_runtime.model.adapter_weights import AdapterWeights
 from lorafleet_runtime.model.base_weights import BaseWeights
@@ -72,7 +72,7 @@ class AdapterLoader:
         self.reader = reader
         self._wanted: dict[str, LoadAdapter] = {}
         self._done: queue.SimpleQueue[Loaded] = queue.SimpleQueue()
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="adapter-loader")
+        self._thread = background_thread("adapter-loader")
         self.on_done: Callable[[], None] = lambda: None
 
     def submit(self, message: LoadAdapter) -> None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from lorafleet_runtime.core.host_tier import HostTier
 from lorafleet_runtime.core.residency import Adapter
+from lorafleet_runtime.engine.background import background_thread
 from lorafleet_runtime.engine.disk_tier import DiskTier
 from lorafleet_runtime.engine.runner import Runner
 from lorafleet_runtime.model.errors import AdapterError
@@ -36,9 +36,7 @@ class Fetched:
 class HostMemory:
     """`pack_again(adapter)` reads an adapter's own files anew, from any thread; it raises AdapterError."""
 
-    def __init__(
-        self, tier: HostTier, disk: DiskTier, runner: Runner, pack_again: Callable[[Adapter], Tensor]
-    ) -> None:
+    def __init__(self, tier: HostTier, disk: DiskTier, runner: Runner, pack_again: Callable[[Adapter], Tensor]) -> None:
         self.tier = tier
         self.reads = 0
         self.on_done: Callable[[], None] = lambda: None
@@ -47,7 +45,7 @@ class HostMemory:
         self._pack_again = pack_again
         self._reading: dict[int, Adapter] = {}
         self._done: queue.SimpleQueue[Fetched] = queue.SimpleQueue()
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="adapter-disk")
+        self._thread = background_thread("adapter-disk")
 
     def add(self, adapter: Adapter) -> None:
         """The runner has an adapter's weights; others may have to go to disk for them."""

@@ -5,13 +5,13 @@ Files are read and written in threads of their own; their outcomes come back as 
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from lorafleet_runtime.core.residency import Adapter
 from lorafleet_runtime.engine.adapter_loader import AdapterReader, explain
+from lorafleet_runtime.engine.background import background_thread
 from lorafleet_runtime.engine.disk_tier import DiskTier
 from lorafleet_runtime.engine.rank_messages import (
     AdapterFetched,
@@ -68,8 +68,8 @@ class RankAdapters:
         self._wanted: dict[int, str] = {}  # folders by ticket
         self._read: dict[int, PackedAdapter] = {}
         self._folders: dict[int, str] = {}  # by handle
-        self._reading = ThreadPoolExecutor(max_workers=1, thread_name_prefix="adapter-reader")
-        self._storing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="adapter-disk")
+        self._reading = background_thread("adapter-reader")
+        self._storing = background_thread("adapter-disk")
 
     def handle(self, message: Order | Read | Fetched) -> None:
         """One message of the first rank, or one outcome of a thread."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lorafleet_kernels.batch import AttentionBatch
-from lorafleet_kernels.native import AdapterTable
+from lorafleet_kernels.native_lora import AdapterTable, TableTemplate
 from lorafleet_runtime.core.batch import Batch, Row, segments
 from lorafleet_runtime.core.pages import PAGE_TOKENS, pages_for_tokens
 from lorafleet_runtime.core.residency import Adapter
@@ -46,13 +46,15 @@ class Runner:
     def __init__(self, model: Decoder, total_pages: int, partition: Partition = "replicated") -> None:
         config = model.config
         self.model = model
-        self._partition = partition
         self._page_elements = page_elements(config.kv_dim)
         self.pool = zeros_on_demand((config.num_layers, total_pages, self._page_elements), model.dtype)
         self._kv = self.pool.view(config.num_layers, total_pages, 2, PAGE_TOKENS, config.num_kv_heads, config.head_dim)
         self._placed: dict[int, Adapter] = {}  # what follows is of these: hundreds of small objects each
+        self._slora = partition == "slora" and model.collectives is not None
+        self._on_tables = model.ops.native and not self._slora
         self._views: dict[int, tuple[Mapping[str, GroupView], ...]] = {}
-        self._tables: dict[int, AdapterTable] = {}  # of those with views, for native operations
+        self._tables: dict[int, AdapterTable] = {}  # instead of views, for native operations
+        self._templates: dict[int, TableTemplate] = {}  # by the layout's number
         self._extras: dict[int, ExtraViews] = {}  # of the adapters that have any
         self._packed: dict[int, PackedAdapter] = {}
         self._numbers: dict[Hashable, int] = {}
@@ -150,14 +152,15 @@ class Runner:
 
     def _lora(self, batch: Batch) -> LoraHook | None:
         """The deltas of the batch's adapters; None where there are none."""
-        adapted = [s for s in segments(batch.rows) if s.adapter is not None and s.adapter.handle in self._views]
+        known = self._tables if self._on_tables else self._views
+        adapted = [s for s in segments(batch.rows) if s.adapter is not None and s.adapter.handle in known]
         if not adapted:
             return None
-        if self._partition == "slora" and self.model.collectives is not None:
-            return SloraStep(adapted, self._views, self.model.collectives)
-        if self.model.ops.native:
+        if self._on_tables:
             tables = self._tables
             return self.model.ops.lora([(s.begin, s.end, tables[s.adapter.handle]) for s in adapted if s.adapter])
+        if self._slora and self.model.collectives is not None:
+            return SloraStep(adapted, self._views, self.model.collectives)
         return LoraStep(adapted, batch.decodes, self._views, self._stacks)
 
     def _upload(self, adapter: Adapter) -> None:
@@ -168,11 +171,12 @@ class Runner:
         self._placed[adapter.handle] = adapter
         self.pool.index_copy_(1, torch.tensor(adapter.pages), packed.blob)
         vectors = vectors_in(self.pool, adapter.pages)
-        if packed.layout.adapts_projections:
-            layers = matrices(vectors, packed.layout)
-            self._views[adapter.handle] = layers
-            if self.model.ops.native:
-                self._tables[adapter.handle] = self.model.ops.adapter_table(layers)
+        if packed.layout.adapts_projections and self._on_tables:
+            if adapter.layout not in self._templates:
+                self._templates[adapter.layout] = TableTemplate(packed.layout.layers, self.pool.element_size())
+            self._tables[adapter.handle] = self._templates[adapter.layout].at(vectors)
+        elif packed.layout.adapts_projections:
+            self._views[adapter.handle] = matrices(vectors, packed.layout)
         if packed.layout.extras is not None:
             self._extras[adapter.handle] = extra_views(vectors, packed.layout.extras)
 

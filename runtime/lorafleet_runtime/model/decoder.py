@@ -15,8 +15,9 @@ from torch import Tensor
 
 from lorafleet_kernels.batch import HeadSizes
 from lorafleet_kernels.dispatch import operations
-from lorafleet_kernels.native import NativeAttention, NativeLora
+from lorafleet_kernels.native import NativeAttention
 from lorafleet_kernels.native_forward import LayerWeights, NativeLayers
+from lorafleet_kernels.native_lora import NativeLora
 from lorafleet_runtime.model.collectives import Collectives
 from lorafleet_runtime.model.config import DecoderConfig
 from lorafleet_runtime.model.linear import Linear
@@ -104,6 +105,11 @@ class Decoder:
         if self.collectives is None and len(layers) == len(self.layers):
             inner = self.config.intermediate_size
             self._whole_layers = self.ops.layers(layers, self.heads, inner, zeros_on_demand)
+
+    @property
+    def joined(self) -> bool:
+        """Whether layers run as one operation, where a step has nothing that comes between two of them."""
+        return self._whole_layers is not None
 
     def forward(self, tokens: Tensor, attend: Attention, lora: LoraHook | None, extras: Extras | None = None) -> Tensor:
         """`tokens [T]` int64 → hidden states `[T, H]` before the final norm."""

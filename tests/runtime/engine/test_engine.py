@@ -90,15 +90,16 @@ def test_a_new_revision_answers_new_requests_and_running_ones_finish_on_the_old(
     engine = make()
     engine.handle(LoadAdapter("a", "r1", str(adapter_at(tmp_path / "one", 1))))
     settle(engine)
-    engine.handle(ask("alone", "a", length=30))
+    engine.handle(ask("alone", "a", length=100))
     old = tokens(run(engine)["alone"])
-    engine.handle(ask("old", "a", length=30))
+    engine.handle(ask("old", "a", length=100))
     seen = [engine.step()[0]]
 
     engine.handle(LoadAdapter("a", "r2", str(adapter_at(tmp_path / "two", 2))))
     while not any(a.revision == "r2" and a.state == "Ready" for a in engine.state().adapters):
         seen += engine.step()
-    engine.handle(ask("new", "a", length=30))
+        time.sleep(0.01)  # the file comes long before the last token
+    engine.handle(ask("new", "a", length=100))
     deltas = run(engine)
 
     assert tokens([*seen, *deltas["old"]]) == old
