@@ -5,7 +5,8 @@ SmolLM2-135M in-process, a closed loop of 32 requests in flight (128 tokens in, 
 uniformly or by Zipf's law (exponent 1), on q, k, v and o as in the paper or on all linear layers. The pool holds the
 requests and about 40 adapters. Two engines take turns: one with 5 adapters throughout, one with ever more, so that the
 machine's drift falls on both. Every adapter has a revision of its own; the files behind them are eight, so that the
-disk holds 2,000 adapters: reading from disk is from the page cache here.
+disk holds 2,000 adapters: reading from disk is from the page cache here. What so many distinct adapters in a batch cost
+by their bytes alone is recorded beside: a model of 135 million weights hides less of it than one of 7 billion.
 
 Then, with all registered: a request on a cold adapter beside one on a warm one, and the longest steps while adapters
 are read and loaded, against the median step with as many prompts. Charts go into docs/engine.
@@ -38,7 +39,7 @@ from lorafleet_runtime.model.config import LORA_TARGETS
 from lorafleet_runtime.model.threads import threads
 
 FEW = 5
-COUNTS = (5, 100, 1000, 2000)
+COUNTS = (5, 32, 100, 1000, 2000)
 RANKS = (8, 16, 32, 64)
 POPULARITIES: tuple[Popularity, ...] = ("uniform", "zipf")
 TARGETS = {"attention": ("q_proj", "k_proj", "v_proj", "o_proj"), "all": LORA_TARGETS}
@@ -72,6 +73,7 @@ def measure(folder: Path, given: argparse.Namespace) -> list[Result]:
     memory = _pool_bytes(files, dtype)
     few, many = (_engine(memory, dtype, given.threads) for _ in range(2))
     case = f"{given.targets} r8-64, {str(dtype).removeprefix('torch.')}, {threads()} thread(s)"
+    read = _step_bytes(few, files, shape, dtype)
     register(few, files, 0, FEW)
     points: list[found.Point] = []
     registered = 0
@@ -94,7 +96,7 @@ def measure(folder: Path, given: argparse.Namespace) -> list[Result]:
     many.close()
     if not given.quick:
         found.draw(points)
-    return found.results(points, probes, steps, case)
+    return found.results(points, probes, steps, read, case)
 
 
 def _pool_bytes(files: Sequence[Path], dtype: torch.dtype) -> int:
@@ -104,6 +106,14 @@ def _pool_bytes(files: Sequence[Path], dtype: torch.dtype) -> int:
     adapters = sum((folder / WEIGHTS_FILE).stat().st_size for folder in files) // 2 * dtype.itemsize
     requests = SHAPE.flight * pages_for_tokens(PROMPT + SHAPE.outputs[1] + 1) * page
     return requests + ADAPTERS_IN_POOL * adapters // len(files)
+
+
+def _step_bytes(engine: Engine, files: Sequence[Path], shape: Shape, dtype: torch.dtype) -> found.StepBytes:
+    config = engine.decoder_config
+    length = PROMPT + sum(shape.outputs) / 4  # half of a mean output is there, on average
+    kv = shape.flight * length * config.num_layers * 2 * config.kv_dim * dtype.itemsize
+    adapters = [(folder / WEIGHTS_FILE).stat().st_size / 2 * dtype.itemsize for folder in files]
+    return found.StepBytes(sum(linear.weight.nbytes for linear in engine.linears()), kv, sum(adapters) / len(adapters))
 
 
 def _engine(memory: int, dtype: torch.dtype, wanted_threads: int) -> Engine:

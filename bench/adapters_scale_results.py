@@ -35,7 +35,22 @@ class Point:
         )
 
 
-def results(points: Sequence[Point], probes: Probes, steps: Longest, case: str) -> list[Result]:
+@dataclass(frozen=True, slots=True)
+class StepBytes:
+    """What a decode step reads from memory: the base's weights, the keys and values of all in flight at their mean
+    length, and of each distinct adapter in the batch so much."""
+
+    weights: int
+    kv: float
+    adapter: float
+
+    def left(self, few: float, many: float) -> float:
+        """Of the throughput with `few` distinct adapters in a batch, what `many` would leave if bytes were all."""
+        rest = self.weights + self.kv
+        return (rest + few * self.adapter) / (rest + many * self.adapter)
+
+
+def results(points: Sequence[Point], probes: Probes, steps: Longest, read: StepBytes, case: str) -> list[Result]:
     """Every point, the greatest count's loss, the cold adapter and the steps, with their goals."""
     found: list[Result] = []
     for popularity in dict.fromkeys(p.popularity for p in points):
@@ -45,15 +60,28 @@ def results(points: Sequence[Point], probes: Probes, steps: Longest, case: str) 
             where = f"{count} adapters, {popularity}; {case}"
             few, many = statistics.median(p.few.speed for p in rows), statistics.median(p.many.speed for p in rows)
             ratio = statistics.median(p.many.speed / p.few.speed for p in rows)
+            distinct, among_few = (
+                statistics.mean(a for p in rows for a in turn(p).distinct) for turn in (_many, _few)
+            )
+            left = read.left(among_few, distinct)
             goal, met = (f">= {1 - MOST_LOSS}", ratio >= 1 - MOST_LOSS) if count == most else ("", None)
             found += [
                 Result(NAME, where, "output, over 5 adapters", many, "tokens/s", few, ratio, goal, met, len(rows)),
                 Result(NAME, where, "TTFT p50", statistics.median(p.many.ttft for p in rows), "s", repeats=len(rows)),
                 Result(NAME, where, "TTFT p99", _p99(rows), "s", repeats=len(rows)),
-                Result(NAME, where, "adapters in a batch", statistics.mean(a for p in rows for a in p.many.distinct),
-                       "", statistics.mean(a for p in rows for a in p.few.distinct), repeats=len(rows)),
+                Result(NAME, where, "adapters in a batch", distinct, "", among_few, repeats=len(rows)),
+                Result(NAME, where, "that ratio, over what reading a batch's distinct adapters leaves", ratio, "", left,
+                       ratio / left, repeats=len(rows)),
             ]  # fmt: skip
     return [*found, *_cold(probes, case), *_steps(steps, case)]
+
+
+def _many(point: Point) -> Turn:
+    return point.many
+
+
+def _few(point: Point) -> Turn:
+    return point.few
 
 
 def _p99(rows: Sequence[Point]) -> float:

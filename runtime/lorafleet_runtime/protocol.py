@@ -96,7 +96,7 @@ class AdapterState(msgspec.Struct, frozen=True, rename="camel"):
     id: str
     revision: str
     state: str  # Loading | Ready | Draining | Failed
-    reason: str = ""  # InvalidAdapter | RankTooHigh | NoRoom
+    reason: str = ""  # InvalidAdapter | RankTooHigh | NoRoom | FetchFailed: lost on disk, another load may do
     message: str = ""
     rank: int = 0
     pages: int = 0

@@ -86,15 +86,6 @@ INLINE void collect(scratch_t *s, int first, const elem *const *pages, int64_t t
     if (d < size) add_values(s, first, pages, tokens, stride, d, heads, 1);
 }
 
-/* Two vectors of unpacked features, in order. */
-INLINE void put(const float *from, float total, elem *to) {
-    const __m512i low = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
-    const __m512i high = _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
-    const __m512 a = (__m512)(load_floats(from) / total), b = (__m512)(load_floats(from + LANES) / total);
-    store(to, (vec)_mm512_permutex2var_ps(a, low, b));
-    store(to + LANES, (vec)_mm512_permutex2var_ps(a, high, b));
-}
-
 void decode_on_tiles(
     const step_t *step, const elem *q, const elem *pool, const place_t *here, int64_t length, elem *out, const place_t *after,
     int heads
@@ -123,7 +114,12 @@ void decode_on_tiles(
             }
     }
     for (int h = 0; h < heads; h++)
-        for (int64_t d = 0; d < size; d += DEPTH) put(s.out[h] + d, s.total[h], out + h * size + d);
+        for (int64_t d = 0; d < size; d += DEPTH) {
+            vec low, high;
+            packed_order(s.out[h] + d, &low, &high);
+            store(out + h * size + d, low / s.total[h]);
+            store(out + h * size + d + LANES, high / s.total[h]);
+        }
 }
 
 #endif

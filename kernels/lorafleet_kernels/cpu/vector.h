@@ -182,6 +182,17 @@ INLINE wide load_wide(const elem *from) { return load(from); }
 INLINE vec multiply_add(vec total, wide a, wide b) { return total + a * b; }
 #endif
 
+#if WIDE > LANES
+/* Two vectors whose features are in the order that unpacking pairs of rows leaves, in their own. */
+INLINE void packed_order(const float *from, vec *low, vec *high) {
+    const __m512i first = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+    const __m512i second = _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
+    const __m512 a = (__m512)load_floats(from), b = (__m512)load_floats(from + LANES);
+    *low = (vec)_mm512_permutex2var_ps(a, first, b);
+    *high = (vec)_mm512_permutex2var_ps(a, second, b);
+}
+#endif
+
 INLINE wide load_wide_some(const elem *from, int64_t count) {
     elem memory[WIDE] = {0};
     memcpy(memory, from, (size_t)count * sizeof(elem));

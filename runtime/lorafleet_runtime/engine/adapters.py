@@ -144,7 +144,7 @@ class Adapters:
     def _lose(self, adapter: Adapter, why: str) -> None:
         if self._residency.get(adapter.id) is adapter:
             self._unusable[adapter.id] = AdapterState(
-                adapter.id, adapter.revision, "Failed", reason="InvalidAdapter", message=why, pinned=adapter.pinned
+                adapter.id, adapter.revision, "Failed", reason="FetchFailed", message=why, pinned=adapter.pinned
             )
             self._forget(self._residency.unregister(adapter.id))
 

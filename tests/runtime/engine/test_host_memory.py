@@ -150,7 +150,8 @@ def test_an_adapter_that_cannot_be_read_again_fails_alone(make: Callable[..., En
     assert deltas["fine"].token_ids
     assert deltas["gone"].error.startswith(f"adapter_lost: adapter {lost.name}")
     failed = next(a for a in engine.state().adapters if a.id == lost.name)
-    assert (failed.state, "adapter_model.safetensors" in failed.message) == ("Failed", True)
+    assert (failed.state, failed.reason) == ("Failed", "FetchFailed"), "another load may find it"
+    assert "adapter_model.safetensors" in failed.message
     assert engine.state().load is not None
     assert engine._room.pool.free + engine._room.order.pages == engine._room.pool.total
 
