@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bench.adapters_scale_load import ClosedLoop, Shape, Turn, register
-from bench.adapters_scale_results import Point, results
+from bench.adapters_scale_results import Point, StepBytes, results
 from bench.adapters_scale_steps import cold_and_warm, steps_while_loading
 from bench.engine_adapters import make_adapters
 from lorafleet_runtime.config import EngineConfig
@@ -86,5 +86,13 @@ def test_cold_and_warm_adapters_are_probed_and_the_steps_compared(engine: Engine
     assert len(engine.state().adapters) > 60
 
     turn = ClosedLoop(engine, 60, "uniform", SHAPE).run(0.2)
-    lines = results([Point(5, "uniform", turn, turn), Point(60, "uniform", turn, turn)], probes, longest, "tiny")
+    points = [Point(5, "uniform", turn, turn), Point(60, "uniform", turn, turn)]
+    lines = results(points, probes, longest, StepBytes(1000, 200.0, 10.0), "tiny")
+    assert [line.baseline for line in lines if line.metric.startswith("that ratio")] == [1.0, 1.0]
     assert [line.case for line in lines if line.goal.startswith(">=")] == ["60 adapters, uniform; tiny"]
+
+
+def test_bytes_alone_leave_less_the_more_distinct_adapters_a_step_reads() -> None:
+    read = StepBytes(weights=270, kv=90.0, adapter=7.0)
+    assert read.left(5, 5) == 1
+    assert read.left(5, 25) == pytest.approx((270 + 90 + 35) / (270 + 90 + 175))
