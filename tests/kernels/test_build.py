@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 
-from lorafleet_kernels import dispatch
-from lorafleet_kernels.build import CannotBuild, default_folder, library, main
+from lorafleet_kernels import build, dispatch
+from lorafleet_kernels.build import CannotBuild, default_folder, library, main, portable_libraries
 from lorafleet_kernels.native import Native
 from lorafleet_kernels.native_check import first_difference
 
@@ -66,6 +68,35 @@ def test_processes_that_start_together_share_one_library(tmp_path: Path) -> None
     assert [process.returncode for process in processes] == [0, 0]
     assert outputs[0] == outputs[1]
     assert sorted(map(str, tmp_path.iterdir())) == sorted(outputs[0])
+
+
+@pytest.mark.slow
+def test_an_image_takes_the_best_library_that_fits_its_processor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled(torch.float32)
+    kinds = build.PORTABLE.get(platform.machine(), ())
+    here = [kind.name for kind in kinds if kind.needs <= set(build._processor_features().split())]
+    if not here:
+        pytest.skip("no portable library is made for this processor")
+    made = list(portable_libraries(tmp_path, (here[0], here[-1])))
+    monkeypatch.setenv("LORAFLEET_NATIVE_PORTABLE", str(tmp_path))
+    monkeypatch.setenv("CC", "/nonexistent/compiler")
+
+    for best in (made[:2], made[2:] or made[:2]):
+        for dtype in (torch.float32, torch.bfloat16):
+            assert library(str(dtype).removeprefix("torch."), tmp_path / "cache") in best
+            assert first_difference(Native(dtype, one_thread, tmp_path / "cache"), dtype) == ""
+        for path in best if made[2:] else ():
+            path.unlink(missing_ok=True)
+    monkeypatch.setattr(build, "_processor_features", lambda: "flags : fpu sse2")
+    with pytest.raises(CannotBuild):
+        library("float32", tmp_path / "cache")
+
+
+def test_every_older_processor_runs_what_a_newer_one_runs() -> None:
+    for kinds in build.PORTABLE.values():
+        assert all(newer.needs > older.needs for newer, older in pairwise(kinds)), "the best that fits comes first"
 
 
 def test_the_command_wants_one_folder(capsys: pytest.CaptureFixture[str]) -> None:
