@@ -26,8 +26,8 @@ from bench import adapters_scale_results as found
 from bench.adapters_scale_load import PROMPT, ClosedLoop, Popularity, Shape, register
 from bench.adapters_scale_steps import cold_and_warm, steps_while_loading
 from bench.engine_adapters import make_adapters
+from bench.in_process import model_path
 from bench.record import Result, write
-from bench.runtime import model_path
 from lorafleet_runtime.config import EngineConfig
 from lorafleet_runtime.core.pages import PAGE_TOKENS, pages_for_tokens
 from lorafleet_runtime.engine.engine import Engine

@@ -43,13 +43,13 @@ from bench.engine_gate import float32_gate, served_gate
 from bench.engine_limit import BareProducts, Work
 from bench.engine_results import results
 from bench.engine_systems import BASE, Served, System, best_offline, runtime
+from bench.in_process import model_path
 from bench.load_client import asks
 from bench.peers.base_model import dequantised
 from bench.peers.peft_orders import Mode, peft
 from bench.peers.server import Server
 from bench.peers.vllm_cpu import vllm_cpu
 from bench.record import write
-from bench.runtime import model_path
 from lorafleet_runtime.config import EngineConfig
 from lorafleet_runtime.engine.threads import available_cores
 from lorafleet_runtime.model.checkpoint import read_config

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bench.engine_systems import BASE, Served
+from bench.in_process import gate, load_adapters, model_path, start_engine
 from bench.load_client import Ask, asks
 from bench.oracle import Oracle
 from bench.peers.peft_orders import Peft
-from bench.runtime import gate, load_adapters, model_path, start_engine
 
 LEAST_AGREEMENT = 0.9
 """Of the tokens: near ties go either way in bfloat16. Without its adapters a system would agree on seven in ten."""

@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from bench.in_process import load_adapters, make_load, model_path, serve
 from bench.pools import RegionRoom
 from bench.record import Result
-from bench.runtime import load_adapters, make_load, model_path, serve
 from lorafleet_runtime.config import EngineConfig
 from lorafleet_runtime.core.room import Room
 from lorafleet_runtime.engine.engine import Engine

@@ -12,7 +12,7 @@ LARGEST_KEPT = 32 * 2**20
 
 def keep_freed() -> None:
     """Let the C library keep what a step frees for the next step, until `give_back`: else every large intermediate is
-    new memory, taken page by page (measured: a fifth of a prompt's step, a twentieth of a decode step)."""
+    new memory, taken page by page (measured: an eighth of a prompt's step, a twentieth of a decode step)."""
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)
     if set_option is not None:
         set_option(MMAP_THRESHOLD, LARGEST_KEPT)
