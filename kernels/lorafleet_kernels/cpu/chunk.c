@@ -166,8 +166,10 @@ static void some_queries(
         const float scale = 1.0f / sqrtf((float)size);
 #if LORAFLEET_TILES
         if (laid->on_tiles) {
+            written();
             score_on_tiles(&rows, keys, laid->features, count);
             weigh(&rows, begin, count, positions, used, laid->columns, scale);
+            written();
             collect_on_tiles(&rows, values, laid->columns, count);
             continue;
         }

@@ -62,6 +62,7 @@ INLINE void pair_up(scratch_t *s, const elem *b, int64_t width, int rank) {
         _mm512_store_si512(left, _mm512_permutex2var_epi16(even, to_low, odd));
         _mm512_store_si512(right, _mm512_permutex2var_epi16(even, to_high, odd));
     }
+    written();
 }
 
 INLINE void expand(scratch_t *s, elem *y, int64_t outputs, const elem *b, int64_t width, int rank, int tiles) {
@@ -107,6 +108,7 @@ int64_t lorafleet_lora_on_tiles(const group_t *group, const elem *x, elem *y, in
                 shrink(&s, x, a + (first + n) * inputs, inputs, rank - n, tiles, n);
             if (padded - rank >= TILE)
                 for (int row = 0; row < tiles * TILE; row++) store(s.h[row] + padded - TILE, (vec){0});
+            written();
             expand(&s, y + part->begin, outputs, part->b + first * width, width, rank, tiles);
         }
         a += part->rank * inputs;

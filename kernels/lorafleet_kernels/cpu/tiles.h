@@ -29,6 +29,9 @@ static const tiles_t full_tiles = {
 
 INLINE void use_full_tiles(void) { _tile_loadconfig(&full_tiles); }
 
+/* After what tiles will load has been written: gcc's _tile_loadd does not say that it reads memory. */
+INLINE void written(void) { __asm__ volatile("" ::: "memory"); }
+
 /* A matrix of 16 by 16 words. */
 INLINE void transpose(__m512i v[TILE]) {
     __m512i a[TILE], b[TILE];
@@ -60,6 +63,7 @@ INLINE void turn(const elem *x, int64_t inputs, int64_t rows, elem *into) {
     for (int r = 0; r < TILE; r++) v[r] = r < rows ? _mm512_loadu_si512(x + r * inputs) : _mm512_setzero_si512();
     transpose(v);
     for (int r = 0; r < TILE; r++) _mm512_storeu_si512(into + r * DEPTH, v[r]);
+    written();
 }
 
 INLINE void zero_sums(void) {
