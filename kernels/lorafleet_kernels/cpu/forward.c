@@ -7,7 +7,7 @@
 
 #include "parts.h"
 
-enum { PHASES = 16, COUNTER = 8, PADDING = 32, PATIENCE = 1 << 18 };
+enum { COUNTER = 8, PADDING = 32, PATIENCE = 1 << 18 };
 
 /* Where the threads meet. Each on a cache line of its own. */
 typedef struct {
@@ -45,15 +45,14 @@ INLINE void pause_a_little(void) {
 #endif
 }
 
-/* Everybody has done their part; the next phase has a counter of its own.
+/* Everybody has done their part.
  *
  * Whoever waits stays awake: a thread that sleeps here has to be woken, and beside a busy core it is woken when that core's
  * other work has had its turn, hundreds of times a step (measured: steps of 20 times their length; so 3 times). Who has
  * waited for long lets others run. */
-INLINE void done(const run_t *run, share_t *share) {
+INLINE void done(const run_t *run, const share_t *share) {
     meeting_t *const meeting = run->meeting;
     const int64_t now = __atomic_load_n(&meeting->meetings, __ATOMIC_RELAXED);
-    share->taken += COUNTER;
     if (__atomic_add_fetch(&meeting->arrived, 1, __ATOMIC_ACQ_REL) == share->size) {
         __atomic_store_n(&meeting->arrived, 0, __ATOMIC_RELAXED);
         __atomic_store_n(&meeting->meetings, now + 1, __ATOMIC_RELEASE);
@@ -67,7 +66,7 @@ INLINE void done(const run_t *run, share_t *share) {
 }
 
 INLINE void adapted_product(
-    const run_t *run, share_t *share, const linear_t *linear, int64_t group, const elem *x, elem *y, int64_t inputs,
+    const run_t *run, const share_t *share, const linear_t *linear, int64_t group, const elem *x, elem *y, int64_t inputs,
     int64_t outputs
 ) {
     const product_t product = {x, linear->turned, linear->bias, y, run->step->tokens, inputs, outputs};
@@ -78,7 +77,7 @@ INLINE void adapted_product(
     done(run, share);
 }
 
-static int one_layer(const run_t *run, share_t *share, int64_t index, elem *pool) {
+static int one_layer(const run_t *run, const share_t *share, int64_t index, elem *pool) {
     const step_t *const step = run->step;
     const decoder_t *const decoder = run->decoder;
     const layer_t *const layer = &decoder->layer[index];
@@ -120,16 +119,18 @@ int lorafleet_forward(
     run.delta = run.attended + rows * q_width;
     run.gate_up = run.delta + rows * decoder->width;
     run.active = run.gate_up + rows * 2 * decoder->inner;
-    int64_t *const counters = calloc((size_t)(decoder->layers * PHASES * COUNTER), sizeof *counters);
+    int64_t *const counters = calloc((size_t)(decoder->layers * COUNTER), sizeof *counters); /* of chunks, by layer */
     if (!counters) return 1;
     int failed = 0;
 #pragma omp parallel num_threads(step->threads) reduction(| : failed)
     {
-        share_t share = shared(counters);
+        const share_t share = shared(0);
         add_rms_norm_part(&share, x, 0, decoder->layer->input_norm, run.h, step->tokens, decoder->width, decoder->eps);
         done(&run, &share);
-        for (int64_t index = 0; index < decoder->layers; index++)
-            failed |= one_layer(&run, &share, index, pool + index * layer_elements);
+        for (int64_t index = 0; index < decoder->layers; index++) {
+            const share_t of_layer = {share.me, share.size, counters + index * COUNTER};
+            failed |= one_layer(&run, &of_layer, index, pool + index * layer_elements);
+        }
     }
     free(counters);
     return failed;
