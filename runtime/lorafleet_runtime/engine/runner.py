@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lorafleet_kernels.batch import AttentionBatch
+from lorafleet_kernels.native import NativeAttention
 from lorafleet_kernels.native_lora import AdapterTable, TableTemplate
 from lorafleet_runtime.core.batch import Batch, Row, segments
 from lorafleet_runtime.core.pages import PAGE_TOKENS, pages_for_tokens
@@ -146,7 +147,7 @@ class Runner:
         attend = self.model.ops.attention(self._kv, attended, self.model.heads, self.model.rope)
         lora = self._lora(batch)
         hook = lora if extras is None else extras.before(lora)
-        if not self.model.ops.native:
+        if not isinstance(attend, NativeAttention):  # which asks for its threads itself
             attend = on_all_threads(attend)
         return self.model.forward(torch.tensor(tokens), attend, hook, extras)
 

@@ -102,7 +102,7 @@ class Decoder:
         """Run layers as one operation from now on, where that can be: once every product has its form for good."""
         turned = [_turned(layer) for layer in self.layers]
         layers = [layer for layer in turned if layer is not None]
-        if self.collectives is None and len(layers) == len(self.layers):
+        if len(layers) == len(self.layers):
             inner = self.config.intermediate_size
             self._whole_layers = self.ops.layers(layers, self.heads, inner, zeros_on_demand)
 
@@ -119,6 +119,7 @@ class Decoder:
             extras.embed(tokens, x)
         elif (
             self._whole_layers is not None
+            and self.collectives is None  # set after the layers were joined: then sums come between operations
             and isinstance(attend, NativeAttention)
             and (lora is None or isinstance(lora, NativeLora))
         ):

@@ -105,6 +105,33 @@ def test_one_call_gives_what_its_operations_give(kind: str, step: str, adapted: 
     assert torch.equal(joined_pool, apart_pool), "the same keys and values"
 
 
+class Ranks:
+    """The collectives of a rank whose part is all there is; counts the sums."""
+
+    rank, size, sums = 0, 1, 0
+
+    def all_reduce(self, part: Tensor) -> Tensor:
+        self.sums += 1
+        return part
+
+    def all_gather(self, part: Tensor) -> Tensor:
+        return part.unsqueeze(0)
+
+    def gather_columns(self, part: Tensor, columns: int) -> Tensor:
+        return part
+
+
+def test_a_rank_sums_after_every_row_layer_though_its_layers_were_joined_before_it_met_the_others() -> None:
+    config = KINDS["llama"]
+    model = on_tiles(config)
+    model.join_layers()
+    model.collectives = ranks = Ranks()
+    pool = normal(config.num_layers, PAGES_EACH, 2, 16, config.num_kv_heads, config.head_dim)
+    batch = AttentionBatch([0, 1, 2], [3], [list(range(PAGES_EACH))], 0)
+    model.forward(torch.tensor([1, 2, 3]), model.ops.attention(pool, batch, model.heads, model.rope), None)
+    assert ranks.sums == 2 * config.num_layers
+
+
 def test_layers_are_not_joined_while_a_product_is_in_another_form() -> None:
     config = KINDS["llama"]
     model = Decoder(config, {n: t.to(torch.bfloat16) for n, t in random_weights(config, 0).items()}, 64)
