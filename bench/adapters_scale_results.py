@@ -60,9 +60,8 @@ def results(points: Sequence[Point], probes: Probes, steps: Longest, read: StepB
             where = f"{count} adapters, {popularity}; {case}"
             few, many = statistics.median(p.few.speed for p in rows), statistics.median(p.many.speed for p in rows)
             ratio = statistics.median(p.many.speed / p.few.speed for p in rows)
-            distinct, among_few = (
-                statistics.mean(a for p in rows for a in turn(p).distinct) for turn in (_many, _few)
-            )
+            distinct = statistics.mean(a for p in rows for a in p.many.distinct)
+            among_few = statistics.mean(a for p in rows for a in p.few.distinct)
             left = read.left(among_few, distinct)
             goal, met = (f">= {1 - MOST_LOSS}", ratio >= 1 - MOST_LOSS) if count == most else ("", None)
             found += [
@@ -74,14 +73,6 @@ def results(points: Sequence[Point], probes: Probes, steps: Longest, read: StepB
                        ratio / left, repeats=len(rows)),
             ]  # fmt: skip
     return [*found, *_cold(probes, case), *_steps(steps, case)]
-
-
-def _many(point: Point) -> Turn:
-    return point.many
-
-
-def _few(point: Point) -> Turn:
-    return point.few
 
 
 def _p99(rows: Sequence[Point]) -> float:

@@ -137,30 +137,29 @@ static void one_kv_head(
     }
 }
 
-/* Tokens in a row with about as much to read as every other thread has: who is next is known, and is fetched. */
-void decode_part(const share_t *share, const step_t *step, const elem *qkv, const elem *pool, elem *out) {
-    int64_t all = 0, before = 0, first = 0, end = 0;
+/* Tokens that all of them look at. */
+static int64_t seen(const step_t *step) {
+    int64_t all = 0;
     for (int64_t token = 0; token < step->decodes; token++) all += step->positions[token] + 1;
-    for (int64_t token = 0; token < step->decodes; token++) {
-        if (before * share->size < all * share->me) first = token + 1;
-        if (before * share->size < all * (share->me + 1)) end = token + 1;
-        before += step->positions[token] + 1;
-    }
+    return all;
+}
+
+void decode_part(const share_t *share, const step_t *step, const elem *qkv, const elem *pool, elem *out) {
+    range_t mine = {.all = seen(step)};
+    for (int64_t token = 0; token < step->decodes; token++) offer(&mine, share, step->positions[token] + 1);
 #if LORAFLEET_TILES
-    if (lorafleet_tiles_allowed && first < end) use_full_tiles();
+    if (lorafleet_tiles_allowed && mine.first < mine.end) use_full_tiles();
 #endif
-    for (int64_t token = first; token < end; token++)
+    for (int64_t token = mine.first; token < mine.end; token++)
         for (int64_t kv_head = 0; kv_head < step->kv_heads; kv_head++)
-            one_kv_head(step, qkv, pool, out, token, kv_head, token + 1 < end ? token + 1 : -1);
+            one_kv_head(step, qkv, pool, out, token, kv_head, token + 1 < mine.end ? token + 1 : -1);
 #if LORAFLEET_TILES
-    if (lorafleet_tiles_allowed && first < end) _tile_release();
+    if (lorafleet_tiles_allowed && mine.first < mine.end) _tile_release();
 #endif
 }
 
 void lorafleet_decode(const step_t *step, const elem *qkv, const elem *pool, elem *out) {
-    int64_t seen = 0;
-    for (int64_t token = 0; token < step->decodes; token++) seen += step->positions[token] + 1;
-#pragma omp parallel num_threads(team(step->threads, 2 * seen * step->heads * step->size))
+#pragma omp parallel num_threads(team(step->threads, 2 * seen(step) * step->heads * step->size))
     {
         const share_t share = shared(0);
         decode_part(&share, step, qkv, pool, out);

@@ -48,7 +48,7 @@ INLINE void pause_a_little(void) {
 /* Everybody has done their part.
  *
  * Whoever waits stays awake: a thread that sleeps here has to be woken, and beside a busy core it is woken when that core's
- * other work has had its turn, hundreds of times a step (measured: steps of 20 times their length; so 3 times). Who has
+ * other work has had its turn, hundreds of times a step (measured: steps of 12 times their length; so 4 times). Who has
  * waited for long lets others run. */
 INLINE void done(const run_t *run, const share_t *share) {
     meeting_t *const meeting = run->meeting;

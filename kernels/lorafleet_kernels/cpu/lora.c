@@ -145,23 +145,19 @@ INLINE int64_t cost_of(const units_t *units, const segment_t *segment) {
     return ranks;
 }
 
-/* As much as every other thread has, in a row: who is next is known, and is fetched. */
-static void range_of(const units_t *units, const share_t *share, int64_t *first, int64_t *end) {
-    int64_t all = 0, before = 0, unit = 0;
-    *first = *end = 0;
+static range_t range_of(const units_t *units, const share_t *share) {
+    range_t mine = {0};
     for (int64_t s = 0; s < units->count; s++) {
         const segment_t *const segment = &units->segments[s];
-        all += (units_in(units, segment) * FEW + segment->end - segment->begin) * cost_of(units, segment);
+        mine.all += (units_in(units, segment) * FEW + segment->end - segment->begin) * cost_of(units, segment);
     }
     for (int64_t s = 0; s < units->count; s++) {
         const segment_t *const segment = &units->segments[s];
         const int64_t cost = cost_of(units, segment);
-        for (int64_t row = segment->begin; row < segment->end; row += units->size, unit++) {
-            if (before * share->size < all * share->me) *first = unit + 1;
-            if (before * share->size < all * (share->me + 1)) *end = unit + 1;
-            before += (FEW + (segment->end - row < units->size ? segment->end - row : units->size)) * cost;
-        }
+        for (int64_t row = segment->begin; row < segment->end; row += units->size)
+            offer(&mine, share, (FEW + (segment->end - row < units->size ? segment->end - row : units->size)) * cost);
     }
+    return mine;
 }
 
 /* The segment of a unit, and its rows. */
@@ -177,24 +173,24 @@ static const segment_t *unit_at(const units_t *units, int64_t unit, int64_t *beg
     }
 }
 
-static units_t units_of(const segment_t *segments, int64_t count, int64_t group, int threads, int64_t *rows) {
-    *rows = 0;
-    for (int64_t s = 0; s < count; s++) *rows += segments[s].end - segments[s].begin;
-    return (units_t){segments, count, group, *rows > threads * MANY ? MANY : FEW};
+static int64_t rows_of(const segment_t *segments, int64_t count) {
+    int64_t rows = 0;
+    for (int64_t s = 0; s < count; s++) rows += segments[s].end - segments[s].begin;
+    return rows;
 }
 
 void lora_part(
     const share_t *share, const segment_t *segments, int64_t count, int64_t group, const elem *x, elem *y, int64_t inputs,
     int64_t outputs
 ) {
-    int64_t rows, first, last, begin = 0, end = 0, unused = 0;
-    const units_t units = units_of(segments, count, group, share->size, &rows);
-    range_of(&units, share, &first, &last);
-    for (int64_t unit = first; unit < last; unit++) {
+    const units_t units = {segments, count, group, rows_of(segments, count) > share->size * MANY ? MANY : FEW};
+    const range_t mine = range_of(&units, share);
+    int64_t begin = 0, end = 0, unused = 0;
+    for (int64_t unit = mine.first; unit < mine.end; unit++) {
         const group_t *const here = &unit_at(&units, unit, &begin, &end)->groups[group];
         /* Behind the last unit comes the first one of the next call: an adapter's groups end with an empty one. */
-        const int more = unit + 1 < last;
-        const group_t *const next = &unit_at(&units, more ? unit + 1 : first, &unused, &unused)->groups[group + !more];
+        const int more = unit + 1 < mine.end;
+        const group_t *const next = &unit_at(&units, more ? unit + 1 : mine.first, &unused, &unused)->groups[group + !more];
         ahead_t ahead = {0};
         if (next != here && group_bytes(here)) {
             const int64_t bytes = group_bytes(next);
@@ -210,9 +206,7 @@ void lorafleet_lora(
     const segment_t *segments, int64_t count, int64_t group, const elem *x, elem *y, int64_t inputs, int64_t outputs,
     int threads
 ) {
-    int64_t rows;
-    units_of(segments, count, group, threads, &rows);
-#pragma omp parallel num_threads(team(threads, 16 * rows * (inputs + outputs)))
+#pragma omp parallel num_threads(team(threads, 16 * rows_of(segments, count) * (inputs + outputs)))
     {
         const share_t share = shared(0);
         lora_part(&share, segments, count, group, x, y, inputs, outputs);

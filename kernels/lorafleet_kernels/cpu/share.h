@@ -23,4 +23,17 @@ INLINE int64_t first_of(const share_t *share, int64_t count) { return count * sh
 
 INLINE int64_t end_of(const share_t *share, int64_t count) { return count * (share->me + 1) / share->size; }
 
+/* Units in a row, `first` to `end`, with about as much to do as every other thread has: so that who is next is known, and
+ * can be fetched. `all` is what all units cost; then each is offered, in order. */
+typedef struct {
+    int64_t all, before, unit, first, end;
+} range_t;
+
+INLINE void offer(range_t *range, const share_t *share, int64_t cost) {
+    if (range->before * share->size < range->all * share->me) range->first = range->unit + 1;
+    if (range->before * share->size < range->all * (share->me + 1)) range->end = range->unit + 1;
+    range->before += cost;
+    range->unit++;
+}
+
 #endif

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 LOWER_BY = 10
 """Nice levels: about a tenth of a core that a step wants too. Measured on two cores, with 40 adapters being read: the
-longest step was 20 times the median at equal priority, twice it so; reading took no longer where a core was free."""
+longest step was 12 times the median at equal priority, and 4 times so (`bench.adapters_scale`)."""
 
 
 def background_thread(name: str) -> ThreadPoolExecutor:
