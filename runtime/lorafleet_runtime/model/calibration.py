@@ -61,8 +61,10 @@ def _gather(model: Decoder) -> None:
     """Move the products' weights into one block of large pages; what a library has laid out for itself stays."""
     own = [linear for linear in model.linears() if not linear.weight.is_mkldnn]
     block = Block((linear.weight for linear in own), model.dtype)
+    shared = model.lm_head.weight.data_ptr() == model.embedding.data_ptr()
+    whole = model.lm_head.weight.shape == model.embedding.shape  # a rank's output matrix begins where the embedding does
     for linear in own:
         linear.weight = block.move(linear.weight)
-    if model.config.tie_word_embeddings:
+    if shared and whole:
         model.embedding = model.lm_head.weight
 

@@ -50,6 +50,16 @@ def test_a_tied_output_matrix_is_never_packed() -> None:
     assert model.lm_head.weight.data_ptr() == model.embedding.data_ptr()
 
 
+def test_a_ranks_part_of_a_tied_output_matrix_does_not_become_its_embedding() -> None:
+    config = tiny_config(tie_word_embeddings=True)
+    weights = random_weights(config, 0)
+    weights["lm_head.weight"] = weights["embed_tokens.weight"][: config.vocab_size // 2]
+    whole = weights["embed_tokens.weight"].clone()
+    model = Decoder(config, weights, 64)
+    choose_forms(model)
+    assert torch.equal(model.embedding, whole)
+
+
 def test_only_large_operations_use_all_threads() -> None:
     @on_all_threads
     def large() -> int:
