@@ -62,7 +62,7 @@ def _gather(model: Decoder) -> None:
     own = [linear for linear in model.linears() if not linear.weight.is_mkldnn]
     block = Block((linear.weight for linear in own), model.dtype)
     shared = model.lm_head.weight.data_ptr() == model.embedding.data_ptr()
-    whole = model.lm_head.weight.shape == model.embedding.shape  # a rank's output matrix begins where the embedding does
+    whole = model.lm_head.weight.shape == model.embedding.shape  # a rank's part may begin where the embedding does
     for linear in own:
         linear.weight = block.move(linear.weight)
     if shared and whole:
