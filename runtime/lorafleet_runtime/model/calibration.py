@@ -9,6 +9,7 @@ import time
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from lorafleet_runtime.model.decoder import Decoder
 from lorafleet_runtime.model.linear import Form, fastest_form, forms
@@ -45,13 +46,14 @@ def choose_forms(model: Decoder) -> None:
         return
     before = threads()
     set_threads(1)
-    chosen: dict[tuple[int, ...], Form] = {}
+    chosen: dict[tuple[tuple[int, ...], bool], Form] = {}
     for linear in model.linears():
         tied = linear is model.lm_head and model.config.tie_word_embeddings
-        if linear.shape not in chosen:
+        kind = linear.shape, tied  # another product of the same shape may be laid out anew
+        if kind not in chosen:
             allowed = forms(linear.weight, model.ops, keeping=tied)
-            chosen[linear.shape] = fastest_form(linear.weight, allowed, model.ops)
-        linear.use(chosen[linear.shape], model.ops)
+            chosen[kind] = fastest_form(linear.weight, allowed, model.ops)
+        linear.use(chosen[kind], model.ops)
     set_threads(before)
     _gather(model)
     model.join_layers()
@@ -61,10 +63,14 @@ def _gather(model: Decoder) -> None:
     """Move the products' weights into one block of large pages; what a library has laid out for itself stays."""
     own = [linear for linear in model.linears() if not linear.weight.is_mkldnn]
     block = Block((linear.weight for linear in own), model.dtype)
-    shared = model.lm_head.weight.data_ptr() == model.embedding.data_ptr()
-    whole = model.lm_head.weight.shape == model.embedding.shape  # a rank's part may begin where the embedding does
+    shared = any(_same(linear.weight, model.embedding) for linear in own)
     for linear in own:
         linear.weight = block.move(linear.weight)
-    if shared and whole:
+    if shared:
         model.embedding = model.lm_head.weight
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Whether two plain tensors are one; a rank's part of the output matrix may only begin where the embedding does."""
+    return a.data_ptr() == b.data_ptr() and a.shape == b.shape
 

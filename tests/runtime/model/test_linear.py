@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
+from torch import Tensor
 
-from lorafleet_kernels.dispatch import operations
+from lorafleet_kernels.dispatch import Operations, operations
+from lorafleet_runtime.model import calibration
 from lorafleet_runtime.model.calibration import choose_forms
 from lorafleet_runtime.model.decoder import Decoder
 from lorafleet_runtime.model.linear import Form, Linear, fastest_form, forms, laid_out
@@ -47,6 +51,32 @@ def test_a_tied_output_matrix_is_never_packed() -> None:
     model = Decoder(config, random_weights(config, 0), 64)
     choose_forms(model)
     assert model.lm_head.weight.shape == model.embedding.shape
+    assert model.lm_head.weight.data_ptr() == model.embedding.data_ptr()
+
+
+def _packed_wherever_it_may(weight: Tensor, allowed: tuple[Form, ...], ops: Operations, **_: object) -> Form:
+    return Form.PACKED if Form.PACKED in allowed else allowed[0]
+
+
+def test_a_model_whose_output_matrix_is_packed_says_what_it_said_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "fastest_form", _packed_wherever_it_may)
+    config = tiny_config(tie_word_embeddings=False)
+    model = Decoder(config, random_weights(config, 0), 64)
+    embedding, x = model.embedding.clone(), torch.randn(3, config.hidden_size)
+    expected = model.lm_head(x)
+    choose_forms(model)
+    assert model.lm_head.weight.is_mkldnn
+    assert torch.equal(model.embedding, embedding)
+    torch.testing.assert_close(model.lm_head(x), expected, atol=2e-5, rtol=0.02)
+
+
+def test_a_tied_output_matrix_stays_plain_beside_a_packed_product_of_its_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "fastest_form", _packed_wherever_it_may)
+    shape = tiny_config(tie_word_embeddings=True)
+    config = dataclasses.replace(shape, vocab_size=2 * shape.intermediate_size)  # the shape of gate and up as one
+    model = Decoder(config, random_weights(config, 0), 64)
+    choose_forms(model)
+    assert any(linear.weight.is_mkldnn and linear.shape == model.lm_head.shape for linear in model.linears())
     assert model.lm_head.weight.data_ptr() == model.embedding.data_ptr()
 
 
