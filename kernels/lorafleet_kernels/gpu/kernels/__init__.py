@@ -1,0 +1,1 @@
+"""Programs in Triton's language, and nothing else."""

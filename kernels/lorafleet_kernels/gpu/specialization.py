@@ -1,0 +1,31 @@
+"""What a kernel says of the forms in which it ships: enough to compile and check every one of them without a GPU."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+"""Whether Triton runs kernels on the CPU, program by program. It then computes on the bits of bfloat16 operands as if
+they were integers, without a word: every kernel takes `UPCAST: tl.constexpr` and casts them to float32 where it is
+set."""
+
+
+@dataclass(frozen=True, slots=True)
+class Specialization:
+    """One compiled form of a kernel.
+
+    `arguments`: what is given at run time, by name, as Triton names types ("*bf16", "i32"); `constants`: the kernel's
+    constexpr arguments; `divisible`: the arguments that are promised to be multiples of 16 (pointers always are).
+    `expects`: what the machine code must contain ("mma", "cp.async")."""
+
+    name: str
+    kernel: Any
+    arguments: Mapping[str, str]
+    constants: Mapping[str, Any]
+    warps: int
+    stages: int
+    divisible: frozenset[str] = field(default_factory=frozenset)
+    expects: frozenset[str] = field(default_factory=frozenset)
