@@ -6,10 +6,11 @@ it; so there is no white space to go on with for ever."""
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper, regex_to_lark
 
 from lorafleet_runtime.constraints.constraint import Constraint, Vocabulary
 
@@ -34,6 +35,9 @@ _LIMITS = LLParserLimits(
     verbose_errors=False,
 )
 _REASON_CHARACTERS = 300
+_NO_TEXT = ("NoExtension", "NoExtensionBias")
+_POINTER = re.compile(r"\s*(\^+|\d+ \|.*|\||<.*|$)\s*$")
+"""Lines of an error that show where in a text it is, or how much the library keeps to itself."""
 
 
 class Unfit(Exception):
@@ -91,15 +95,24 @@ def _check(matcher: LLMatcher) -> None:
 
 def _short(reason: str) -> str:
     """One line: what follows may be the library's own trace."""
-    lines = [line.strip(" ^|") for line in reason.splitlines()]
-    if lines and lines[0].startswith("panic:"):
+    if reason.startswith("panic:"):
         return "it is more than the grammar library can compile"
-    told = " ".join(line for line in lines if line and not line.startswith("<"))
+    reason = reason.removesuffix("<non-verbose/>").strip()
+    if reason in _NO_TEXT:
+        return "no text fits it"
+    told = " ".join(line.strip() for line in reason.splitlines() if not _POINTER.match(line)).removeprefix("at 1(8): ")
+    if "regex parse error" in told:  # and then the whole regex
+        told = f"regex parse error: {told.rpartition('error: ')[2]}"
     return told if len(told) <= _REASON_CHARACTERS else f"{told[:_REASON_CHARACTERS]}…"
 
 
 def _json(text: str) -> str:
     return LLMatcher.grammar_from_json_schema(text, overrides=_JSON)
+
+
+def _regex(text: str) -> str:
+    """As in JSON Schema, `\\d` and `\\w` mean ASCII: who asks for a digit wants to read one."""
+    return LLMatcher.grammar_from_lark(f"start: /{regex_to_lark(text, 'dw')}/")
 
 
 def _choice(text: str) -> str:
@@ -109,7 +122,7 @@ def _choice(text: str) -> str:
 
 _GRAMMARS: dict[str, Callable[[str], str]] = {
     "json": _json,
-    "regex": LLMatcher.grammar_from_regex,
+    "regex": _regex,
     "choice": _choice,
     "grammar": LLMatcher.grammar_from_lark,
 }

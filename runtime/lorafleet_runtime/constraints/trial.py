@@ -40,7 +40,7 @@ def _try(language: Language, constraint: Constraint, write: int) -> None:
     try:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
-        resource.setrlimit(resource.RLIMIT_AS, (_address_space() + MEMORY_BYTES, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_AS, (address_space() + MEMORY_BYTES, resource.RLIM_INFINITY))
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the library's last words, when memory ends
         try:
             matcher = language.compile(constraint)
@@ -74,6 +74,7 @@ def _outcome(child: int, read: int) -> str:
     return f"compiling it takes more than {MEMORY_BYTES >> 20} MiB"
 
 
-def _address_space() -> int:
+def address_space() -> int:
+    """Bytes that this process has mapped."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[0]) * resource.getpagesize()

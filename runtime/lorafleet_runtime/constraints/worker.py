@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import resource
 import signal
 import sys
 import threading
@@ -31,10 +32,13 @@ from lorafleet_runtime.constraints.messages import (
     frame,
     read_frame,
 )
-from lorafleet_runtime.constraints.trial import refusal
+from lorafleet_runtime.constraints.trial import address_space, refusal
 
 KEPT = 64
 """Compiled constraints that are kept for the next request with the same one."""
+
+MEMORY_BYTES = 2 * 2**30
+"""For matchers: beyond it this process dies, rather than the machine's others."""
 
 
 class Worker:
@@ -56,6 +60,7 @@ class Worker:
             match decode_to_worker(body):
                 case Vocabulary() as vocabulary:
                     self._language = Language(vocabulary)
+                    resource.setrlimit(resource.RLIMIT_AS, (address_space() + MEMORY_BYTES, resource.RLIM_INFINITY))
                 case Open() as order:
                     self._orders.put(order)
                 case Advance(tokens):

@@ -139,7 +139,7 @@ class Constraints:
             if request.mask and not request.error:
                 masks.allowed[request_id] = request.mask
             else:
-                masks.errors[request_id] = request.error or "constraint_failed: nothing makes its masks any more"
+                masks.errors[request_id] = request.error or "constraint_lost: nothing makes its masks any more"
         return masks
 
     def shut(self) -> None:
