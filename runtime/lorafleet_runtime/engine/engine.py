@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 
+from lorafleet_runtime.constraints.constraint import Vocabulary
 from lorafleet_runtime.core.batch import Batch
 from lorafleet_runtime.core.fairness.counters import CounterTable
 from lorafleet_runtime.core.fairness.policies import FairnessSpec, make_queue
@@ -18,7 +19,7 @@ from lorafleet_runtime.core.sequence import Sequence
 from lorafleet_runtime.engine.adapter_loader import AdapterLoader
 from lorafleet_runtime.engine.adapters import Adapters
 from lorafleet_runtime.engine.disk_tier import DiskTier
-from lorafleet_runtime.engine.report import Totals, counters, logprobs, pages_info
+from lorafleet_runtime.engine.report import Totals, counters, delta, model_info, pages_info
 from lorafleet_runtime.engine.runner import Runner
 from lorafleet_runtime.engine.sampling import Sampled
 from lorafleet_runtime.engine.sharing import SharingReport
@@ -35,7 +36,6 @@ from lorafleet_runtime.protocol import (
     LoadAdapter,
     LoadInfo,
     MergeCounters,
-    ModelInfo,
     Sharing,
     UnloadAdapter,
 )
@@ -58,6 +58,7 @@ class Engine:
         self._sharing = SharingReport(queue, table, fairness.policy)
         self._runner = runner
         self._adapters = Adapters(room.residency, loader, runner, host, disk, limits.max_model_len)
+        self._constraints = runner.constraints
         self._rejected: list[Delta] = []
         self._totals = Totals()
         self._throughput = Throughput()
@@ -66,7 +67,7 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether `step` would do something without a new message."""
-        return self._scheduler.has_work or bool(self._rejected)
+        return self._scheduler.has_work or bool(self._rejected) or self._constraints.opening
 
     @property
     def only_reads(self) -> bool:
@@ -92,19 +93,28 @@ class Engine:
         self._changed = self._adapters.changed = False
 
     def wake_on_loaded(self, wake: Callable[[], None]) -> None:
-        """Have `wake` called, from a loader thread, when an adapter's file has been read."""
+        """Have `wake` called, from another thread, when an adapter's file has been read or a constraint compiled."""
         self._adapters.wake_on_loaded(wake)
+        self._constraints.heard = wake
 
     def close(self) -> None:
         self._adapters.close()
+        self._constraints.shut()
         self._runner.close()
 
-    def handle(self, message: AddRequest | AbortRequest | LoadAdapter | UnloadAdapter | MergeCounters) -> None:
+    def handle(
+        self, message: Vocabulary | AddRequest | AbortRequest | LoadAdapter | UnloadAdapter | MergeCounters
+    ) -> None:
         """Take a message. Nothing here waits: loading goes to a thread, rejections come out of the next `step`."""
         match message:
+            case Vocabulary():
+                self._constraints.speak(message)
+            case AddRequest() if message.sampling.constraint is not None:
+                self._constraints.open(message)
             case AddRequest():
                 self._add(message)
             case AbortRequest():
+                self._constraints.close([message.request_id])
                 self._scheduler.abort(message.request_id)
                 self._adapters.collect()
                 self._changed = True
@@ -118,8 +128,10 @@ class Engine:
     def step(self) -> list[Delta]:
         """Adopt loaded adapters, run one batch, return what each request got."""
         self._adopt()
+        self._take_opened()
         self._give_up()
         deltas, self._rejected = self._rejected, []
+        self._constraints.close(d.request_id for d in deltas)
         batch = self._scheduler.schedule()
         self._adapters.fetch(self._scheduler.wanted())
         if batch is None:
@@ -130,8 +142,9 @@ class Engine:
         results = self._scheduler.commit(batch, [s.token_id for s in samples])
         deltas += [self._delta(sequence, sample) for (sequence, _), sample in zip(results, samples, strict=True)]
         self._count(batch, first, len(samples), time.perf_counter() - start)
-        if any(delta.finish_reason for delta in deltas):
+        if ended := [d.request_id for d in deltas if d.finish_reason]:
             self._adapters.collect()
+            self._constraints.close(ended)
         return deltas
 
     def sharing(self) -> Sharing | None:
@@ -149,14 +162,7 @@ class Engine:
         return EngineState(
             phase="Ready",
             progress=1.0,
-            model=ModelInfo(
-                architecture=self._model.config.architecture,
-                dtype=str(self._model.dtype).removeprefix("torch."),
-                max_model_len=self._limits.max_model_len,
-                max_rank=self._max_rank,
-                parameters=self._parameters,
-                vocab_size=self._model.config.vocab_size,
-            ),
+            model=model_info(self._model, self._limits.max_model_len, self._max_rank, self._parameters),
             pages=pages_info(self._room, self._runner.pool[:, 0].nbytes),
             host=HostInfo(memory.tier.budget, memory.tier.used),
             load=LoadInfo(
@@ -166,7 +172,7 @@ class Engine:
                 step_seconds=self._throughput.step_seconds,
                 output_tokens_per_second=self._throughput.tokens_per_second(now),
             ),
-            counters=counters(self._totals, self._room, scheduler, memory.reads),
+            counters=counters(self._totals, self._room, scheduler, memory.reads, self._constraints),
             adapters=self._adapters.states() if adapters else [],
         )
 
@@ -178,6 +184,13 @@ class Engine:
             for sequence in self._scheduler.never_comes(adapter):
                 self._reject(sequence.request_id, f"adapter_lost: adapter {adapter.id} cannot be read again: {why}")
             self._adapters.collect()
+
+    def _take_opened(self) -> None:
+        ready, refused = self._constraints.opened()
+        for request in ready:
+            self._add(request)
+        for request_id, error in refused:
+            self._reject(request_id, error)
 
     def _add(self, message: AddRequest) -> None:
         adapter = None
@@ -226,18 +239,7 @@ class Engine:
     def _delta(self, sequence: Sequence, sample: Sampled) -> Delta:
         if sample.token_id < 0:
             self._scheduler.abort(sequence.request_id)
-            who = f"adapter {sequence.adapter.id}" if sequence.adapter else "the base model"
-            error = f"numeric_overflow: {who} gave logits that are not finite at token {sequence.output_len}"
-            return Delta(sequence.request_id, [], finish_reason="error", error=error)
-        stopped = sequence.finish_reason == "stop"
-        return Delta(
-            sequence.request_id,
-            [sample.token_id],
-            finish_reason=sequence.finish_reason,
-            stop_token_id=sample.token_id if stopped else None,
-            logprobs=logprobs(sequence.sampling, sample),
-            cached_tokens=sequence.cached,
-        )
+        return delta(sequence, sample)
 
     def _count(self, batch: Batch, first: set[str], sampled: int, seconds: float) -> None:
         self._totals.steps += 1

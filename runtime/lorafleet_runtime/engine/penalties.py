@@ -1,7 +1,8 @@
-"""What requests change in their logits before a token is chosen: biases, suppressed ends, penalties.
+"""What requests change in their logits before a token is chosen: biases, suppressed ends, penalties, constraints.
 
 vLLM's semantics and order: end tokens that are too early and logit_bias first, then the repetition, frequency
-and presence penalties. Knows neither temperature nor randomness.
+and presence penalties. What a constraint forbids comes last, so that nothing brings it back. Knows neither
+temperature nor randomness.
 """
 
 from __future__ import annotations
@@ -21,13 +22,15 @@ from lorafleet_runtime.protocol import Sampling
 class Row:
     """One row of logits: whose it is, and which token of the output it will give.
 
-    `position` counts output tokens from 0, resumed ones included.
+    `position` counts output tokens from 0, resumed ones included. `allowed`, of a constrained request: one bit a token,
+    the lowest of the first byte for id 0; tokens beyond its end are not allowed.
     """
 
     sampling: Sampling
     position: int
     prompt_token_ids: Sequence[int]
     output_token_ids: Sequence[int]
+    allowed: bytes | None = None
 
 
 def adjust(logits: Tensor, rows: Sequence[Row]) -> Tensor:
@@ -38,19 +41,22 @@ def adjust(logits: Tensor, rows: Sequence[Row]) -> Tensor:
     """
     biased = [i for i, row in enumerate(rows) if _has_bias(row.sampling, row.position)]
     penalised = [i for i, row in enumerate(rows) if _has_penalty(row.sampling)]
-    if not biased and not penalised:
+    constrained = [i for i, row in enumerate(rows) if row.allowed is not None]
+    if not biased and not penalised and not constrained:
         return logits
     logits = logits.clone()
     if biased:
         _add_biases(logits, rows, biased)
     if penalised:
         _penalise(logits, rows, penalised)
+    for index in constrained:
+        _forbid(logits[index], rows[index].allowed or b"")
     return logits
 
 
 def changes(sampling: Sampling, position: int) -> bool:
     """Whether `adjust` would change the logits of such a request at that position of its output."""
-    return _has_bias(sampling, position) or _has_penalty(sampling)
+    return _has_bias(sampling, position) or _has_penalty(sampling) or sampling.constraint is not None
 
 
 def _has_bias(sampling: Sampling, position: int) -> bool:
@@ -102,6 +108,15 @@ def _penalise(logits: Tensor, rows: Sequence[Row], chosen: list[int]) -> None:
     values = logits[row_of, token_of]
     values = torch.where(values > 0, values / repetition, values * repetition)
     logits[row_of, token_of] = values - subtracted
+
+
+def _forbid(logits: Tensor, allowed: bytes) -> None:
+    """One row `[V]`, in place: -inf where `allowed` has no bit."""
+    bits = np.frombuffer(allowed, dtype=np.uint8)
+    end = min(8 * bits.size, logits.shape[0])
+    forbidden = np.unpackbits(~bits, bitorder="little")[:end].view(np.bool_)
+    logits[:end].masked_fill_(torch.from_numpy(forbidden).to(logits.device), -torch.inf)
+    logits[end:] = -torch.inf
 
 
 def _occurring(token_ids: Sequence[int], vocabulary: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

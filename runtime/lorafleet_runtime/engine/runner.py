@@ -12,14 +12,15 @@ from torch import Tensor
 from lorafleet_kernels.batch import AttentionBatch
 from lorafleet_kernels.native import NativeAttention
 from lorafleet_kernels.native_lora import AdapterTable, TableTemplate
-from lorafleet_runtime.core.batch import Batch, Row, segments
+from lorafleet_runtime.core.batch import Batch, segments
 from lorafleet_runtime.core.pages import PAGE_TOKENS, pages_for_tokens
 from lorafleet_runtime.core.residency import Adapter
+from lorafleet_runtime.engine.choosing import choose
+from lorafleet_runtime.engine.constraints import Constraints
 from lorafleet_runtime.engine.extras_step import ExtrasStep
 from lorafleet_runtime.engine.lora_stack import LoraStacks
 from lorafleet_runtime.engine.lora_step import LoraStep
-from lorafleet_runtime.engine.sampling import Row as SamplingRow
-from lorafleet_runtime.engine.sampling import Sampled, is_plain, sample
+from lorafleet_runtime.engine.sampling import Sampled
 from lorafleet_runtime.engine.slora_step import SloraStep
 from lorafleet_runtime.model.collectives import Partition
 from lorafleet_runtime.model.decoder import Decoder, LoraHook
@@ -47,6 +48,7 @@ class Runner:
     def __init__(self, model: Decoder, total_pages: int, partition: Partition = "replicated") -> None:
         config = model.config
         self.model = model
+        self.constraints = Constraints()
         self._page_elements = page_elements(config.kv_dim)
         self.pool = zeros_on_demand((config.num_layers, total_pages, self._page_elements), model.dtype)
         self._kv = self.pool.view(config.num_layers, total_pages, 2, PAGE_TOKENS, config.num_kv_heads, config.head_dim)
@@ -105,11 +107,12 @@ class Runner:
     @torch.inference_mode()
     def run(self, batch: Batch) -> list[Sampled]:
         """One step. Returns one sample per row that samples, in row order."""
-        logits = self.logits(batch)
         rows = [row for row in batch.rows if row.samples]
-        if all(is_plain(row.sequence.sampling, row.sequence.output_len) for row in rows):
-            return [Sampled(token) for token in self.model.ops.argmax(logits).tolist()] if rows else []
-        return sample(logits.float(), [_sampling_row(row) for row in rows])
+        constrained = [row.sequence for row in rows if row.sequence.sampling.constraint is not None]
+        self.constraints.prepare((sequence.request_id, sequence.output_tokens) for sequence in constrained)
+        logits = self.logits(batch)
+        masks = self.constraints.masks([sequence.request_id for sequence in constrained])
+        return choose(logits, rows, masks, self.model.ops.argmax)
 
     @torch.inference_mode()
     def logits(self, batch: Batch) -> Tensor:
@@ -180,13 +183,3 @@ class Runner:
             self._views[adapter.handle] = matrices(vectors, packed.layout)
         if packed.layout.extras is not None:
             self._extras[adapter.handle] = extra_views(vectors, packed.layout.extras)
-
-
-def _sampling_row(row: Row) -> SamplingRow:
-    sequence = row.sequence
-    return SamplingRow(
-        sampling=sequence.sampling,
-        position=sequence.output_len,
-        prompt_token_ids=sequence.tokens[: sequence.prompt_len],
-        output_token_ids=sequence.output_tokens,
-    )
