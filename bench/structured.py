@@ -84,8 +84,9 @@ def main() -> None:
     arguments = parser.parse_args()
     tokenizer = load_tokenizer(str(model_path()))
     config = EngineConfig(
-        str(model_path()), "smollm2", max_model_len=512, memory_bytes=2**29, threads=arguments.threads
-    )
+        str(model_path()), "smollm2", max_model_len=512, memory_bytes=2**29, threads=arguments.threads,
+        overlap="off",  # steps are timed one by one
+    )  # fmt: skip
     engine = start(config, lambda message, fraction: None)
     bench = Bench(engine, tokenizer.vocabulary, tokenizer.encode(PROMPT, add_special_tokens=True))
     engine.handle(bench.vocabulary)

@@ -29,15 +29,6 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
-    """Flat token positions `begin .. end` of the batch that share an adapter; None is the base model."""
-
-    begin: int
-    end: int
-    adapter: Adapter | None
-
-
-@dataclass(frozen=True, slots=True)
 class Batch:
     """Decode rows first, each part sorted by adapter, so that a segment is a slice and an adapter has at most two."""
 
@@ -95,17 +86,3 @@ def _order(row: Row) -> tuple[bool, int, int, int]:
     adapter = row.sequence.adapter
     layout, handle = (adapter.layout, adapter.handle) if adapter else (-2, -1)
     return (not row.decodes, layout, handle, row.sequence.arrival)
-
-
-def segments(rows: Iterable[Row]) -> tuple[Segment, ...]:
-    """Maximal slices of the flat batch with one adapter. Built once per step."""
-    found: list[Segment] = []
-    position = 0
-    for row in rows:
-        adapter = row.sequence.adapter
-        if found and found[-1].adapter is adapter and found[-1].end == position:
-            found[-1] = Segment(found[-1].begin, position + row.count, adapter)
-        else:
-            found.append(Segment(position, position + row.count, adapter))
-        position += row.count
-    return tuple(found)

@@ -3,43 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from lorafleet_runtime.core.batch import Row
 from lorafleet_runtime.engine.constraints import Masks
-from lorafleet_runtime.engine.sampling import Row as SamplingRow
-from lorafleet_runtime.engine.sampling import Sampled, is_plain, sample
+from lorafleet_runtime.engine.sampling import Row, Sampled, is_plain, sample
 
 
 def choose(logits: Tensor, rows: Sequence[Row], masks: Masks, argmax: Callable[[Tensor], Tensor]) -> list[Sampled]:
     """A sample for every row of `logits [rows, V]`, which stay unchanged. `argmax` is the device's own, for rows whose
     best token is all that is asked for; others beside them cost them nothing."""
-    plain = [i for i, row in enumerate(rows) if is_plain(row.sequence.sampling, row.sequence.output_len)]
+    plain = [i for i, row in enumerate(rows) if is_plain(row.sampling, row.position)]
     if len(plain) == len(rows):
         return [Sampled(token) for token in argmax(logits).tolist()] if rows else []
     found: dict[int, Sampled] = {}
     for index, row in enumerate(rows):
-        if row.sequence.request_id in masks.errors:
-            found[index] = Sampled(-1, error=masks.errors[row.sequence.request_id])
+        if row.request_id in masks.errors:
+            found[index] = Sampled(-1, error=masks.errors[row.request_id])
     if plain:
         tokens = argmax(logits[torch.tensor(plain, device=logits.device)]).tolist()
         found |= {index: Sampled(token) for index, token in zip(plain, tokens, strict=True)}
     left = [i for i in range(len(rows)) if i not in found]
     if left:
         chosen = logits if len(left) == len(rows) else logits[torch.tensor(left, device=logits.device)]
-        samples = sample(chosen.float(), [_sampling_row(rows[i], masks) for i in left])
+        asked = [replace(rows[i], allowed=masks.allowed.get(rows[i].request_id)) for i in left]
+        samples = sample(chosen.float(), asked)
         found |= dict(zip(left, samples, strict=True))
     return [found[index] for index in range(len(rows))]
-
-
-def _sampling_row(row: Row, masks: Masks) -> SamplingRow:
-    sequence = row.sequence
-    return SamplingRow(
-        sampling=sequence.sampling,
-        position=sequence.output_len,
-        prompt_token_ids=sequence.tokens[: sequence.prompt_len],
-        output_token_ids=sequence.output_tokens,
-        allowed=masks.allowed.get(sequence.request_id),
-    )

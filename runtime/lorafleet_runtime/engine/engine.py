@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 
 from lorafleet_runtime.constraints.constraint import Vocabulary
-from lorafleet_runtime.core.batch import Batch
 from lorafleet_runtime.core.fairness.counters import CounterTable
 from lorafleet_runtime.core.fairness.policies import FairnessSpec, make_queue
 from lorafleet_runtime.core.host_tier import HostTier
@@ -19,6 +18,8 @@ from lorafleet_runtime.core.sequence import Sequence
 from lorafleet_runtime.engine.adapter_loader import AdapterLoader
 from lorafleet_runtime.engine.adapters import Adapters
 from lorafleet_runtime.engine.disk_tier import DiskTier
+from lorafleet_runtime.engine.flights import Flights, Landed
+from lorafleet_runtime.engine.penalties import reads_output
 from lorafleet_runtime.engine.report import Totals, counters, delta, model_info, pages_info
 from lorafleet_runtime.engine.runner import Runner
 from lorafleet_runtime.engine.sampling import Sampled
@@ -46,7 +47,7 @@ class Engine:
 
     def __init__(
         self, runner: Runner, loader: AdapterLoader, limits: Limits, room: Room, host: HostTier, disk: DiskTier,
-        max_rank: int, parameters: int, fairness: FairnessSpec, table: CounterTable,
+        max_rank: int, parameters: int, fairness: FairnessSpec, table: CounterTable, steps_at_once: int = 1,
     ) -> None:  # fmt: skip
         self._model = runner.model
         self._limits = limits
@@ -58,6 +59,7 @@ class Engine:
         self._sharing = SharingReport(queue, table, fairness.policy)
         self._runner = runner
         self._adapters = Adapters(room.residency, loader, runner, host, disk, limits.max_model_len)
+        self._flights = Flights(runner, steps_at_once)
         self._constraints = runner.constraints
         self._rejected: list[Delta] = []
         self._totals = Totals()
@@ -67,12 +69,13 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether `step` would do something without a new message."""
-        return self._scheduler.has_work or bool(self._rejected) or self._constraints.opening
+        waits = self._scheduler.has_work or self._constraints.opening
+        return waits or bool(self._rejected) or len(self._flights) > 0
 
     @property
     def only_reads(self) -> bool:
         """Whether all work waits for a disk, so that `step` does nothing before something has been read."""
-        return self._scheduler.only_reads and not self._rejected
+        return self._scheduler.only_reads and not self._rejected and not len(self._flights)
 
     @property
     def decoder_config(self) -> DecoderConfig:
@@ -99,6 +102,7 @@ class Engine:
 
     def close(self) -> None:
         self._adapters.close()
+        self._flights.close()
         self._constraints.shut()
         self._runner.close()
 
@@ -126,7 +130,8 @@ class Engine:
                 self._sharing.merge(message.table)
 
     def step(self) -> list[Delta]:
-        """Adopt loaded adapters, run one batch, return what each request got."""
+        """Adopt loaded adapters, launch one batch, and return what requests got from the oldest under way: this one,
+        or the one before where two may be."""
         self._adopt()
         self._take_opened()
         self._give_up()
@@ -135,13 +140,25 @@ class Engine:
         batch = self._scheduler.schedule()
         self._adapters.fetch(self._scheduler.wanted())
         if batch is None:
-            return deltas
-        start = time.perf_counter()
-        first = {row.sequence.request_id for row in batch.rows if row.sequence.output_len == 0}
-        samples = self._runner.run(batch)
-        results = self._scheduler.commit(batch, [s.token_id for s in samples])
-        deltas += [self._delta(sequence, sample) for (sequence, _), sample in zip(results, samples, strict=True)]
-        self._count(batch, first, len(samples), time.perf_counter() - start)
+            return deltas + self._land() if len(self._flights) else deltas
+        plan = self._flights.plan(batch)
+        if plan.constrained:  # its step waits for masks, which are asked for by one thread at a time
+            while len(self._flights):
+                deltas += self._land()
+        self._flights.launch(batch, plan)
+        if plan.constrained or self._flights.full:
+            deltas += self._land()
+        return deltas
+
+    def _land(self) -> list[Delta]:
+        """What each request got from the oldest step under way."""
+        landed = self._flights.land()
+        made = {
+            row.sequence.request_id: sample for row, sample in zip(landed.batch.sampling, landed.samples, strict=True)
+        }
+        results = self._scheduler.commit(landed.batch, [sample.token_id for sample in landed.samples])
+        deltas = [self._delta(sequence, made[sequence.request_id]) for sequence, _ in results]
+        self._count(landed)
         if ended := [d.request_id for d in deltas if d.finish_reason]:
             self._adapters.collect()
             self._constraints.close(ended)
@@ -220,6 +237,7 @@ class Engine:
                 weight=message.weight,
                 user=message.user,
                 arrived=time.monotonic(),
+                reads_output=reads_output(message.sampling),
             )
         )
 
@@ -241,9 +259,9 @@ class Engine:
             self._scheduler.abort(sequence.request_id)
         return delta(sequence, sample)
 
-    def _count(self, batch: Batch, first: set[str], sampled: int, seconds: float) -> None:
+    def _count(self, landed: Landed) -> None:
         self._totals.steps += 1
-        self._room.costs.saw_step(seconds, batch.tokens)
-        self._totals.prompt_tokens += sum(row.count for row in batch.rows if row.sequence.request_id in first)
-        self._totals.generated += sampled
-        self._throughput.add(time.perf_counter(), seconds, sampled)
+        self._room.costs.saw_step(landed.seconds, landed.batch.tokens)
+        self._totals.prompt_tokens += landed.prompt_tokens
+        self._totals.generated += len(landed.samples)
+        self._throughput.add(time.perf_counter(), landed.seconds, len(landed.samples))

@@ -31,6 +31,7 @@ class Row:
     prompt_token_ids: Sequence[int]
     output_token_ids: Sequence[int]
     allowed: bytes | None = None
+    request_id: str = ""
 
 
 def adjust(logits: Tensor, rows: Sequence[Row]) -> Tensor:
@@ -57,6 +58,11 @@ def adjust(logits: Tensor, rows: Sequence[Row]) -> Tensor:
 def changes(sampling: Sampling, position: int) -> bool:
     """Whether `adjust` would change the logits of such a request at that position of its output."""
     return _has_bias(sampling, position) or _has_penalty(sampling) or sampling.constraint is not None
+
+
+def reads_output(sampling: Sampling) -> bool:
+    """Whether what is sampled next depends on the tokens before it, beyond what the model makes of them."""
+    return _has_penalty(sampling) or sampling.constraint is not None
 
 
 def _has_bias(sampling: Sampling, position: int) -> bool:
