@@ -11,15 +11,17 @@ from lorafleet_runtime.core.sequence import Sequence
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Tokens `start .. start + count` of one sequence. `samples`: the row reaches the sequence's last token."""
+    """Tokens `start .. end` of one sequence. `samples`: the row reaches the sequence's last token, so that the next
+    one can be sampled."""
 
     sequence: Sequence
     start: int
     count: int
+    samples: bool
 
     @property
-    def samples(self) -> bool:
-        return self.start + self.count == len(self.sequence.tokens)
+    def end(self) -> int:
+        return self.start + self.count
 
     @property
     def decodes(self) -> bool:
@@ -51,6 +53,11 @@ class Batch:
     @property
     def tokens(self) -> int:
         return sum(row.count for row in self.rows)
+
+    @property
+    def sampling(self) -> tuple[Row, ...]:
+        """The rows that sample a token, in order."""
+        return tuple(row for row in self.rows if row.samples)
 
 
 class Step:
