@@ -8,6 +8,7 @@ import os
 import resource
 import select
 import signal
+import sys
 import time
 from threading import Lock
 
@@ -40,7 +41,7 @@ def _try(language: Language, constraint: Constraint, write: int) -> None:
     try:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
-        resource.setrlimit(resource.RLIMIT_AS, (address_space() + MEMORY_BYTES, resource.RLIM_INFINITY))
+        bound_memory(MEMORY_BYTES)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the library's last words, when memory ends
         try:
             matcher = language.compile(constraint)
@@ -74,7 +75,9 @@ def _outcome(child: int, read: int) -> str:
     return f"compiling it takes more than {MEMORY_BYTES >> 20} MiB"
 
 
-def address_space() -> int:
-    """Bytes that this process has mapped."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[0]) * resource.getpagesize()
+def bound_memory(more: int) -> None:
+    """From now on this process cannot map more than so many bytes beside what it has. Linux alone counts them."""
+    if sys.platform == "linux":
+        with open("/proc/self/statm") as file:
+            mapped = int(file.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (mapped + more, resource.RLIM_INFINITY))

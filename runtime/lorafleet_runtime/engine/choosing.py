@@ -23,8 +23,8 @@ def choose(logits: Tensor, rows: Sequence[Row], masks: Masks, argmax: Callable[[
         if row.request_id in masks.errors:
             found[index] = Sampled(-1, error=masks.errors[row.request_id])
     if plain:
-        tokens = argmax(logits[torch.tensor(plain, device=logits.device)]).tolist()
-        found |= {index: Sampled(token) for index, token in zip(plain, tokens, strict=True)}
+        tokens = argmax(logits).tolist()  # of all rows: picking out these would take longer
+        found |= {index: Sampled(tokens[index]) for index in plain}
     left = [i for i in range(len(rows)) if i not in found]
     if left:
         chosen = logits if len(left) == len(rows) else logits[torch.tensor(left, device=logits.device)]

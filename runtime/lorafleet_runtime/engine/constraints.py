@@ -19,8 +19,8 @@ from lorafleet_runtime.protocol import AddRequest
 
 log = structlog.get_logger("engine")
 
-MASK_SECONDS = 0.5
-"""How long a step waits for masks; usually they are there before the logits are."""
+MASK_SECONDS = 1.0
+"""How long a step waits for any one mask; usually all are there before the logits are."""
 RESTART_SECONDS = 20.0
 """How long it waits for a process that has been started anew."""
 COMPILE_SECONDS = 20.0
@@ -183,7 +183,7 @@ class Constraints:
                 return
 
     def _await(self, request_ids: Sequence[str], seconds: float) -> bool:
-        """Whether all of them have a mask or an error within that time."""
+        """Whether all of them have a mask or an error, each within that time of the one before."""
         deadline = time.monotonic() + seconds
         while not all(self._answered(request_id) for request_id in request_ids):
             left = deadline - time.monotonic()
@@ -192,6 +192,7 @@ class Constraints:
             answer = self._process.next(left)
             if answer is not None:
                 self._take(answer)
+                deadline = time.monotonic() + seconds
             elif self._process.ended:
                 return False
         return True

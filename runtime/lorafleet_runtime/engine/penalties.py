@@ -42,17 +42,13 @@ def adjust(logits: Tensor, rows: Sequence[Row]) -> Tensor:
     """
     biased = [i for i, row in enumerate(rows) if _has_bias(row.sampling, row.position)]
     penalised = [i for i, row in enumerate(rows) if _has_penalty(row.sampling)]
-    constrained = [i for i, row in enumerate(rows) if row.allowed is not None]
-    if not biased and not penalised and not constrained:
-        return logits
-    logits = logits.clone()
+    if biased or penalised:
+        logits = logits.clone()
     if biased:
         _add_biases(logits, rows, biased)
     if penalised:
         _penalise(logits, rows, penalised)
-    for index in constrained:
-        _forbid(logits[index], rows[index].allowed or b"")
-    return logits
+    return _obeying(logits, rows) if any(row.allowed is not None for row in rows) else logits
 
 
 def changes(sampling: Sampling, position: int) -> bool:
@@ -116,13 +112,15 @@ def _penalise(logits: Tensor, rows: Sequence[Row], chosen: list[int]) -> None:
     logits[row_of, token_of] = values - subtracted
 
 
-def _forbid(logits: Tensor, allowed: bytes) -> None:
-    """One row `[V]`, in place: -inf where `allowed` has no bit."""
-    bits = np.frombuffer(allowed, dtype=np.uint8)
-    end = min(8 * bits.size, logits.shape[0])
-    forbidden = np.unpackbits(~bits, bitorder="little")[:end].view(np.bool_)
-    logits[:end].masked_fill_(torch.from_numpy(forbidden).to(logits.device), -torch.inf)
-    logits[end:] = -torch.inf
+def _obeying(logits: Tensor, rows: Sequence[Row]) -> Tensor:
+    """A copy with -inf where a constrained row's `allowed` has no bit."""
+    allowed = np.zeros((len(rows), logits.shape[1]), dtype=np.uint8)
+    for index, row in enumerate(rows):
+        bits = np.unpackbits(np.frombuffer(row.allowed or b"", dtype=np.uint8), bitorder="little")[: allowed.shape[1]]
+        allowed[index, : bits.size] = bits
+        if row.allowed is None:
+            allowed[index] = 1
+    return torch.where(torch.from_numpy(allowed.view(np.bool_)).to(logits.device), logits, -torch.inf)
 
 
 def _occurring(token_ids: Sequence[int], vocabulary: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
