@@ -48,7 +48,8 @@ class Sequence:
 
     @property
     def output_tokens(self) -> list[int]:
-        return self.tokens[self.prompt_len :]
+        """Of the output, what is known."""
+        return self.tokens[self.prompt_len : self.prompt_len + self.output_len]
 
     @property
     def output_len(self) -> int:
