@@ -67,7 +67,10 @@ def advance(matcher: LLMatcher, tokens: Sequence[int]) -> None:
     """Raises Unfit when the tokens do not fit."""
     if not tokens:
         return
-    taken = matcher.try_consume_tokens(list(tokens))
+    try:
+        taken = matcher.try_consume_tokens(list(tokens))
+    except (OverflowError, ValueError) as error:  # no id at all
+        raise Unfit(f"token ids {list(tokens)[:8]}: {error}") from None
     _check(matcher)
     if taken < len(tokens):
         raise Unfit(f"token {tokens[taken]} does not fit")

@@ -115,9 +115,9 @@ class Constraints:
         """Before a forward pass: (request id, output tokens so far) of the rows whose next token will be chosen."""
         news: list[tuple[str, list[int]]] = []
         for request_id, output in rows:
-            request = self._requests[request_id]
-            new = list(output[len(request.output) :])
-            if new and not request.error:
+            request = self._requests.get(request_id)
+            new = list(output[len(request.output) :]) if request is not None else []
+            if request is not None and new and not request.error:
                 request.output += new
                 request.mask = b""
                 news.append((request_id, new))
@@ -135,11 +135,12 @@ class Constraints:
             self._replace(self._slow(request_ids), f"the mask of a token took more than {MASK_SECONDS:g} s")
             self._await(request_ids, RESTART_SECONDS)
         for request_id in request_ids:
-            request = self._requests[request_id]
-            if request.mask and not request.error:
+            request = self._requests.get(request_id)
+            if request is not None and request.mask and not request.error:
                 masks.allowed[request_id] = request.mask
-            else:
-                masks.errors[request_id] = request.error or "constraint_lost: nothing makes its masks any more"
+            else:  # also one that was given up while its step ran: nobody reads what it gets
+                lost = "constraint_lost: nothing makes its masks any more"
+                masks.errors[request_id] = (request and request.error) or lost
         return masks
 
     def shut(self) -> None:
@@ -159,8 +160,7 @@ class Constraints:
 
     def _send_compiling(self) -> None:
         request = self._compiling
-        assert request is not None
-        assert request.sampling.constraint is not None
+        assert request is not None and request.sampling.constraint is not None
         self._since = time.monotonic()
         self._running().send(Open(request.request_id, request.sampling.constraint, request.output_token_ids))
 

@@ -199,3 +199,6 @@ def test_tokens_that_do_not_fit_are_named(language: Language) -> None:
 
     with pytest.raises(Unfit, match="token 99 "):
         advance(matcher, [97, 99])
+    for nonsense in (-1, 2**31, 10**6):
+        with pytest.raises(Unfit):
+            advance(language.compile(Constraint("regex", "ab")), [nonsense])

@@ -257,6 +257,19 @@ def test_requests_that_are_aborted_are_forgotten_at_every_stage(engine: Engine) 
     assert engine._constraints._requests == {}
 
 
+def test_a_request_that_ends_while_its_step_runs_stops_nobody(engine: Engine) -> None:
+    engine.handle(ask("other", DATE, seed=1))
+    deltas: list[Delta] = []
+    while not deltas:
+        deltas += engine.step()
+    engine._constraints.prepare([("gone", [1, 2]), ("other", tokens(deltas))])
+    masks = engine._constraints.masks(["gone", "other"])
+
+    assert masks.errors["gone"].startswith("constraint_lost: ")
+    assert list(masks.allowed) == ["other"]
+    assert re.fullmatch(DATE.text, text(deltas + run(engine)["other"]))
+
+
 def test_an_engine_that_does_not_know_the_texts_of_tokens_says_so(make: Callable[..., Engine]) -> None:
     got = run(make(), ask("mute", DATE), ask("free", None, length=2))
 
