@@ -123,7 +123,8 @@ def row_expands() -> list[Tiles]:
 
 
 def _shrink(m: int, n: int) -> Tiles:
-    return Tiles(m, n, 128 if m < 128 else 64, 8 if m == 128 else 4, 4 if m == 16 else 3)
+    # Loads of weights wait for a page's id, and Triton spends two stages on that: five keep two tiles under way.
+    return Tiles(m, n, 128 if m == 16 else 64, 8 if m * n > 2048 else 4, 5)
 
 
 def _expand(m: int, k: int) -> Tiles:
@@ -131,7 +132,7 @@ def _expand(m: int, k: int) -> Tiles:
 
 
 def _row_shrink() -> Tiles:
-    return Tiles(1, 16, 128, 4, 3)
+    return Tiles(1, 16, 128, 4, 5)
 
 
 def _row_expand() -> Tiles:

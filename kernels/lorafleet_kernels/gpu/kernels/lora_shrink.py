@@ -60,7 +60,7 @@ def shrink_tiles(
 def shrink_rows(
     x, pool, planes, row_adapters, adapters, pages, layouts,
     x_stride, plane_stride, planes_width, layout_stride, K,
-    PAGE: tl.constexpr, GRAIN: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, UPCAST: tl.constexpr,
+    PAGE: tl.constexpr, GRAIN: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """The same with grid (rows, lanes, splits): where hardly two rows have the same adapter, a tile of them would be
     padding. Bytes bound it, not products, so it does without tensor cores. UPCAST changes nothing: all is float32."""
@@ -82,7 +82,7 @@ def shrink_rows(
     for block in range(tl.program_id(1), tl.cdiv(ranks, BLOCK_N), tl.num_programs(1)):
         n = block * BLOCK_N + tl.arange(0, BLOCK_N)
         acc = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
-        for tile in range(first_tile, last_tile):
+        for tile in tl.range(first_tile, last_tile, num_stages=STAGES):
             k = tile * BLOCK_K + tl.arange(0, BLOCK_K)
             inputs = tl.load(x_row + k, mask=k < K, other=0.0).to(tl.float32)
             places = in_pool(table, begin + n * stride + tile * BLOCK_K, n < ranks, PAGE)
@@ -125,7 +125,7 @@ def specializations() -> list[Specialization]:
                     shrink_rows,
                     _arguments(dtype, "row_adapters"),
                     {"PAGE": 1 << 15, "GRAIN": rows.k, "BLOCK_N": rows.n, "BLOCK_K": rows.k,
-                     "UPCAST": False},
+                     "STAGES": rows.stages, "UPCAST": False},
                     rows.warps,
                     rows.stages,
                     divisible=frozenset({"x_stride", "K"}),
