@@ -3,7 +3,7 @@ card; what was measured on one may take their place."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -12,8 +12,8 @@ GROUP_TILE = 16
 """Rows of the smallest tile of the tensor cores: fewer query heads a key-value head are padded to it."""
 SHIPPED_SIZES = (64, 80, 96, 128, 256)
 """Head sizes whose forms are compiled and checked; others work and are compiled when first met."""
-CAPABILITIES = ((8, 0), (8, 6), (9, 0))
-"""One card of each amount of shared memory: 164, 100 and 228 KB a processor."""
+CARDS = {(8, 0): "sm_80", (8, 6): "sm_80", (9, 0): "sm_90"}
+"""One capability of each amount of shared memory, 164, 100 and 228 KB a processor, and where its forms are checked."""
 
 Capability = tuple[int, int]
 
@@ -62,32 +62,47 @@ def group_tile(group: int) -> int:
 
 
 def decode_tiles(size: int, group: int, dtype: torch.dtype, capability: Capability) -> DecodeTiles:
-    """Bound by memory: enough tokens in flight per processor, at least two pages at a time."""
+    """Bound by memory: at least two pages at a time, the next in flight, several programs a processor to hide what
+    each waits for. Page ids take two of the five stages, so two pairs of keys and values are in shared memory."""
     width = padded(size) * dtype.itemsize
-    tokens = 64 if width <= 256 else 32
-    small = capability[0] == 8 and capability[1] != 0
-    stages = 2 if small or width > 512 else 3
-    resident = 1 if small or group_tile(group) > 2 * GROUP_TILE else 2
-    return DecodeTiles(tokens, 4, stages, resident)
+    wide_group = group_tile(group) > GROUP_TILE
+    if width <= 128:
+        return DecodeTiles(64, 4, 5, resident=2 if _has_little(capability) or wide_group else 4)
+    if width <= 256:
+        return DecodeTiles(32, 4, 5, resident=2 if _has_little(capability) or wide_group else 4)
+    return DecodeTiles(32, 8, 5 if width <= 512 else 2, resident=1)
 
 
 def prefill_tiles(size: int, group: int, dtype: torch.dtype, capability: Capability) -> PrefillTiles:
-    """Bound by the tensor cores: as many rows as the registers hold beside a tile of scores."""
+    """Bound by the tensor cores: as many rows as the registers hold beside a tile of scores. Hopper reads queries from
+    shared memory, others from registers, which are then too few for large tiles."""
     width = padded(size) * dtype.itemsize
-    small = capability[0] == 8 and capability[1] != 0
-    if width <= 256:
-        rows, tokens, warps, stages = 128, 64, 8, 2 if small else 3
+    if width <= 128 or (width <= 256 and capability[0] == 9):
+        tiles = PrefillTiles(128, 64, 8, 3)
+    elif width <= 256:
+        tiles = PrefillTiles(64, 32, 4, 3)
     else:
-        rows, tokens, warps, stages = 64, 32, 4, 2
-    return PrefillTiles(max(rows, padded(group)), tokens, warps, stages)
+        tiles = PrefillTiles(64, 32, 8, 3 if width <= 512 else 2)
+    return replace(tiles, rows=max(tiles.rows, padded(group)))
 
 
-def decode_forms(size: int, group: int) -> list[DecodeTiles]:
-    """All that `decode_tiles` may choose for 16-bit elements, each once."""
-    forms = [decode_tiles(size, group, torch.bfloat16, capability) for capability in CAPABILITIES]
-    return list({str(tiles): tiles for tiles in forms}.values())
+def decode_forms(size: int, group: int) -> dict[DecodeTiles, set[str]]:
+    """All that `decode_tiles` may choose for 16-bit elements, each once, and the cards where it may."""
+    forms: dict[DecodeTiles, set[str]] = {}
+    for capability, card in CARDS.items():
+        # How many are resident is a matter of the split, not of the code.
+        tiles = replace(decode_tiles(size, group, torch.bfloat16, capability), resident=1)
+        forms.setdefault(tiles, set()).add(card)
+    return forms
 
 
-def prefill_forms(size: int) -> list[PrefillTiles]:
-    forms = [prefill_tiles(size, 1, torch.bfloat16, capability) for capability in CAPABILITIES]
-    return list(dict.fromkeys(forms))
+def prefill_forms(size: int) -> dict[PrefillTiles, set[str]]:
+    forms: dict[PrefillTiles, set[str]] = {}
+    for capability, card in CARDS.items():
+        forms.setdefault(prefill_tiles(size, 1, torch.bfloat16, capability), set()).add(card)
+    return forms
+
+
+def _has_little(capability: Capability) -> bool:
+    """Whether a processor has 100 KB of shared memory only: Ampere and later cards that are not for data centres."""
+    return capability in ((8, 6), (8, 9), (12, 0), (12, 1))

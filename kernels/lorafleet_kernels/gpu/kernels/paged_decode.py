@@ -146,9 +146,10 @@ def specializations() -> list[Specialization]:
                 {"q_stride", "out_stride", "page_stride", "half_stride", "token_stride", "head_stride"}
             ),
             expects=frozenset({"mma", "cp.async"}),
+            cards=frozenset(cards),
         )
         for dtype in ("bf16", "fp16")
         for size in SHIPPED_SIZES
         for block_g in (GROUP_TILE, 2 * GROUP_TILE)
-        for tiles in decode_forms(size, block_g)
+        for tiles, cards in decode_forms(size, block_g).items()
     ]  # fmt: skip

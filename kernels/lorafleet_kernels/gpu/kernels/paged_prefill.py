@@ -124,8 +124,9 @@ def specializations() -> list[Specialization]:
             stages=tiles.stages,
             divisible=frozenset(strides),
             expects=frozenset({"mma", "cp.async"}),
+            cards=frozenset(cards),
         )
         for dtype in ("bf16", "fp16")
         for size in SHIPPED_SIZES
-        for tiles in prefill_forms(size)
+        for tiles, cards in prefill_forms(size).items()
     ]  # fmt: skip
