@@ -108,7 +108,7 @@ def paged_decode_kernel(
                     theirs = first + other * kv_heads * group + g
                     # From L2: another processor wrote them.
                     their_best = tl.load(stats + theirs * 2, mask=g < group, other=0.0, cache_modifier=".cg")
-                    their_total = tl.load(stats + theirs * 2 + 1, mask=g < group, other=0.0, cache_modifier=".cg")
+                    their_total = tl.load(stats + theirs * 2 + 1, mask=g < group, other=1.0, cache_modifier=".cg")
                     their_sums = tl.load(
                         sums + theirs[:, None] * SIZE + d[None, :], mask=mask, other=0.0, cache_modifier=".cg"
                     )
