@@ -30,7 +30,7 @@ def argmax_kernel(
     lanes = tl.arange(0, BLOCK)
     best = tl.full([BLOCK], float("-inf"), tl.float32)
     ids = tl.full([BLOCK], NO_TOKEN, tl.int32)
-    for block in range(0, blocks):
+    for block in range(blocks):
         at = begin + block * BLOCK + lanes
         values = tl.load(logits + row * row_stride + at, mask=at < columns, other=float("-inf")).to(tl.float32)
         # NaN counts as infinite: neither is a best token.

@@ -104,7 +104,7 @@ def paged_decode_kernel(
                 best = tl.full([BLOCK_G], float("-inf"), tl.float32)
                 total = tl.zeros([BLOCK_G], tl.float32)
                 mixed = tl.zeros([BLOCK_G, BLOCK_D], tl.float32)
-                for other in range(0, pieces):
+                for other in range(pieces):
                     theirs = first + other * kv_heads * group + g
                     # From L2: another processor wrote them.
                     their_best = tl.load(stats + theirs * 2, mask=g < group, other=0.0, cache_modifier=".cg")
