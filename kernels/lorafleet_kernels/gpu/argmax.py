@@ -21,20 +21,25 @@ class TritonArgmax:
     def __call__(self, logits: Tensor) -> Tensor:
         """Tokens `[n]` int64 of `logits [n, V]`, whose rows may lie apart; -1 where the best is not finite, or a logit
         is NaN. Raises ValueError for more rows than this was made for."""
+        rows = len(logits)
+        tokens = torch.empty(rows, dtype=torch.int64, device=logits.device)
+        self.into(tokens, torch.empty(rows, device=logits.device), logits)
+        return tokens
+
+    def into(self, tokens: Tensor, tops: Tensor, logits: Tensor) -> None:
+        """The same, written to `tokens [n]`, and each row's best logit, inf for NaN, to `tops [n]` float32."""
         rows, columns = logits.shape
         if rows > len(self._arrived):
             raise ValueError(f"{rows} rows of logits, made for {len(self._arrived)}: make it for more")
         if logits.stride(1) != 1:
             raise ValueError("the logits of a row lie apart: give rows that are contiguous")
-        tokens = torch.empty(rows, dtype=torch.int64, device=logits.device)
         if not rows:
-            return tokens
+            return
         in_all = -(-columns // BLOCK)
         # Four programs fit on a processor; more of them a row would only wait.
         wanted = min(in_all, MOST_SPLITS, max(1, 4 * self._processors // rows))
         blocks = -(-in_all // wanted)
         argmax_kernel[(rows, -(-in_all // blocks))](
-            logits, tokens, self._values, self._ids, self._arrived, columns, blocks, logits.stride(0),
+            logits, tokens, tops, self._values, self._ids, self._arrived, columns, blocks, logits.stride(0),
             BLOCK=BLOCK, SPLITS=MOST_SPLITS, NO_TOKEN=NO_TOKEN, num_warps=WARPS,
         )  # fmt: skip
-        return tokens

@@ -71,6 +71,14 @@ def test_the_same_memory_serves_steps_of_other_sizes_and_padding_touches_nothing
         assert written == tokens * 2 * SIZES.kv_heads * SIZES.size
 
 
+def test_contexts_of_ten_thousand_tokens(device: torch.device) -> None:
+    case = a_case(torch.float16, HeadSizes(2, 1, 64, 1e-6), [10_001], [(10_000, 3)], device)
+
+    out = case.attention(case.pool.clone())(LAYER, case.qkv.clone(), None, None)
+
+    assert worst(out, longhand(case)) < TOLERANCES[torch.float16]
+
+
 def test_heads_that_the_kernels_do_not_know_are_refused(device: torch.device) -> None:
     with pytest.raises(ValueError, match="even size"):
         AttentionShape.of(HeadSizes(4, 2, 63, 1e-6), torch.float16, (9, 0), 132)

@@ -18,10 +18,10 @@ NO_TOKEN = 2**31 - 1
 
 @triton.jit(do_not_specialize=["columns", "blocks"])
 def argmax_kernel(
-    logits, tokens, best_values, best_ids, arrived, columns, blocks, row_stride,
+    logits, tokens, tops, best_values, best_ids, arrived, columns, blocks, row_stride,
     BLOCK: tl.constexpr, SPLITS: tl.constexpr, NO_TOKEN: tl.constexpr,
 ):  # fmt: skip
-    """Grid: rows × programs of a row (at most SPLITS). `blocks`: of BLOCK columns, that a program takes.
+    """Grid: rows × programs of a row (at most SPLITS), each `blocks` blocks of columns. `tops [rows]` float32: the best.
     `best_values, best_ids [rows, SPLITS]` float32 and int32; `arrived [rows]` int32, zeros before and after."""
     row = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
@@ -50,10 +50,11 @@ def argmax_kernel(
         lane = tl.arange(0, SPLITS)
         # From L2: other processors wrote them.
         there = row * SPLITS + lane
-        tops = tl.load(best_values + there, mask=lane < parts, other=float("-inf"), cache_modifier=".cg")
+        theirs = tl.load(best_values + there, mask=lane < parts, other=float("-inf"), cache_modifier=".cg")
         found = tl.load(best_ids + there, mask=lane < parts, other=NO_TOKEN, cache_modifier=".cg")
-        top = tl.max(tops, 0)
-        token = tl.min(tl.where(tops == top, found, NO_TOKEN), 0)
+        top = tl.max(theirs, 0)
+        token = tl.min(tl.where(theirs == top, found, NO_TOKEN), 0)
+        tl.store(tops + row, top)
         finite = tl.abs(top) < float("inf")
         tl.store(tokens + row, tl.where(finite, token, -1).to(tokens.dtype.element_ty))
 
@@ -65,8 +66,8 @@ def specializations() -> list[Specialization]:
             name=f"argmax {dtype}{'' if aligned else ' unaligned'}",
             kernel=argmax_kernel,
             arguments={
-                "logits": f"*{dtype}", "tokens": "*i64", "best_values": "*fp32", "best_ids": "*i32", "arrived": "*i32",
-                "columns": "i32", "blocks": "i32", "row_stride": "i32",
+                "logits": f"*{dtype}", "tokens": "*i64", "tops": "*fp32", "best_values": "*fp32", "best_ids": "*i32",
+                "arrived": "*i32", "columns": "i32", "blocks": "i32", "row_stride": "i32",
             },
             constants={"BLOCK": BLOCK, "SPLITS": MOST_SPLITS, "NO_TOKEN": NO_TOKEN},
             warps=WARPS,
