@@ -21,6 +21,7 @@ ROWS_OF_A_TILE = 4
 PROGRAMS_PER_SM = 2
 MOST_SPLITS = 16
 _M, _RANKS = (16, 64, 128), (16, 32, 64)
+_MOST_RANKS = {16: 64, 64: 32, 128: 16}
 
 
 class Variant(StrEnum):
@@ -111,7 +112,8 @@ def tile_shrinks() -> list[Tiles]:
 
 
 def tile_expands() -> list[Tiles]:
-    return [_expand(m, k) for m, k in product(_M, _RANKS)] + [_narrow_expand(_M[0], g) for g in NARROW_GRAINS]
+    usual = [_expand(m, k) for m, k in product(_M, _RANKS) if k <= _MOST_RANKS[m]]
+    return usual + [_narrow_expand(_M[0], g) for g in NARROW_GRAINS]
 
 
 def row_shrinks() -> list[Tiles]:
@@ -124,11 +126,12 @@ def row_expands() -> list[Tiles]:
 
 def _shrink(m: int, n: int) -> Tiles:
     # Loads of weights wait for a page's id, and Triton spends two stages on that: five keep two tiles under way.
-    return Tiles(m, n, 128 if m == 16 else 64, 8 if m * n > 2048 else 4, 5)
+    return Tiles(m, n, 128 if m == 16 else 64, 8 if m * n >= 2048 else 4, 5)
 
 
 def _expand(m: int, k: int) -> Tiles:
-    return Tiles(m, 128, k, 8 if m == 128 else 4, 2)
+    # More ranks at a time, and 128 rows of them do not fit into registers.
+    return Tiles(m, 128, min(k, _MOST_RANKS[m]), 4 if m == 16 else 8, 2)
 
 
 def _row_shrink() -> Tiles:
