@@ -38,7 +38,9 @@ def sum_planes(first, mask, plane_stride, splits):
     total = tl.zeros(first.shape, tl.float32)
     for done in range(0, splits, 8):
         for split in tl.static_range(8):
-            total += tl.load(first + (done + split) * plane_stride, mask=mask & (done + split < splits), other=0.0)
+            # A comparison of two plain numbers would be a Python bool to the interpreter, which masks do not take.
+            there = mask & (tl.full(mask.shape, done + split, tl.int32) < splits)
+            total += tl.load(first + (done + split) * plane_stride, mask=there, other=0.0)
     return total
 
 
