@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lorafleet_kernels import reference
 from lorafleet_kernels.gpu.lora import GroupForm, LoraStep, Scratch
 from lorafleet_kernels.gpu.lora_config import GroupShape, LoraConfig, Tiles, Variant
 from lorafleet_kernels.gpu.lora_host import AdapterPlace, Segment, StepSizes, describe, fill_step, most_items
 from lorafleet_kernels.gpu.specialization import INTERPRETED
 from lorafleet_kernels.gpu.step_buffer import batch_in
+from lorafleet_kernels.reference_lora import AdaptedRows, lora_rows
 from lorafleet_runtime.model.adapter_weights import AdapterWeights, LoraPair
 from lorafleet_runtime.model.config import GROUPS, DecoderConfig
 from lorafleet_runtime.model.lora import GroupView, grain_for, pack, views
@@ -56,14 +56,23 @@ class Case:
         around[1:-1, 8:-16] = torch.randn(rows, columns, generator=self.generator)
         return around[1:-1, 8:-16]
 
+    def adapted(self, group: str) -> list[AdaptedRows]:
+        """The segments that have a delta there, for the specification in float64."""
+        found = [(begin, end, self.truth[adapter].get(group)) for begin, end, adapter in self.segments if adapter >= 0]
+        return [AdaptedRows(begin, end, view.a, view.parts) for begin, end, view in found if view is not None]
+
     def expected(self, group: str, x: Tensor, y: Tensor) -> Tensor:
-        """`y + deltas` by the specification, in float64."""
+        """`y + deltas`."""
         out = y.double().cpu()
-        for begin, end, adapter in self.segments:
-            view = self.truth[adapter].get(group) if adapter >= 0 else None
-            if view is not None:
-                reference.lora_segment(out[begin:end], x[begin:end].double().cpu(), view.a, view.parts)
+        lora_rows(out, x.double().cpu(), self.adapted(group))
         return out
+
+    def base_rows(self, rows: int) -> Tensor:
+        """Which are the base model's, bool."""
+        base = torch.ones(rows, dtype=torch.bool)
+        for begin, end, adapter in self.segments:
+            base[begin:end] = adapter < 0
+        return base
 
 
 def shapes(config: DecoderConfig) -> dict[str, GroupShape]:

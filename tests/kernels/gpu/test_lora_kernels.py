@@ -26,9 +26,7 @@ def check(case: Case, group: str, k: int, columns: int, rows: int) -> None:
     case.step(LAYER, group, x, y)
 
     close(y, expected)
-    base = torch.ones(rows, dtype=torch.bool)
-    for begin, end, adapter in case.segments:
-        base[begin:end] = adapter < 0
+    base = case.base_rows(rows)
     assert torch.equal(y[base], before[base])
 
 

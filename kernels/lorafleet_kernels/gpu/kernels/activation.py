@@ -16,7 +16,8 @@ COUNTS = ["plane_stride", "planes_width", "layout_stride", "splits"]
 @triton.jit
 def silu_product(gate, up, dtype):
     """Of float32 values that have been rounded to `dtype`, rounded where the reference rounds."""
-    return (gate / (1.0 + tl.exp(-gate))).to(dtype).to(tl.float32) * up
+    e = tl.exp(-tl.abs(gate))  # never overflows
+    return (gate * tl.where(gate < 0, e, 1.0) / (1.0 + e)).to(dtype).to(tl.float32) * up
 
 
 @triton.jit
