@@ -6,7 +6,6 @@ numbers start from those that SGLang's tuner found on sm_90 (engine_kernels 1.2)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import product
@@ -21,6 +20,7 @@ ROWS_OF_A_TILE = 4
 PROGRAMS_PER_SM = 2
 MOST_SPLITS = 16
 _M, _RANKS = (16, 64, 128), (16, 32, 64)
+_MOST_RANKS = {16: 64, 64: 32, 128: 16}
 
 
 class Variant(StrEnum):
@@ -79,26 +79,26 @@ def variant_for(rows: int, segments: int) -> Variant:
     return Variant.TILES if rows >= ROWS_OF_A_TILE * max(segments, 1) else Variant.ROWS
 
 
-def block_m(rows: int, segments: int) -> int:
-    """Rows of a work item, at most: the least tile that holds a mean segment, or the largest."""
+def block_m(rows: int, segments: int, grain: int) -> int:
+    """Rows of a work item, at most: the least tile that holds a mean segment, or the largest; of a model of a small
+    grain, which has narrow tiles only, the smallest. All groups of a step have the same."""
     if variant_for(rows, segments) is Variant.ROWS:
         return 1
     mean = -(-rows // max(segments, 1))
-    return next((m for m in _M if m >= mean), _M[-1])
+    return next((m for m in _M if m >= mean), _M[-1]) if grain >= TILE_GRAIN else _M[0]
 
 
 def choose(step: StepShape, group: GroupShape, grain: int, processors: int) -> LoraConfig:
     """The default form on a card of so many processors (SMs): K is split until there are programs for all of them."""
     variant = variant_for(step.rows, step.segments)
-    m = block_m(step.rows, step.segments)
+    m = block_m(step.rows, step.segments, grain)
     ranks = _at_least(step.max_rank * len(group.widths))
-    if variant is Variant.TILES:
+    if grain < TILE_GRAIN:
+        shrink, expand = _narrow_shrink(m, grain), _narrow_expand(m, grain)
+    elif variant is Variant.TILES:
         shrink, expand = _shrink(m, ranks), _expand(m, _at_least(step.max_rank))
     else:
         shrink, expand = _row_shrink(), _row_expand()
-    if grain < TILE_GRAIN:
-        m = min(m, _M[0])
-        shrink, expand = _narrow_shrink(m, grain), _narrow_expand(m, grain)
     lanes = min(-(-step.max_rank * len(group.widths) // shrink.n), 4)
     items = max(step.segments, -(-step.rows // m))
     wanted = -(-PROGRAMS_PER_SM * processors // (items * lanes))
@@ -111,7 +111,8 @@ def tile_shrinks() -> list[Tiles]:
 
 
 def tile_expands() -> list[Tiles]:
-    return [_expand(m, k) for m, k in product(_M, _RANKS)] + [_narrow_expand(_M[0], g) for g in NARROW_GRAINS]
+    usual = [_expand(m, k) for m, k in product(_M, _RANKS) if k <= _MOST_RANKS[m]]
+    return usual + [_narrow_expand(_M[0], g) for g in NARROW_GRAINS]
 
 
 def row_shrinks() -> list[Tiles]:
@@ -122,13 +123,19 @@ def row_expands() -> list[Tiles]:
     return [_row_expand(), *(_narrow_expand(1, g) for g in NARROW_GRAINS)]
 
 
+def fused_tiles(grain: int) -> Tiles:
+    """Of an expand within another kernel, which is by rows."""
+    return _row_expand() if grain >= TILE_GRAIN else _narrow_expand(1, grain)
+
+
 def _shrink(m: int, n: int) -> Tiles:
     # Loads of weights wait for a page's id, and Triton spends two stages on that: five keep two tiles under way.
-    return Tiles(m, n, 128 if m == 16 else 64, 8 if m * n > 2048 else 4, 5)
+    return Tiles(m, n, 128 if m == 16 else 64, 8 if m * n >= 2048 else 4, 5)
 
 
 def _expand(m: int, k: int) -> Tiles:
-    return Tiles(m, 128, k, 8 if m == 128 else 4, 2)
+    # More ranks at a time, and 128 rows of them do not fit into registers.
+    return Tiles(m, 128, min(k, _MOST_RANKS[m]), 4 if m == 16 else 8, 2)
 
 
 def _row_shrink() -> Tiles:
@@ -154,8 +161,3 @@ def _at_least(ranks: int) -> int:
 def _power_of_two(number: int) -> int:
     """The least that is not below `number`."""
     return 1 << max(number - 1, 0).bit_length()
-
-
-def widest(groups: Sequence[GroupShape]) -> int:
-    """Projections of the largest group."""
-    return max(len(group.widths) for group in groups)

@@ -32,6 +32,19 @@ def in_pool(table, elements, mask, PAGE: tl.constexpr):
 
 
 @triton.jit
+def sum_planes(first, mask, plane_stride, splits):
+    """The sum of what `first`, pointers into plane 0, and the planes after it hold: in their order, yet read eight at a
+    time, as a read takes longer than all that is done with it."""
+    total = tl.zeros(first.shape, tl.float32)
+    for done in range(0, splits, 8):
+        for split in tl.static_range(8):
+            # A comparison of two plain numbers would be a Python bool to the interpreter, which masks do not take.
+            there = mask & (tl.full(mask.shape, done + split, tl.int32) < splits)
+            total += tl.load(first + (done + split) * plane_stride, mask=there, other=0.0)
+    return total
+
+
+@triton.jit
 def bridge_dot(h, b, acc, UPCAST: tl.constexpr):
     """`acc + h · b`, where `h` is float32: as two terms that the tensor cores take without loss beyond 2⁻¹⁶ of it.
     Rounded to the weights' type alone, h would lose as much as the result may, and in float16 overflow."""

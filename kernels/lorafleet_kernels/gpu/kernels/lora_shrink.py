@@ -101,7 +101,7 @@ def specializations() -> list[Specialization]:
     for dtype in TYPES:
         for tiles in tile_shrinks():
             for page, divisible in ((1 << 15, True), (5 << 13, True), (1 << 12, False)):
-                if not divisible and tiles.m > 16:
+                if page != 1 << 15 and tiles.m > 16:
                     continue
                 forms.append(
                     Specialization(
