@@ -21,7 +21,7 @@ def argmax_kernel(
     logits, tokens, tops, best_values, best_ids, arrived, columns, blocks, row_stride,
     BLOCK: tl.constexpr, SPLITS: tl.constexpr, NO_TOKEN: tl.constexpr,
 ):  # fmt: skip
-    """Grid: rows × programs of a row (at most SPLITS), each `blocks` blocks of columns. `tops [rows]` float32: the best.
+    """Grid: rows × programs of a row (≤ SPLITS), each `blocks` blocks of columns. `tops [rows]` float32: its best.
     `best_values, best_ids [rows, SPLITS]` float32 and int32; `arrived [rows]` int32, zeros before and after."""
     row = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
