@@ -2,13 +2,15 @@
 
 A decoder layer has four fused linear groups; an adapter has A and Bᵀ of some of their projections. Per layer they
 form one vector, group after group: the A rows of the group's projections, then their Bᵀ rows. The vector is cut into
-pages; page ids are the same in every layer, as for KV. Rank-exact: nothing is padded but the last page. What is no pair
-of a projection (DoRA, norms, the vocabulary's matrices) lies behind, as `extras` says."""
+pages; page ids are the same in every layer, as for KV. Rank-exact: nothing is padded but the last page, and rows to the
+layout's grain, which divides the widths of all usual models. What is no pair of a projection (DoRA, norms, the
+vocabulary's matrices) lies behind, as `extras` says."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from math import gcd
 
 import torch
 from torch import Tensor
@@ -20,11 +22,14 @@ from lorafleet_runtime.model.config import GROUPS as GROUPS
 from lorafleet_runtime.model.config import DecoderConfig
 from lorafleet_runtime.model.extras import ExtrasLayout, pack_extras, plan_extras
 
+LEAST_GRAIN, MOST_GRAIN = 16, 256
+"""Of GPUs' layouts: 16 elements of 2 bytes are what one thread reads at best, twice; 256 are the longest tile."""
+
 
 @dataclass(frozen=True, slots=True)
 class Slice:
     """Where one projection of one layer lies in the layer's vector, in elements, and which output columns it feeds.
-    `a_rows` is `rank`, but for a rank's part of an A that is split along it."""
+    `a_rows` is `rank`, but for a rank's part of an A that is split along it. Rows begin `grain`-aligned."""
 
     a: int
     b: int
@@ -33,6 +38,17 @@ class Slice:
     k: int
     begin: int
     end: int
+    grain: int = 1
+
+    @property
+    def a_stride(self) -> int:
+        """Elements from one row of A to the next."""
+        return _up(self.k, self.grain)
+
+    @property
+    def b_stride(self) -> int:
+        """Elements from one row of Bᵀ to the next."""
+        return _up(self.end - self.begin, self.grain)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +80,27 @@ class PackedAdapter:
     blob: Tensor
 
 
-def plan_layout(weights: AdapterWeights, config: DecoderConfig, page_elements: int) -> Layout:
-    """Offsets of every projection. Within a group all A rows are adjacent, so that one product shrinks them all."""
+def grain_for(config: DecoderConfig, page_elements: int) -> int:
+    """The grain of GPUs: the largest power of two, up to 256, that divides all widths and the page, so that it costs
+    nothing; at least 16, to which the rows of a model of odd widths are padded.
+
+    Raises ValueError for a page that is no multiple of 16 elements; pages of KV are.
+    """
+    if page_elements % LEAST_GRAIN:
+        raise ValueError(f"a page of {page_elements} elements is no multiple of {LEAST_GRAIN}: rows would cross pages")
+    shapes = [config.linear_shape(target) for targets in GROUPS.values() for target in targets]
+    common = gcd(page_elements, MOST_GRAIN, *(width for shape in shapes for width in shape))
+    return max(common, LEAST_GRAIN)
+
+
+def plan_layout(weights: AdapterWeights, config: DecoderConfig, page_elements: int, grain: int = 1) -> Layout:
+    """Offsets of every projection. Within a group all A rows are adjacent, so that one product shrinks them all. Rows
+    begin at multiples of `grain`, so that a run of so many elements of a row never crosses the pages' border.
+
+    Raises ValueError where the grain does not divide the page.
+    """
+    if page_elements % grain:
+        raise ValueError(f"a grain of {grain} elements does not divide the page of {page_elements}")
     layers: list[Mapping[str, tuple[Slice, ...]]] = []
     ends: list[int] = []
     for layer in range(config.num_layers):
@@ -75,16 +110,17 @@ def plan_layout(weights: AdapterWeights, config: DecoderConfig, page_elements: i
             present = [t for t in targets if (layer, t) in weights.modules]
             k = config.linear_shape(targets[0])[1]
             a = offset
-            b = a + k * sum(weights.modules[layer, t].a.shape[0] for t in present)
+            b = a + _up(k, grain) * sum(weights.modules[layer, t].a.shape[0] for t in present)
             slices: list[Slice] = []
             column = 0
             for target in targets:
                 if target in present:
                     a_rows = weights.modules[layer, target].a.shape[0]
                     out, rank = weights.modules[layer, target].b.shape
-                    slices.append(Slice(a, b, a_rows, rank, k, column, column + out))
-                    a += a_rows * k
-                    b += rank * out
+                    s = Slice(a, b, a_rows, rank, k, column, column + out, grain)
+                    slices.append(s)
+                    a += a_rows * s.a_stride
+                    b += rank * s.b_stride
                 column += config.linear_shape(target)[0]
             offset = b
             if slices:
@@ -97,17 +133,19 @@ def plan_layout(weights: AdapterWeights, config: DecoderConfig, page_elements: i
     return Layout(tuple(layers), -(-longest // page_elements), signature, extras)
 
 
-def pack(weights: AdapterWeights, config: DecoderConfig, page_elements: int, dtype: torch.dtype) -> PackedAdapter:
+def pack(
+    weights: AdapterWeights, config: DecoderConfig, page_elements: int, dtype: torch.dtype, grain: int = 1
+) -> PackedAdapter:
     """Lay an adapter out once, off the step."""
-    layout = plan_layout(weights, config, page_elements)
+    layout = plan_layout(weights, config, page_elements, grain)
     blob = torch.zeros(config.num_layers, layout.pages * page_elements, dtype=dtype)
     for layer, groups in enumerate(layout.layers):
         for group, slices in groups.items():
             present = [t for t in GROUPS[group] if (layer, t) in weights.modules]
             for target, s in zip(present, slices, strict=True):
                 pair = weights.modules[layer, target]
-                blob[layer, s.a : s.a + s.a_rows * s.k] = pair.a.to(dtype).reshape(-1)
-                blob[layer, s.b : s.b + s.rank * (s.end - s.begin)] = pair.b.t().to(dtype).reshape(-1)
+                _rows(blob[layer], s.a, s.a_rows, s.k, s.a_stride).copy_(pair.a)
+                _rows(blob[layer], s.b, s.rank, s.end - s.begin, s.b_stride).copy_(pair.b.t())
     if layout.extras is not None:
         pack_extras(blob, layout.extras, weights, config)
     return PackedAdapter(layout, blob.view(config.num_layers, layout.pages, page_elements))
@@ -144,12 +182,20 @@ def matrices(vectors: Tensor, layout: Layout) -> tuple[Mapping[str, GroupView], 
 def _layer_views(vector: Tensor, groups: Mapping[str, tuple[Slice, ...]]) -> Mapping[str, GroupView]:
     found: dict[str, GroupView] = {}
     for group, slices in groups.items():
-        k = slices[0].k
-        rows = sum(s.a_rows for s in slices)
-        a = vector[slices[0].a : slices[0].a + rows * k].view(rows, k)
+        first = slices[0]
+        a = _rows(vector, first.a, sum(s.a_rows for s in slices), first.k, first.a_stride)
         parts: list[LoraPart] = []
         for s in slices:
-            b = vector[s.b : s.b + s.rank * (s.end - s.begin)].view(s.rank, s.end - s.begin)
-            parts.append(LoraPart(s.begin, s.end, b))
+            parts.append(LoraPart(s.begin, s.end, _rows(vector, s.b, s.rank, s.end - s.begin, s.b_stride)))
         found[group] = GroupView(a, tuple(parts))
     return found
+
+
+def _rows(vector: Tensor, begin: int, rows: int, width: int, stride: int) -> Tensor:
+    """The matrix `[rows, width]` in a layer's vector, whose rows lie `stride` apart."""
+    return vector[begin : begin + rows * stride].view(rows, stride)[:, :width]
+
+
+def _up(number: int, grain: int) -> int:
+    """The least multiple of `grain` that is not below `number`."""
+    return -(-number // grain) * grain

@@ -1,0 +1,140 @@
+"""`planes[j, t, :ΣR] = x[t, part j of K] · A[:, part j]ᵀ` in float32, for the rows of many adapters at once.
+
+The expand kernel sums the planes in their order: no atomics and no memset, and the same bits every time. A program
+takes every `lanes`-th block of ranks, so no grid depends on a rank; programs of empty work items return at once."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from lorafleet_kernels.gpu.kernels.lora_pages import adapter_entry, in_pool
+from lorafleet_kernels.gpu.lora_config import TYPES, row_shrinks, tile_shrinks
+from lorafleet_kernels.gpu.specialization import Specialization
+
+
+@triton.jit(do_not_specialize=["plane_stride", "planes_width", "layout_stride"])
+def shrink_tiles(
+    x, pool, planes, work, adapters, pages, layouts,
+    x_stride, plane_stride, planes_width, layout_stride, K,
+    PAGE: tl.constexpr, GRAIN: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Grid (work items, lanes, splits). `x [T, K]`; `planes [splits, T, planes_width]`; BLOCK_K ≤ GRAIN."""
+    item = tl.program_id(0)
+    count = tl.load(work + 3 * item + 1)
+    if count == 0:
+        return
+    first, adapter = tl.load(work + 3 * item), tl.load(work + 3 * item + 2)
+    table, entry = adapter_entry(adapters, pages, layouts, layout_stride, adapter)
+    begin, ranks = tl.multiple_of(tl.load(entry), 16), tl.load(entry + 1)
+    stride = tl.cdiv(K, GRAIN) * GRAIN
+
+    tiles = tl.cdiv(K, BLOCK_K)
+    share = tl.cdiv(tiles, tl.num_programs(2))
+    first_tile = tl.program_id(2) * share
+    last_tile = tl.minimum(first_tile + share, tiles)
+
+    rows = tl.arange(0, BLOCK_M)
+    own = rows < count
+    x_rows = x + (first + rows).to(tl.int64)[:, None] * x_stride
+    out = planes + tl.program_id(2) * plane_stride + (first + rows)[:, None] * planes_width
+    for block in range(tl.program_id(1), tl.cdiv(ranks, BLOCK_N), tl.num_programs(1)):
+        n = block * BLOCK_N + tl.arange(0, BLOCK_N)
+        acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        for tile in range(first_tile, last_tile):
+            k = tile * BLOCK_K + tl.arange(0, BLOCK_K)
+            inputs = tl.load(x_rows + k[None, :], mask=own[:, None] & (k[None, :] < K), other=0.0)
+            places = in_pool(table, begin + n * stride + tile * BLOCK_K, n < ranks, PAGE)
+            a = tl.load(
+                pool + places[:, None] + tl.arange(0, BLOCK_K)[None, :],
+                mask=(n[:, None] < ranks) & (k[None, :] < K), other=0.0,
+            )  # fmt: skip
+            if UPCAST:
+                inputs, a = inputs.to(tl.float32), a.to(tl.float32)
+            acc = tl.dot(inputs, tl.trans(a), acc)
+        tl.store(out + n[None, :], acc, mask=own[:, None] & (n[None, :] < ranks))
+
+
+@triton.jit(do_not_specialize=["plane_stride", "planes_width", "layout_stride"])
+def shrink_rows(
+    x, pool, planes, row_adapters, adapters, pages, layouts,
+    x_stride, plane_stride, planes_width, layout_stride, K,
+    PAGE: tl.constexpr, GRAIN: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """The same with grid (rows, lanes, splits): where hardly two rows have the same adapter, a tile of them would be
+    padding. Bytes bound it, not products, so it does without tensor cores. UPCAST changes nothing: all is float32."""
+    row = tl.program_id(0)
+    adapter = tl.load(row_adapters + row)
+    if adapter < 0:
+        return
+    table, entry = adapter_entry(adapters, pages, layouts, layout_stride, adapter)
+    begin, ranks = tl.multiple_of(tl.load(entry), 16), tl.load(entry + 1)
+    stride = tl.cdiv(K, GRAIN) * GRAIN
+
+    tiles = tl.cdiv(K, BLOCK_K)
+    share = tl.cdiv(tiles, tl.num_programs(2))
+    first_tile = tl.program_id(2) * share
+    last_tile = tl.minimum(first_tile + share, tiles)
+
+    x_row = x + row.to(tl.int64) * x_stride
+    out = planes + tl.program_id(2) * plane_stride + row * planes_width
+    for block in range(tl.program_id(1), tl.cdiv(ranks, BLOCK_N), tl.num_programs(1)):
+        n = block * BLOCK_N + tl.arange(0, BLOCK_N)
+        acc = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
+        for tile in tl.range(first_tile, last_tile, num_stages=STAGES):
+            k = tile * BLOCK_K + tl.arange(0, BLOCK_K)
+            inputs = tl.load(x_row + k, mask=k < K, other=0.0).to(tl.float32)
+            places = in_pool(table, begin + n * stride + tile * BLOCK_K, n < ranks, PAGE)
+            a = tl.load(
+                pool + places[:, None] + tl.arange(0, BLOCK_K)[None, :],
+                mask=(n[:, None] < ranks) & (k[None, :] < K), other=0.0,
+            )  # fmt: skip
+            acc += a.to(tl.float32) * inputs[None, :]
+        tl.store(out + n, tl.sum(acc, axis=1), mask=n < ranks)
+
+
+def specializations() -> list[Specialization]:
+    """Every form that `lora_config` can choose, for pages of 2¹⁵ elements (8 heads of keys and values of 128) and for
+    one whose size is no power of two; and for a model of odd widths."""
+    forms = []
+    for dtype in TYPES:
+        for tiles in tile_shrinks():
+            for page, divisible in ((1 << 15, True), (5 << 13, True), (1 << 12, False)):
+                if page != 1 << 15 and tiles.m > 16:
+                    continue
+                forms.append(
+                    Specialization(
+                        f"shrink_tiles {dtype} {tiles} page={page}{'' if divisible else ' odd'}",
+                        shrink_tiles,
+                        _arguments(dtype, "work"),
+                        {
+                            "PAGE": page, "GRAIN": tiles.k, "BLOCK_M": tiles.m, "BLOCK_N": tiles.n,
+                            "BLOCK_K": tiles.k, "UPCAST": False,
+                        },
+                        tiles.warps,
+                        tiles.stages,
+                        divisible=frozenset({"x_stride", "K"} if divisible else ()),
+                        expects=frozenset({"mma", "cp.async"} if divisible else {"mma"}),
+                    )
+                )  # fmt: skip
+        for rows in row_shrinks():
+            forms.append(
+                Specialization(
+                    f"shrink_rows {dtype} {rows}",
+                    shrink_rows,
+                    _arguments(dtype, "row_adapters"),
+                    {"PAGE": 1 << 15, "GRAIN": rows.k, "BLOCK_N": rows.n, "BLOCK_K": rows.k,
+                     "STAGES": rows.stages, "UPCAST": False},
+                    rows.warps,
+                    rows.stages,
+                    divisible=frozenset({"x_stride", "K"}),
+                )
+            )  # fmt: skip
+    return forms
+
+
+def _arguments(dtype: str, rows: str) -> dict[str, str]:
+    pointers = {"x": f"*{dtype}", "pool": f"*{dtype}", "planes": "*fp32"}
+    tables = dict.fromkeys((rows, "adapters", "pages", "layouts"), "*i32")
+    return pointers | tables | dict.fromkeys(("x_stride", "plane_stride", "planes_width", "layout_stride", "K"), "i32")
