@@ -1,6 +1,8 @@
-"""Chooses who computes an operation: the native library where it could be made and passes its test, else the reference.
+"""Chooses who computes an operation: on a CPU the native library where it could be made and passes its test, on a GPU
+Triton's kernels where Triton is installed, else the reference.
 
-The only place that knows of both. `LORAFLEET_NATIVE=0` keeps to the reference.
+The only place that knows of all. `LORAFLEET_KERNELS=reference` keeps to the reference, on a CPU `LORAFLEET_NATIVE=0`
+does too; `LORAFLEET_KERNELS=triton` insists on Triton's.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -25,12 +27,27 @@ from lorafleet_kernels.reference_attention import ReferenceAttention, Scratch
 
 log = logging.getLogger("lorafleet.kernels")
 
+CHOICES = ("", "reference", "triton")
+"""Of LORAFLEET_KERNELS."""
+
 
 class Attention(Protocol):
     """One step's attention, for every layer: rotates, writes keys and values to their pages, attends."""
 
     def __call__(self, layer: int, qkv: Tensor, q_norm: Tensor | None, k_norm: Tensor | None) -> Tensor:
         """`qkv [T, (heads + 2 · kv_heads) · size]`, which may be overwritten → `[T, heads · size]`."""
+        ...
+
+
+class WholeLayers(Protocol):
+    """All layers of a decoder as one operation, which is faster than one by one."""
+
+    def takes(self, attend: object, lora: object) -> bool:
+        """Whether it knows this step's attention and adapters."""
+        ...
+
+    def __call__(self, x: Tensor, attend: Any, lora: Any) -> Tensor:
+        """`x [T, H]`, the embeddings, becomes the hidden states before the last norm. For what it takes."""
         ...
 
 
@@ -45,6 +62,12 @@ class Operations:
     def native(self) -> bool:
         """Whether adapters' tables and native operations are in use."""
         return self._native is not None
+
+    @property
+    def aligns_adapters(self) -> bool:
+        """Whether adapters are read by tiles, from `lorafleet_kernels.gpu.lora_batch`, so that their rows have to begin
+        at a grain."""
+        return False
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         if self._native is None:
@@ -101,11 +124,15 @@ class Operations:
     def layers(
         self, layers: Sequence[LayerWeights], sizes: HeadSizes, inner: int,
         memory: Callable[[tuple[int, ...], torch.dtype], Tensor],
-    ) -> NativeLayers | None:  # fmt: skip
+    ) -> WholeLayers | None:  # fmt: skip
         """All layers as one operation, of turned weights; None where there are no native operations."""
         if self._native is None or not fits(sizes):
             return None
         return NativeLayers(self._native, layers, sizes, inner, memory)
+
+    def fused_layers(self, layers: Sequence[Any], eps: float) -> WholeLayers | None:
+        """All layers as one operation that calls products as they are; None where there is none."""
+        return None
 
     def lora(self, segments: Sequence[tuple[int, int, AdapterTable]]) -> NativeLora:
         """For one step: rows `begin .. end` get the deltas of an adapter. Native only; the reference has no tables."""
@@ -115,9 +142,32 @@ class Operations:
 
 
 def operations(dtype: torch.dtype, device: torch.device, threads: Callable[[], int]) -> Operations:
-    """What is fastest here. `threads` says how many threads an operation may use, whenever it is called."""
-    wanted = os.environ.get("LORAFLEET_NATIVE") != "0" and device.type == "cpu"
+    """What is fastest here. `threads` says how many threads an operation may use, whenever it is called.
+
+    Raises ValueError where LORAFLEET_KERNELS asks for what is not there."""
+    asked = os.environ.get("LORAFLEET_KERNELS", "")
+    if asked not in CHOICES:
+        raise ValueError(f"LORAFLEET_KERNELS={asked} is unknown: write {', '.join(filter(None, CHOICES))} or nothing")
+    if asked == "triton" or (device.type == "cuda" and not asked):
+        found = _triton(dtype, device, insists=asked == "triton")
+        if found is not None:
+            return found
+    wanted = asked != "reference" and os.environ.get("LORAFLEET_NATIVE") != "0" and device.type == "cpu"
     return Operations(_native(dtype, threads) if wanted and dtype in (torch.float32, torch.bfloat16) else None)
+
+
+def _triton(dtype: torch.dtype, device: torch.device, *, insists: bool) -> Operations | None:
+    """Imported where it is used: Triton takes a second, and is not there on every system."""
+    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError("LORAFLEET_KERNELS=triton on a CPU runs in Triton's interpreter only: set TRITON_INTERPRET=1")
+    try:
+        from lorafleet_kernels.gpu.operations import TritonOperations
+    except ImportError as error:
+        if insists:
+            raise ValueError(f"LORAFLEET_KERNELS=triton, and Triton cannot be imported: {error}") from error
+        log.warning("plain torch computes on this GPU, several times slower: Triton cannot be imported: %s", error)
+        return None
+    return TritonOperations(dtype, device)
 
 
 @lru_cache

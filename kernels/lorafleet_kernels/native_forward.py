@@ -72,13 +72,16 @@ class NativeLayers:
         self._layers = (_Layer * len(layers))(*(_Layer(**_pointers(layer)) for layer in layers))
         self._decoder = _Decoder(self._layers, len(layers), width, inner, sizes.eps)
 
-    def __call__(self, x: Tensor, attention: NativeAttention, lora: NativeLora | None) -> Tensor:
+    def takes(self, attend: object, lora: object) -> bool:
+        return isinstance(attend, NativeAttention) and (lora is None or isinstance(lora, NativeLora))
+
+    def __call__(self, x: Tensor, attend: NativeAttention, lora: NativeLora | None) -> Tensor:
         """`x [T, H]`, the embeddings, becomes the hidden states before the last norm."""
         rows = -(-x.shape[0] // PADDING) * PADDING
         if self._work.numel() < rows * self._row:
             self._work = self._memory((rows * self._row,), x.dtype)
         segments, count = (None, 0) if lora is None else (lora.segments, len(lora.segments))
-        step, pool, elements = attention.step
+        step, pool, elements = attend.step
         work = self._work.data_ptr()
         if self._call(ctypes.addressof(self._decoder), step, segments, count, pool, elements, x.data_ptr(), work):
             raise MemoryError("no memory to lay a prompt's keys and values out: lower --max-batched-tokens")

@@ -21,7 +21,7 @@ class Scratch:
         """`[2, count, 16, kv_heads, D]` of the type of `like [layers, P, 2, 16, kv_heads, D]`."""
         shape = (2, count, *like.shape[3:])
         size = math.prod(shape)
-        if self._memory.dtype != like.dtype or self._memory.numel() < size:
+        if self._memory.dtype != like.dtype or self._memory.device != like.device or self._memory.numel() < size:
             self._memory = torch.empty(size + size // 4, dtype=like.dtype, device=like.device)
         return self._memory[:size].view(shape)
 
@@ -34,11 +34,12 @@ class ReferenceAttention:
     ) -> None:
         self._pool = pool
         self._sizes = sizes
-        positions = torch.tensor(batch.positions)
+        device = pool.device
+        positions = torch.tensor(batch.positions, device=device)
         self._cos, self._sin = tables[0][positions], tables[1][positions]
-        self._slots = ops.kv_slots(torch.tensor(_pages_of_tokens(batch)), positions % ops.PAGE_TOKENS)
-        self._decode = _decode_meta(batch, pool.dtype)
-        self._prefill = _prefill_metas(batch)
+        self._slots = ops.kv_slots(torch.tensor(_pages_of_tokens(batch), device=device), positions % ops.PAGE_TOKENS)
+        self._decode = _decode_meta(batch, pool.dtype, device)
+        self._prefill = _prefill_metas(batch, device)
         self._scratch = scratch.pages(self._decode.pages.shape[0] if self._decode else 0, pool)
 
     def __call__(self, layer: int, qkv: Tensor, q_norm: Tensor | None, k_norm: Tensor | None) -> Tensor:
@@ -62,7 +63,7 @@ def _pages_of_tokens(batch: AttentionBatch) -> list[int]:
     return [pages[position // ops.PAGE_TOKENS] for position, pages in zip(batch.positions, owners, strict=True)]
 
 
-def _decode_meta(batch: AttentionBatch, dtype: torch.dtype) -> ops.DecodeMeta | None:
+def _decode_meta(batch: AttentionBatch, dtype: torch.dtype, device: torch.device) -> ops.DecodeMeta | None:
     rows = batch.decodes
     if not rows:
         return None
@@ -70,20 +71,21 @@ def _decode_meta(batch: AttentionBatch, dtype: torch.dtype) -> ops.DecodeMeta | 
     table: list[int] = []
     for pages in batch.pages[:rows]:
         table += [*pages, *[pages[-1]] * (width - len(pages))]
-    lengths = torch.tensor(batch.positions[:rows]).unsqueeze(1) + 1
-    beyond = torch.arange(width * ops.PAGE_TOKENS).unsqueeze(0) >= lengths
-    bias = torch.zeros(beyond.shape, dtype=dtype).masked_fill_(beyond, float("-inf"))
-    return ops.DecodeMeta(rows, torch.tensor(table), bias[:, None, None, :])
+    lengths = torch.tensor(batch.positions[:rows], device=device).unsqueeze(1) + 1
+    beyond = torch.arange(width * ops.PAGE_TOKENS, device=device).unsqueeze(0) >= lengths
+    bias = torch.zeros(beyond.shape, dtype=dtype, device=device).masked_fill_(beyond, float("-inf"))
+    return ops.DecodeMeta(rows, torch.tensor(table, device=device), bias[:, None, None, :])
 
 
-def _prefill_metas(batch: AttentionBatch) -> list[ops.PrefillMeta]:
+def _prefill_metas(batch: AttentionBatch, device: torch.device) -> list[ops.PrefillMeta]:
     metas: list[ops.PrefillMeta] = []
     begin = batch.decodes
     for count, pages in zip(batch.counts[batch.decodes :], batch.pages[batch.decodes :], strict=True):
         start = batch.positions[begin]
         mask = None
         if start:
-            mask = torch.arange(start + count).unsqueeze(0) <= torch.arange(start, start + count).unsqueeze(1)
-        metas.append(ops.PrefillMeta(begin, begin + count, start, torch.tensor(pages), mask))
+            after = torch.arange(start, start + count, device=device).unsqueeze(1)
+            mask = torch.arange(start + count, device=device).unsqueeze(0) <= after
+        metas.append(ops.PrefillMeta(begin, begin + count, start, torch.tensor(pages, device=device), mask))
         begin += count
     return metas

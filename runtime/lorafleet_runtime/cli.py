@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lorafleet_runtime import __version__
-from lorafleet_runtime.config import DTYPES, OVERLAPS, PARTITIONS, EngineConfig, parse_size
+from lorafleet_runtime.config import DEVICES, DTYPES, OVERLAPS, PARTITIONS, EngineConfig, parse_size
 from lorafleet_runtime.errors import ConfigError
 from lorafleet_runtime.frontend.options import ServeOptions
 from lorafleet_runtime.logs import configure_logs
@@ -47,6 +47,7 @@ def _options(parsed: argparse.Namespace) -> ServeOptions:
         model=model_location(parsed.model),
         served_name=parsed.served_name or Path(parsed.model).name.removesuffix(".gguf"),
         dtype=parsed.dtype,
+        device=parsed.device,
         max_model_len=parsed.max_model_len,
         max_num_seqs=parsed.max_num_seqs,
         max_batched_tokens=parsed.max_batched_tokens,
@@ -107,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--host", default="127.0.0.1", help="address of both ports")
     add("--port", type=int, default=8000, help="serving port; 0 picks a free one")
     add("--admin-port", type=int, default=8001, help="admin port; 0 picks a free one")
+    add("--device", choices=DEVICES, default="auto", help="auto: a GPU where there is one")
     add("--dtype", choices=DTYPES, default="auto", help="auto: what this device runs fastest")
     add("--max-model-len", type=int, default=0, help="context in tokens; 0: the model's own")
     add("--max-num-seqs", type=int, default=64, help="requests in one batch")

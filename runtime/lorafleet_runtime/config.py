@@ -12,6 +12,7 @@ from typing import Literal
 from lorafleet_runtime.core.fairness.policies import read_spec
 from lorafleet_runtime.errors import ConfigError
 
+DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 PARTITIONS = ("replicated", "slora")
 OVERLAPS = ("auto", "on", "off")
@@ -39,6 +40,7 @@ class EngineConfig:
     model: str
     served_name: str
     dtype: str = "auto"
+    device: str = "auto"
     max_model_len: int = 0
     max_num_seqs: int = 64
     max_batched_tokens: int = 512
@@ -60,6 +62,9 @@ class EngineConfig:
             (self.served_name != "", "--served-name", self.served_name, "must not be empty"),
             (self.model == "" or Path(self.model).exists(), "--model", self.model,
              "does not exist; give a .gguf file, or a folder with config.json and safetensors"),
+            (self.device in DEVICES, "--device", self.device, f"must be one of {', '.join(DEVICES)}"),
+            (self.device != "cuda" or self.tensor_parallel == 1, "--device", self.device,
+             "needs --tensor-parallel 1: several ranks run on CPUs only as yet"),
             (self.dtype in DTYPES, "--dtype", self.dtype, f"must be one of {', '.join(DTYPES)}"),
             (self.max_model_len >= 0, "--max-model-len", self.max_model_len, "must not be negative"),
             (self.max_num_seqs >= 1, "--max-num-seqs", self.max_num_seqs, "must be at least 1"),

@@ -45,6 +45,7 @@ class AdapterReader:
     shard: Shard
     partition: Partition
     base: BaseWeights
+    grain: int = 1
     _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
 
     def read(self, folder: str) -> tuple[AdapterWeights, PackedAdapter]:
@@ -55,7 +56,8 @@ class AdapterReader:
             finally:
                 self.base.forget()
         part = shard_adapter(weights, self.shard, self.partition)
-        return weights, pack(part, rank_config(self.config, self.shard.ranks), self.page_elements, self.dtype)
+        config = rank_config(self.config, self.shard.ranks)
+        return weights, pack(part, config, self.page_elements, self.dtype, self.grain)
 
 
 def explain(error: Exception, folder: str) -> tuple[str, str]:

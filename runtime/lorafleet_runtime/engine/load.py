@@ -18,13 +18,16 @@ from lorafleet_runtime.model.parallel import Shard, shard_weight
 def load_rank(
     config: EngineConfig, decoder: DecoderConfig, shard: Shard, progress: Callable[[float], None]
 ) -> Decoder:
-    """Read what this rank holds of the model at `config.model`, in `config.dtype`, which is decided by now.
+    """Read what this rank holds of the model at `config.model` to `config.device`, in `config.dtype`; both are decided
+    by now.
 
     Peak memory is that part and one whole tensor. Raises the checkpoint reader's errors.
     """
 
+    device = torch.device(config.device)
+
     def keep(name: str, tensor: Tensor) -> Tensor:
-        return shard_weight(name, tensor, shard)
+        return shard_weight(name, tensor, shard).to(device)
 
     weights = load_weights(Path(config.model), decoder, getattr(torch, config.dtype), progress, keep)
     if shard.ranks > 1 and decoder.tie_word_embeddings:

@@ -54,7 +54,13 @@ class Runner:
         self.model = model
         self.constraints = Constraints()
         self._page_elements = page_elements(config.kv_dim)
-        self.pool = zeros_on_demand((config.num_layers, total_pages, self._page_elements), model.dtype)
+        self.device = model.embedding.device
+        shape = (config.num_layers, total_pages, self._page_elements)
+        on_cpu = self.device.type == "cpu"
+        if on_cpu:
+            self.pool = zeros_on_demand(shape, model.dtype)
+        else:
+            self.pool = torch.zeros(shape, dtype=model.dtype, device=self.device)
         self._kv = self.pool.view(config.num_layers, total_pages, 2, PAGE_TOKENS, config.num_kv_heads, config.head_dim)
         self._slora = partition == "slora" and model.collectives is not None
         self._on_tables = model.ops.native and not self._slora
@@ -63,7 +69,7 @@ class Runner:
         self._templates: dict[int, TableTemplate] = {}  # by the layout's number
         self._extras: dict[int, ExtraViews] = {}  # of the adapters that have any
         self._layout_of: dict[int, int] = {}  # numbers of layouts
-        self._stacks = LoraStacks(STACK_BYTES)
+        self._stacks = LoraStacks(STACK_BYTES if on_cpu else 0)
         self._sampled: list[int] = []  # by the last step
         # What follows belongs to whoever makes plans, the above to whoever runs them.
         self._packed: dict[int, PackedAdapter] = {}
@@ -96,10 +102,13 @@ class Runner:
     def page_seconds(self) -> float:
         """What copying one page of an adapter takes, measured on the first pages of a pool that nobody uses yet."""
         count = min(PROBED_PAGES, self.pool.shape[1])
-        pages, blob = torch.arange(count), torch.zeros_like(self.pool[:, :count])
+        pages = torch.arange(count, device=self.device)
+        blob = torch.zeros(self.pool.shape[0], count, self.pool.shape[2], dtype=self.pool.dtype)
         for _ in range(2):  # the first time the memory itself is taken
             begun = time.perf_counter()
-            self.pool.index_copy_(1, pages, blob)
+            self.pool.index_copy_(1, pages, blob.to(self.device))
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
         return (time.perf_counter() - begun) / count
 
     def forget(self, adapter: Adapter) -> None:
@@ -145,8 +154,7 @@ class Runner:
         """The step without its sampling: `[rows that sample, vocabulary]`."""
         step = plan.step
         for handle in step.unplaced:
-            for known in (self._views, self._tables, self._extras, self._layout_of):
-                known.pop(handle, None)
+            self._unplace(handle)
         for (handle, pages), packed in zip(step.uploads, plan.weights, strict=True):
             self.upload(handle, pages, packed)
         extras = self._extras_of(step)
@@ -155,11 +163,19 @@ class Runner:
         last = [end - 1 for row, end in zip(step.rows, ends, strict=True) if row.samples]
         if not last:
             return hidden.new_empty(0, self.model.config.vocab_size)
-        return self.model.logits(hidden if len(last) == len(hidden) else hidden[torch.tensor(last)], extras)
+        return self.model.logits(self._sampled_from(hidden, last), extras)
+
+    def _sampled_from(self, hidden: Tensor, last: list[int]) -> Tensor:
+        """The rows `last` of `hidden [T, H]`, which are in order."""
+        return hidden if len(last) == len(hidden) else hidden[torch.tensor(last, device=self.device)]
+
+    def _unplace(self, handle: int) -> None:
+        for known in (self._views, self._tables, self._extras, self._layout_of):
+            known.pop(handle, None)
 
     def upload(self, handle: int, pages: list[int], packed: PackedAdapter) -> None:
         """Copy an adapter's weights into its pages, in all layers."""
-        self.pool.index_copy_(1, torch.tensor(pages), packed.blob)
+        self._write(pages, packed)
         vectors = vectors_in(self.pool, pages)
         number = self._layout_of[handle] = self._numbers[packed.layout.signature]
         if packed.layout.adapts_projections and self._on_tables:
@@ -170,6 +186,10 @@ class Runner:
             self._views[handle] = matrices(vectors, packed.layout)
         if packed.layout.extras is not None:
             self._extras[handle] = extra_views(vectors, packed.layout.extras)
+
+    def _write(self, pages: list[int], packed: PackedAdapter) -> None:
+        blob = packed.blob.to(self.device, non_blocking=True)
+        self.pool.index_copy_(1, torch.tensor(pages, device=self.device), blob)
 
     def _extras_of(self, step: RunStep) -> ExtrasStep | None:
         handles = [row.adapter for row in step.rows]
@@ -190,7 +210,8 @@ class Runner:
         hook = lora if extras is None else extras.before(lora)
         if not isinstance(attend, NativeAttention):  # which asks for its threads itself
             attend = on_all_threads(attend)
-        return self.model.forward(torch.tensor(flat_tokens(step.rows, self._sampled)), attend, hook, extras)
+        tokens = torch.tensor(flat_tokens(step.rows, self._sampled), device=self.device)
+        return self.model.forward(tokens, attend, hook, extras)
 
     def _lora(self, step: RunStep) -> LoraHook | None:
         """The deltas of the batch's adapters; None where there are none."""

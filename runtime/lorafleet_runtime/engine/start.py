@@ -19,6 +19,7 @@ from lorafleet_runtime.core.scheduler import Limits
 from lorafleet_runtime.engine.adapter_loader import AdapterLoader, AdapterReader
 from lorafleet_runtime.engine.disk_tier import DiskTier
 from lorafleet_runtime.engine.engine import Engine
+from lorafleet_runtime.engine.gpu_memory import best_dtype_of_card, device_for, pool_bytes
 from lorafleet_runtime.engine.load import load_rank
 from lorafleet_runtime.engine.memory import available_bytes, give_back, keep_freed
 from lorafleet_runtime.engine.ranked_disk import RankedDisk
@@ -35,6 +36,7 @@ from lorafleet_runtime.model.checkpoint_weights import CheckpointWeights
 from lorafleet_runtime.model.config import DecoderConfig
 from lorafleet_runtime.model.decoder import Decoder
 from lorafleet_runtime.model.decoder_weights import DecoderWeights
+from lorafleet_runtime.model.lora import grain_for
 from lorafleet_runtime.model.on_demand import take
 from lorafleet_runtime.model.parallel import Shard, check_ranks
 from lorafleet_runtime.model.threads import set_threads, threads
@@ -77,7 +79,9 @@ def start(
 def _decided(config: EngineConfig, decoder_config: DecoderConfig) -> EngineConfig:
     """The settings with what all ranks must have alike: dtype, context, and, of several ranks, threads of each."""
     set_threads(config.threads or 1)
-    dtype = str(best_dtype()).removeprefix("torch.") if config.dtype == "auto" else config.dtype
+    config = replace(config, device=device_for(config))
+    best = best_dtype() if config.device == "cpu" else best_dtype_of_card()
+    dtype = str(best).removeprefix("torch.") if config.dtype == "auto" else config.dtype
     config = replace(config, dtype=dtype, max_model_len=_max_model_len(config, decoder_config))
     if config.tensor_parallel == 1:
         return config
@@ -95,7 +99,7 @@ def _start(
     progress("measuring what is fastest on this machine", 0.9)
     set_threads(config.threads or available_cores())
     choose_forms(model)  # first: in another form, more threads may look useless
-    if not config.threads:
+    if not config.threads and config.device == "cpu":
         set_threads(choose_threads(model))
     if ranks is not None:
         ranks.wait_until_loaded()
@@ -106,9 +110,12 @@ def _start(
     base: BaseWeights = DecoderWeights(model)
     if ranks is not None:
         base = CheckpointWeights(Path(config.model), decoder_config, model.dtype)
-    reader = AdapterReader(decoder_config, elements, model.dtype, config.max_lora_rank, shard, config.partition, base)
+    grain = grain_for(model.config, elements) if model.ops.aligns_adapters else 1
+    reader = AdapterReader(
+        decoder_config, elements, model.dtype, config.max_lora_rank, shard, config.partition, base, grain
+    )
     runner, loader = _parts(model, total_pages, reader, ranks)
-    if config.memory_bytes:  # asked for; a share that was chosen here is taken as it is used
+    if config.memory_bytes and config.device == "cpu":  # asked for; a share that was chosen here is taken as it is used
         progress("taking the pool's memory", 0.95)
         take(runner.pool)
     table = CounterTable(config.incarnation or "own")
@@ -135,6 +142,10 @@ def _parts(
     model: Decoder, total_pages: int, reader: AdapterReader, ranks: Ranks | None
 ) -> tuple[Runner, AdapterLoader]:
     """What runs steps and what reads adapters, on one rank or on all."""
+    if ranks is None and model.ops.aligns_adapters:
+        from lorafleet_runtime.engine.gpu_runner import GpuRunner  # Triton takes a second, and is not everywhere
+
+        return GpuRunner(model, total_pages), AdapterLoader(reader)
     if ranks is None:
         return Runner(model, total_pages), AdapterLoader(reader)
     loader = RankedLoader(reader, ranks)
@@ -153,7 +164,10 @@ def _max_model_len(config: EngineConfig, decoder: DecoderConfig) -> int:
 def _total_pages(config: EngineConfig, decoder: DecoderConfig) -> int:
     """Pages of one rank's pool; `decoder` is what one rank runs. All ranks are on this machine, in its memory."""
     page_bytes = decoder.num_layers * PAGE_TOKENS * 2 * decoder.kv_dim * getattr(torch, config.dtype).itemsize
-    memory = config.memory_bytes or int(DEFAULT_MEMORY_SHARE * available_bytes()) // config.tensor_parallel
+    if config.device == "cuda":
+        memory = config.memory_bytes or pool_bytes(config, decoder)
+    else:
+        memory = config.memory_bytes or int(DEFAULT_MEMORY_SHARE * available_bytes()) // config.tensor_parallel
     pages, needed = memory // page_bytes, pages_for_tokens(config.max_model_len)
     if pages < needed:
         raise ConfigError(

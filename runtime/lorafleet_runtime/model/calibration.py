@@ -42,7 +42,8 @@ def choose_forms(model: Decoder) -> None:
     Measured on one thread: beside a busy core, two threads wait for each other longer than any form takes, and the
     choice would be chance. The tied output matrix stays as it lies: another layout would keep the vocabulary twice.
     """
-    if model.embedding.device.type != "cpu":
+    if model.embedding.device.type != "cpu":  # there is one form, the vendor's
+        model.join_layers()
         return
     before = threads()
     set_threads(1)

@@ -14,10 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lorafleet_kernels.batch import HeadSizes
-from lorafleet_kernels.dispatch import operations
-from lorafleet_kernels.native import NativeAttention
-from lorafleet_kernels.native_forward import LayerWeights, NativeLayers
-from lorafleet_kernels.native_lora import NativeLora
+from lorafleet_kernels.dispatch import WholeLayers, operations
+from lorafleet_kernels.native_forward import LayerWeights
 from lorafleet_runtime.model.collectives import Collectives
 from lorafleet_runtime.model.config import DecoderConfig
 from lorafleet_runtime.model.linear import Linear
@@ -87,11 +85,11 @@ class Decoder:
         self.layers = [_layer(weights, i) for i in range(config.num_layers)]
         self.norm = weights.pop("norm.weight")
         self.lm_head = Linear(weights.pop("lm_head.weight", self.embedding))
-        cos, sin = (t.to(self.dtype) for t in tables(config, max_model_len))
+        cos, sin = (t.to(self.embedding.device, self.dtype) for t in tables(config, max_model_len))
         self.rope = (cos, sin)
         self.heads = HeadSizes(config.num_heads, config.num_kv_heads, config.head_dim, config.rms_norm_eps)
         self.ops = operations(self.dtype, self.embedding.device, threads)
-        self._whole_layers: NativeLayers | None = None
+        self._whole_layers: WholeLayers | None = None
 
     def linears(self) -> Iterator[Linear]:
         for layer in self.layers:
@@ -105,6 +103,8 @@ class Decoder:
         if len(layers) == len(self.layers):
             inner = self.config.intermediate_size
             self._whole_layers = self.ops.layers(layers, self.heads, inner, zeros_on_demand)
+        else:
+            self._whole_layers = self.ops.fused_layers(self.layers, self.config.rms_norm_eps)
 
     @property
     def joined(self) -> bool:
@@ -120,8 +120,7 @@ class Decoder:
         elif (
             self._whole_layers is not None
             and self.collectives is None  # set after the layers were joined: then sums come between operations
-            and isinstance(attend, NativeAttention)
-            and (lora is None or isinstance(lora, NativeLora))
+            and self._whole_layers.takes(attend, lora)
         ):
             return self._whole_layers(x, attend, lora)
         h = ops.rms_norm(x, self.layers[0].input_norm, eps)
@@ -219,6 +218,6 @@ def _fuse(weights: dict[str, Tensor], prefix: str, names: tuple[str, ...]) -> Li
     bias = None
     if present:
         bias = torch.cat(
-            [b if b is not None else torch.zeros(p.shape[0], dtype=p.dtype) for b, p in zip(biases, parts, strict=True)]
+            [b if b is not None else torch.zeros_like(p[:, 0]) for b, p in zip(biases, parts, strict=True)]
         )
     return Linear(torch.cat(parts) if len(parts) > 1 else parts[0], bias)

@@ -71,6 +71,11 @@ class Layout:
         """Whether there is a pair at all: an adapter may change norms or the vocabulary only."""
         return any(self.layers)
 
+    @property
+    def largest_rank(self) -> int:
+        """Of all pairs; 0 where there is none."""
+        return max((s.rank for groups in self.layers for slices in groups.values() for s in slices), default=0)
+
 
 @dataclass(frozen=True, slots=True)
 class PackedAdapter:

@@ -1,0 +1,33 @@
+"""What the launches need to know of a card."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from lorafleet_kernels.gpu.attention_tiles import Capability
+
+OLDEST = (8, 0)
+"""Ampere: asynchronous copies and bfloat16 in the tensor cores, which the kernels use throughout."""
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    name: str
+    capability: Capability
+    processors: int
+
+    @classmethod
+    def of(cls, device: torch.device) -> Card:
+        """The card behind a device; in Triton's interpreter, a small one. Raises ValueError for a card too old."""
+        if device.type != "cuda":
+            return cls("interpreted", (9, 0), 4)
+        found = torch.cuda.get_device_properties(device)
+        card = cls(found.name, (found.major, found.minor), found.multi_processor_count)
+        if card.capability < OLDEST:
+            raise ValueError(
+                f"{card.name} has compute capability {found.major}.{found.minor}; the kernels need 8.0 or newer: "
+                "LORAFLEET_KERNELS=reference computes with plain torch"
+            )
+        return card

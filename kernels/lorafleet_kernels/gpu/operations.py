@@ -1,0 +1,63 @@
+"""The operations of a decoder on a GPU. `dispatch` chooses them; `reference.py` says what they compute."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lorafleet_kernels.batch import AttentionBatch, HeadSizes
+from lorafleet_kernels.dispatch import Attention, Operations
+from lorafleet_kernels.gpu import elementwise
+from lorafleet_kernels.gpu.argmax import TritonArgmax
+from lorafleet_kernels.gpu.attention import AttentionShape, DecodeScratch, attention_of_step
+from lorafleet_kernels.gpu.card import Card
+from lorafleet_kernels.gpu.layers import GpuLayer, TritonLayers
+
+LEAST_ROWS = 64
+
+
+class TritonOperations(Operations):
+    """For one device and one stream."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        """Raises ValueError for a card that the kernels do not know."""
+        super().__init__(None)
+        self.card = Card.of(device)
+        self._dtype = dtype
+        self._device = device
+        self._heads: dict[HeadSizes, tuple[AttentionShape, DecodeScratch]] = {}
+        self._argmax: TritonArgmax | None = None
+        self._rows = 0
+
+    @property
+    def aligns_adapters(self) -> bool:
+        return True
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return elementwise.rms_norm(x, weight, eps)
+
+    def add_rms_norm(self, x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> Tensor:
+        return elementwise.add_rms_norm(x, delta, weight, eps)
+
+    def silu_and_mul(self, x: Tensor) -> Tensor:
+        return elementwise.silu_and_mul(x)
+
+    def argmax(self, logits: Tensor) -> Tensor:
+        if self._argmax is None or len(logits) > self._rows:
+            self._rows = max(LEAST_ROWS, 2 * self._rows, len(logits))
+            self._argmax = TritonArgmax(self._rows, self._device, self.card.processors)
+        return self._argmax(logits)
+
+    def attention(
+        self, pool: Tensor, batch: AttentionBatch, sizes: HeadSizes, tables: tuple[Tensor, Tensor]
+    ) -> Attention:
+        if sizes not in self._heads:
+            shape = AttentionShape.of(sizes, self._dtype, self.card.capability, self.card.processors)
+            self._heads[sizes] = shape, DecodeScratch.of(shape, self._device)
+        shape, scratch = self._heads[sizes]
+        return attention_of_step(pool, batch, shape, tables, scratch)
+
+    def fused_layers(self, layers: Sequence[GpuLayer], eps: float) -> TritonLayers:
+        return TritonLayers(layers, eps)

@@ -1,0 +1,83 @@
+"""The engine on the GPU's kernels, run by Triton's interpreter where there is no GPU: what it says is what the plain
+operations say."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from lorafleet_runtime.config import EngineConfig
+from lorafleet_runtime.engine.engine import Engine
+from lorafleet_runtime.engine.gpu_runner import GpuRunner
+from lorafleet_runtime.engine.start import start
+from lorafleet_runtime.model.tiny import random_adapter, save_adapter, save_tiny_model, tiny_config
+from lorafleet_runtime.protocol import AddRequest, LoadAdapter, Sampling
+
+CONFIG = tiny_config("qwen3")
+"""With norms of q and k; two query heads a key-value head."""
+TARGETS = {"attention": ("q_proj", "k_proj", "v_proj", "o_proj"), "mlp": ("gate_proj", "up_proj", "down_proj"),
+           "few": ("v_proj", "down_proj")}  # fmt: skip
+RANKS = {"attention": 3, "mlp": 8, "few": 1}
+
+
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Engine]]:
+    torch.set_num_threads(1)
+    model = save_tiny_model(tmp_path / "model", CONFIG, seed=4)
+    adapters = {
+        name: save_adapter(tmp_path / name, random_adapter(CONFIG, RANKS[name], targets, seed, strength=2.0))
+        for seed, (name, targets) in enumerate(TARGETS.items())
+    }
+    started: list[Engine] = []
+
+    def make_engine(kernels: str) -> Engine:
+        monkeypatch.setenv("LORAFLEET_KERNELS", kernels)
+        config = EngineConfig(
+            str(model), "tiny", dtype="float32", max_model_len=64, max_num_seqs=6, max_batched_tokens=24,
+            memory_bytes=2**20, threads=1, overlap="off",
+        )  # fmt: skip
+        engine = start(config, lambda message, fraction: None)
+        started.append(engine)
+        for name, folder in adapters.items():
+            engine.handle(LoadAdapter(name, "r1", str(folder)))
+        while any(a.state == "Loading" for a in engine.state().adapters):
+            engine.step()
+        return engine
+
+    yield make_engine
+    for engine in started:
+        engine.close()
+
+
+def serve(engine: Engine) -> dict[str, list[int]]:
+    """Prompts of one token to more than a step's, on every adapter and on none; some begin with the same page."""
+    rng = random.Random(1)
+    shared = [rng.randrange(256) for _ in range(16)]
+    outputs: dict[str, list[int]] = {}
+    for index, (name, length) in enumerate([(None, 1), ("attention", 9), ("mlp", 30), ("few", 5), ("mlp", 2)]):
+        prompt = [rng.randrange(256) for _ in range(length)]
+        engine.handle(AddRequest(f"{index}", prompt, Sampling(max_tokens=3, temperature=0), name))
+    for index in range(2):
+        sampling = Sampling(max_tokens=2, temperature=0.7, seed=index)
+        engine.handle(AddRequest(f"shared {index}", [*shared, index], sampling, "attention"))
+    while engine.has_work:
+        for delta in engine.step():
+            assert not delta.error
+            outputs.setdefault(delta.request_id, []).extend(delta.token_ids)
+    return outputs
+
+
+def test_requests_on_ragged_batches_of_adapters_get_the_plain_operations_tokens(
+    make: Callable[[str], Engine],
+) -> None:
+    expected = serve(make("reference"))
+    engine = make("triton")
+    assert isinstance(engine._runner, GpuRunner)
+
+    assert serve(engine) == expected
+    assert engine.state().counters.prefix_tokens_hit
+    assert {len(tokens) for tokens in expected.values()} == {2, 3}
