@@ -102,7 +102,7 @@ def test_empty_batches_are_served(device: torch.device) -> None:
 def test_a_group_costs_two_launches_and_one_where_the_next_kernel_takes_its_expand_in(device: torch.device) -> None:
     """The launches that a layer has because of adapters: norms and activation are there without them."""
     case = make(ADAPTERS, SEGMENTS, torch.float32, device, rows=6, config=ODD)
-    layer = {group: 0 for group in ("qkv", "o", "gate_up", "down")}
+    layer = dict.fromkeys(("qkv", "o", "gate_up", "down"), 0)
     fused = dict(layer)
     sizes = {"qkv": (100, 80), "o": (40, 100), "gate_up": (100, 104), "down": (52, 100)}
     for group, (k, columns) in sizes.items():
