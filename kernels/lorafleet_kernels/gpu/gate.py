@@ -68,6 +68,7 @@ def run(modules: Sequence[str], cards: Sequence[str], only: str = "", processes:
         for number, form in enumerate(forms_of(module))
         if only in form.name
         for card in cards
+        if not form.cards or card in form.cards
     ]
     processes = processes or len(os.sched_getaffinity(0))
     if processes == 1 or len(work) < 4:

@@ -19,7 +19,8 @@ class Specialization:
 
     `arguments`: what is given at run time, by name, as Triton names types ("*bf16", "i32"); `constants`: the kernel's
     constexpr arguments; `divisible`: the arguments that are promised to be multiples of 16 (pointers always are).
-    `expects`: what the machine code must contain ("mma", "cp.async")."""
+    `expects`: what the machine code must contain ("mma", "cp.async"); `cards`: those for which it ships ("sm_90"), all
+    where there are none."""
 
     name: str
     kernel: Any
@@ -29,3 +30,4 @@ class Specialization:
     stages: int
     divisible: frozenset[str] = field(default_factory=frozenset)
     expects: frozenset[str] = field(default_factory=frozenset)
+    cards: frozenset[str] = field(default_factory=frozenset)

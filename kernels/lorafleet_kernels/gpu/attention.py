@@ -1,0 +1,150 @@
+"""A step's attention on a GPU: two or three launches a layer, over metadata that one copy brought."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lorafleet_kernels.batch import AttentionBatch, HeadSizes
+from lorafleet_kernels.gpu.attention_plan import Bounds, Cut, DevicePlan, plan_attention
+from lorafleet_kernels.gpu.attention_tiles import (
+    PAGE_TOKENS,
+    Capability,
+    DecodeTiles,
+    PrefillTiles,
+    decode_tiles,
+    group_tile,
+    padded,
+    prefill_tiles,
+)
+from lorafleet_kernels.gpu.decode_work import ITEM, most_slots
+from lorafleet_kernels.gpu.kernels import rope_kv
+from lorafleet_kernels.gpu.kernels.paged_decode import paged_decode_kernel
+from lorafleet_kernels.gpu.kernels.paged_prefill import paged_prefill_kernel
+from lorafleet_kernels.gpu.prefill_work import PREFILL_ITEM
+from lorafleet_kernels.gpu.specialization import INTERPRETED
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionShape:
+    """What the launches depend on apart from the step: of a model's heads on one card."""
+
+    sizes: HeadSizes
+    decode: DecodeTiles
+    prefill: PrefillTiles
+    cut: Cut
+
+    @classmethod
+    def of(cls, sizes: HeadSizes, dtype: torch.dtype, capability: Capability, processors: int) -> AttentionShape:
+        """`processors`: multiprocessors of the card. Raises ValueError for heads that the kernels do not know."""
+        if sizes.size % 2 or sizes.heads % sizes.kv_heads:
+            raise ValueError(
+                f"{sizes.heads} heads over {sizes.kv_heads} of size {sizes.size}: the kernels want an even size and "
+                "equal groups"
+            )
+        group = sizes.heads // sizes.kv_heads
+        decode = decode_tiles(sizes.size, group, dtype, capability)
+        prefill = prefill_tiles(sizes.size, group, dtype, capability)
+        programs = max(1, processors * decode.resident // sizes.kv_heads)
+        return cls(sizes, decode, prefill, Cut(programs, decode.pages, prefill.queries(group)))
+
+    @property
+    def group(self) -> int:
+        return self.sizes.heads // self.sizes.kv_heads
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeScratch:
+    """Where pieces of cut rows leave their sums, for all layers and steps of one stream; `arrived` is all zeros
+    between launches."""
+
+    sums: Tensor
+    stats: Tensor
+    arrived: Tensor
+
+    @classmethod
+    def of(cls, shape: AttentionShape, device: torch.device) -> DecodeScratch:
+        # One at least: a kernel's pointer must point somewhere.
+        slots, kv_heads = max(1, most_slots(shape.cut.programs)), shape.sizes.kv_heads
+        sums = torch.empty(slots, kv_heads, shape.group, shape.sizes.size, device=device)
+        stats = torch.empty(slots, kv_heads, shape.group, 2, device=device)
+        return cls(sums, stats, torch.zeros(slots, kv_heads, dtype=torch.int32, device=device))
+
+
+class TritonAttention:
+    """Callable as `dispatch.Attention`. Rows beyond the step's, in a captured graph, stay as the memory was."""
+
+    def __init__(
+        self, pool: Tensor, plan: DevicePlan, shape: AttentionShape, tables: tuple[Tensor, Tensor],
+        scratch: DecodeScratch,
+    ) -> None:  # fmt: skip
+        """`pool [layers, P, 2, 16, kv_heads, D]`, in any order in memory but for D; `tables [positions, 1, D]`."""
+        if pool.stride(-1) != 1 or not all(t.is_contiguous() for t in tables):
+            raise ValueError("the kernels want the features of a head one after the other, in the pool and the tables")
+        self._pool = pool
+        self._plan = plan
+        self._shape = shape
+        self._tables = tables
+        self._scratch = scratch
+        _, page, half, token, head, _ = pool.stride()
+        self._strides = (page, half, token, head)
+        self._scale = math.log2(math.e) / math.sqrt(shape.sizes.size)
+
+    def __call__(self, layer: int, qkv: Tensor, q_norm: Tensor | None, k_norm: Tensor | None) -> Tensor:
+        pool, sizes = self._pool[layer], self._shape.sizes
+        out = torch.empty(qkv.shape[0], sizes.heads * sizes.size, dtype=qkv.dtype, device=qkv.device)
+        self._rotate_and_write(pool, qkv, q_norm, k_norm)
+        if self._plan.decode_bounds.shape[0]:
+            self._decode(pool, qkv, out)
+        if self._plan.prefill_items.shape[0]:
+            self._prefill(pool, qkv, out)
+        return out
+
+    def _rotate_and_write(self, pool: Tensor, qkv: Tensor, q_norm: Tensor | None, k_norm: Tensor | None) -> None:
+        sizes, plan = self._shape.sizes, self._plan
+        blocks = -(-(sizes.heads + 2 * sizes.kv_heads) // rope_kv.HEADS_AT_ONCE)
+        norms = q_norm is not None and k_norm is not None
+        rope_kv.rope_kv_kernel[(plan.slots.shape[0], blocks)](
+            qkv, q_norm if norms else qkv, k_norm if norms else qkv, *self._tables, plan.positions, plan.slots, pool,
+            sizes.heads, sizes.kv_heads, qkv.stride(0), *self._strides, sizes.eps,
+            SIZE=sizes.size, BLOCK_HALF=padded(sizes.size // 2), BLOCK_HEADS=rope_kv.HEADS_AT_ONCE, PAGE=PAGE_TOKENS,
+            NORMS=norms, num_warps=rope_kv.WARPS,
+        )  # fmt: skip
+
+    def _decode(self, pool: Tensor, q: Tensor, out: Tensor) -> None:
+        shape, plan, tiles, scratch = self._shape, self._plan, self._shape.decode, self._scratch
+        paged_decode_kernel[(shape.sizes.kv_heads, shape.cut.programs)](
+            q, out, pool, plan.pages, plan.decode_items, plan.decode_bounds,
+            scratch.sums, scratch.stats, scratch.arrived,
+            shape.group, q.stride(0), out.stride(0), *self._strides, self._scale,
+            SIZE=shape.sizes.size, BLOCK_G=group_tile(shape.group), BLOCK_D=padded(shape.sizes.size),
+            BLOCK_N=tiles.tokens, PAGE=PAGE_TOKENS, ITEM=ITEM, UPCAST=INTERPRETED,
+            num_warps=tiles.warps, num_stages=tiles.stages,
+        )  # fmt: skip
+
+    def _prefill(self, pool: Tensor, q: Tensor, out: Tensor) -> None:
+        shape, plan, tiles = self._shape, self._plan, self._shape.prefill
+        paged_prefill_kernel[(shape.sizes.kv_heads, plan.prefill_items.shape[0])](
+            q, out, pool, plan.pages, plan.prefill_items,
+            shape.group, q.stride(0), out.stride(0), *self._strides, self._scale,
+            SIZE=shape.sizes.size, BLOCK_M=tiles.rows, BLOCK_D=padded(shape.sizes.size), BLOCK_N=tiles.tokens,
+            PAGE=PAGE_TOKENS, ITEM=PREFILL_ITEM, UPCAST=INTERPRETED,
+            num_warps=tiles.warps, num_stages=tiles.stages,
+        )  # fmt: skip
+
+
+def attention_of_step(
+    pool: Tensor, batch: AttentionBatch, shape: AttentionShape, tables: tuple[Tensor, Tensor], scratch: DecodeScratch
+) -> TritonAttention:
+    """For one step alone, with memory of its own for what the kernels are told."""
+    bounds = Bounds.of(batch)
+    pinned = pool.device.type == "cuda"
+    host = torch.empty(bounds.length(shape.cut), dtype=torch.int32, pin_memory=pinned)
+    memory: np.ndarray[tuple[int, ...], np.dtype[np.int32]] = host.numpy()
+    plan_attention(batch, shape.cut).pack(memory, bounds, shape.cut)
+    device = host.to(pool.device, non_blocking=True)
+    return TritonAttention(pool, DevicePlan.view(device, bounds, shape.cut), shape, tables, scratch)

@@ -1,0 +1,108 @@
+"""Which tiles the attention kernels use: a pure choice by head size, group, element type and card. Defaults for any
+card; what was measured on one may take their place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+PAGE_TOKENS = 16
+GROUP_TILE = 16
+"""Rows of the smallest tile of the tensor cores: fewer query heads a key-value head are padded to it."""
+SHIPPED_SIZES = (64, 80, 96, 128, 256)
+"""Head sizes whose forms are compiled and checked; others work and are compiled when first met."""
+CARDS = {(8, 0): "sm_80", (8, 6): "sm_80", (9, 0): "sm_90"}
+"""One capability of each amount of shared memory, 164, 100 and 228 KB a processor, and where its forms are checked."""
+
+Capability = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeTiles:
+    """`tokens` of the context at a time; `resident`: programs that one processor holds at once, for the split."""
+
+    tokens: int
+    warps: int
+    stages: int
+    resident: int
+
+    def __str__(self) -> str:
+        return f"n{self.tokens} w{self.warps} s{self.stages}"
+
+    @property
+    def pages(self) -> int:
+        return self.tokens // PAGE_TOKENS
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillTiles:
+    """`rows`: of queries, tokens × the heads of a group; `tokens` of the context at a time."""
+
+    rows: int
+    tokens: int
+    warps: int
+    stages: int
+
+    def __str__(self) -> str:
+        return f"m{self.rows} n{self.tokens} w{self.warps} s{self.stages}"
+
+    def queries(self, group: int) -> int:
+        """Tokens of a chunk that one program takes."""
+        return self.rows // group
+
+
+def padded(size: int) -> int:
+    """The power of two that a tile's side of `size` takes."""
+    return 1 << (size - 1).bit_length()
+
+
+def group_tile(group: int) -> int:
+    return max(GROUP_TILE, padded(group))
+
+
+def decode_tiles(size: int, group: int, dtype: torch.dtype, capability: Capability) -> DecodeTiles:
+    """Bound by memory: at least two pages at a time, the next in flight, several programs a processor to hide what
+    each waits for. Page ids take two of the five stages, so two pairs of keys and values are in shared memory."""
+    width = padded(size) * dtype.itemsize
+    wide_group = group_tile(group) > GROUP_TILE
+    if width <= 128:
+        return DecodeTiles(64, 4, 5, resident=2 if _has_little(capability) or wide_group else 4)
+    if width <= 256:
+        return DecodeTiles(32, 4, 5, resident=2 if _has_little(capability) or wide_group else 4)
+    return DecodeTiles(32, 8, 5 if width <= 512 else 2, resident=1)
+
+
+def prefill_tiles(size: int, group: int, dtype: torch.dtype, capability: Capability) -> PrefillTiles:
+    """Bound by the tensor cores: as many rows as the registers hold beside a tile of scores. Hopper reads queries from
+    shared memory, others from registers, which are then too few for large tiles."""
+    width = padded(size) * dtype.itemsize
+    if width <= 128 or (width <= 256 and capability[0] == 9):
+        tiles = PrefillTiles(128, 64, 8, 3)
+    elif width <= 256:
+        tiles = PrefillTiles(64, 32, 4, 3)
+    else:
+        tiles = PrefillTiles(64, 32, 8, 3 if width <= 512 else 2)
+    return replace(tiles, rows=max(tiles.rows, padded(group)))
+
+
+def decode_forms(size: int, group: int) -> dict[DecodeTiles, set[str]]:
+    """All that `decode_tiles` may choose for 16-bit elements, each once, and the cards where it may."""
+    forms: dict[DecodeTiles, set[str]] = {}
+    for capability, card in CARDS.items():
+        # How many are resident is a matter of the split, not of the code.
+        tiles = replace(decode_tiles(size, group, torch.bfloat16, capability), resident=1)
+        forms.setdefault(tiles, set()).add(card)
+    return forms
+
+
+def prefill_forms(size: int) -> dict[PrefillTiles, set[str]]:
+    forms: dict[PrefillTiles, set[str]] = {}
+    for capability, card in CARDS.items():
+        forms.setdefault(prefill_tiles(size, 1, torch.bfloat16, capability), set()).add(card)
+    return forms
+
+
+def _has_little(capability: Capability) -> bool:
+    """Whether a processor has 100 KB of shared memory only: Ampere and later cards that are not for data centres."""
+    return capability in ((8, 6), (8, 9), (12, 0), (12, 1))

@@ -1,0 +1,155 @@
+"""Attention of one new token a row over its own pages, split over programs by work (`decode_work`).
+
+Twin: `reference.paged_decode`. The grid is as large as the card, whatever the batch: a program goes through its items,
+each a run of pages of one row. The query heads of one key-value head are the rows of the tensor cores' tile, so its
+keys and values are read once. A row in one piece goes straight to the output; of a row in several, every program
+leaves its sums in float32, and the last to arrive adds them in the order of the pieces: no second launch, no atomics
+on data, the same bits every time."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from lorafleet_kernels.gpu.attention_tiles import GROUP_TILE, PAGE_TOKENS, SHIPPED_SIZES, decode_forms
+from lorafleet_kernels.gpu.decode_work import ITEM
+from lorafleet_kernels.gpu.specialization import Specialization
+
+
+@triton.jit
+def _piece(
+    queries, pool, pages, begin, tokens, page_stride, half_stride, token_stride, scale,
+    SIZE: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, PAGE: tl.constexpr,
+    UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Online softmax over `tokens` tokens from `pages[begin]` on: maxima (of scores · scale), sums, weighted values."""
+    best = tl.full([BLOCK_G], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_G], tl.float32)
+    mixed = tl.zeros([BLOCK_G, BLOCK_D], tl.float32)
+    n = tl.arange(0, BLOCK_N)
+    d = tl.arange(0, BLOCK_D)
+    for start in range(0, tokens, BLOCK_N):
+        at = start + n
+        live = at < tokens
+        ids = tl.load(pages + begin + at // PAGE, mask=live, other=0).to(tl.int64)
+        rows = ids * page_stride + (at % PAGE).to(tl.int64) * token_stride
+        there = pool + rows[:, None] + d[None, :]
+        # What lies beyond the context may be anything, and 0 · NaN is NaN: values are masked, not only scores.
+        mask = live[:, None]
+        if BLOCK_D != SIZE:
+            mask = mask & (d < SIZE)[None, :]
+        keys = tl.load(there, mask=mask, other=0.0)
+        values = tl.load(there + half_stride, mask=mask, other=0.0)
+        if UPCAST:
+            keys = keys.to(tl.float32)
+            values = values.to(tl.float32)
+        scores = tl.dot(queries, tl.trans(keys), input_precision="ieee")
+        scores = tl.where(live[None, :], scores * scale, float("-inf"))
+        new_best = tl.maximum(best, tl.max(scores, 1))
+        weights = tl.exp2(scores - new_best[:, None])
+        fade = tl.exp2(best - new_best)
+        total = total * fade + tl.sum(weights, 1)
+        mixed = mixed * fade[:, None]
+        mixed = tl.dot(weights.to(values.dtype), values, mixed, input_precision="ieee")
+        best = new_best
+    return best, total, mixed
+
+
+@triton.jit(do_not_specialize=["group"])
+def paged_decode_kernel(
+    q, out, pool, pages, items, bounds, sums, stats, arrived,
+    group, q_stride, out_stride, page_stride, half_stride, token_stride, head_stride, scale,
+    SIZE: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, PAGE: tl.constexpr,
+    ITEM: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Grid: kv_heads × programs. `sums [slots, kv_heads, group, SIZE]`, `stats [slots, kv_heads, group, 2]` float32;
+    `arrived [slots, kv_heads]` int32, zeros before and after. `scale`: log2(e) / √SIZE."""
+    head = tl.program_id(0)
+    kv_heads = tl.num_programs(0)
+    program = tl.program_id(1)
+    g = tl.arange(0, BLOCK_G)
+    d = tl.arange(0, BLOCK_D)
+    mask = (g < group)[:, None] & (d < SIZE)[None, :]
+    columns = (head * group + g)[:, None] * SIZE + d[None, :]
+    ours = pool + head.to(tl.int64) * head_stride
+    for item in range(tl.load(bounds + program), tl.load(bounds + program + 1)):
+        here = items + item * ITEM
+        row = tl.load(here).to(tl.int64)
+        begin = tl.load(here + 1)
+        tokens = tl.load(here + 2)
+        slot = tl.load(here + 3)
+        piece = tl.load(here + 4)
+        pieces = tl.load(here + 5)
+        queries = tl.load(q + row * q_stride + columns, mask=mask, other=0.0)
+        if UPCAST:
+            queries = queries.to(tl.float32)
+        best, total, mixed = _piece(
+            queries, ours, pages, begin, tokens, page_stride, half_stride, token_stride, scale,
+            SIZE, BLOCK_G, BLOCK_D, BLOCK_N, PAGE, UPCAST,
+        )  # fmt: skip
+        if pieces == 1:
+            result = mixed / total[:, None]
+            tl.store(out + row * out_stride + columns, result.to(out.dtype.element_ty), mask=mask)
+        else:
+            first = (slot * kv_heads + head) * group
+            mine = ((slot + piece) * kv_heads + head) * group
+            tl.store(sums + (mine + g)[:, None] * SIZE + d[None, :], mixed, mask=mask)
+            tl.store(stats + (mine + g) * 2, best, mask=g < group)
+            tl.store(stats + (mine + g) * 2 + 1, total, mask=g < group)
+            # All threads' stores come before the one atomic of the program, whose release covers them.
+            tl.debug_barrier()
+            before = tl.atomic_add(arrived + slot * kv_heads + head, 1, sem="acq_rel")
+            if before == pieces - 1:
+                tl.store(arrived + slot * kv_heads + head, 0)
+                best = tl.full([BLOCK_G], float("-inf"), tl.float32)
+                total = tl.zeros([BLOCK_G], tl.float32)
+                mixed = tl.zeros([BLOCK_G, BLOCK_D], tl.float32)
+                for other in range(pieces):
+                    theirs = first + other * kv_heads * group + g
+                    # From L2: another processor wrote them.
+                    their_best = tl.load(stats + theirs * 2, mask=g < group, other=0.0, cache_modifier=".cg")
+                    their_total = tl.load(stats + theirs * 2 + 1, mask=g < group, other=1.0, cache_modifier=".cg")
+                    their_sums = tl.load(
+                        sums + theirs[:, None] * SIZE + d[None, :], mask=mask, other=0.0, cache_modifier=".cg"
+                    )
+                    new_best = tl.maximum(best, their_best)
+                    fade = tl.exp2(best - new_best)
+                    gain = tl.exp2(their_best - new_best)
+                    total = total * fade + their_total * gain
+                    mixed = mixed * fade[:, None] + their_sums * gain[:, None]
+                    best = new_best
+                result = mixed / total[:, None]
+                tl.store(out + row * out_stride + columns, result.to(out.dtype.element_ty), mask=mask)
+
+
+def specializations() -> list[Specialization]:
+    """Every head size, element type and set of tiles, for groups of up to 16 and of up to 32."""
+    return [
+        Specialization(
+            name=f"paged_decode {dtype} d{size} g{block_g} {tiles}",
+            kernel=paged_decode_kernel,
+            arguments={
+                **dict.fromkeys(("q", "out", "pool"), f"*{dtype}"),
+                **dict.fromkeys(("pages", "items", "bounds"), "*i32"),
+                "sums": "*fp32", "stats": "*fp32", "arrived": "*i32", "group": "i32",
+                **dict.fromkeys(("q_stride", "out_stride", "page_stride", "half_stride"), "i32"),
+                **dict.fromkeys(("token_stride", "head_stride"), "i32"),
+                "scale": "fp32",
+            },
+            constants={
+                "SIZE": size, "BLOCK_G": block_g, "BLOCK_D": triton.next_power_of_2(size), "BLOCK_N": tiles.tokens,
+                "PAGE": PAGE_TOKENS, "ITEM": ITEM, "UPCAST": False,
+            },
+            warps=tiles.warps,
+            stages=tiles.stages,
+            divisible=frozenset(
+                {"q_stride", "out_stride", "page_stride", "half_stride", "token_stride", "head_stride"}
+            ),
+            expects=frozenset({"mma", "cp.async"}),
+            cards=frozenset(cards),
+        )
+        for dtype in ("bf16", "fp16")
+        for size in SHIPPED_SIZES
+        for block_g in (GROUP_TILE, 2 * GROUP_TILE)
+        for tiles, cards in decode_forms(size, block_g).items()
+    ]  # fmt: skip

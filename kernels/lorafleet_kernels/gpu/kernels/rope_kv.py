@@ -1,0 +1,102 @@
+"""Rotation of queries and keys, and the keys' and values' way to their pages: one launch a layer.
+
+Twin: `reference.rotated_heads` and `reference.kv_write`. One program takes a few heads of one token: it reads every
+element of qkv once and writes it once, queries where they came from."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from lorafleet_kernels.gpu.attention_tiles import PAGE_TOKENS, SHIPPED_SIZES
+from lorafleet_kernels.gpu.specialization import Specialization
+
+HEADS_AT_ONCE = 8
+WARPS = 4
+
+
+@triton.jit(do_not_specialize=["heads", "kv_heads"])
+def rope_kv_kernel(
+    qkv, q_norm, k_norm, cos, sin, positions, slots, pool,
+    heads, kv_heads, qkv_stride, page_stride, half_stride, token_stride, head_stride, eps,
+    SIZE: tl.constexpr, BLOCK_HALF: tl.constexpr, BLOCK_HEADS: tl.constexpr, PAGE: tl.constexpr, NORMS: tl.constexpr,
+):  # fmt: skip
+    """Grid: tokens × blocks of heads. `slots [T]`: page · PAGE + offset, -1: the row is padding."""
+    token = tl.program_id(0).to(tl.int64)
+    slot = tl.load(slots + token)
+    if slot < 0:
+        return
+    DTYPE: tl.constexpr = qkv.dtype.element_ty
+    HALF: tl.constexpr = SIZE // 2
+    head = tl.program_id(1) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)
+    d = tl.arange(0, BLOCK_HALF)
+    inside = d < HALF
+    is_query = head < heads
+    rotates = head < heads + kv_heads
+    exists = head < heads + 2 * kv_heads
+    mask = exists[:, None] & inside[None, :]
+    here = qkv + token * qkv_stride + head[:, None] * SIZE + d[None, :]
+    low = tl.load(here, mask=mask, other=0.0).to(tl.float32)
+    high = tl.load(here + HALF, mask=mask, other=0.0).to(tl.float32)
+    rotated_low, rotated_high = low, high
+    if NORMS:
+        mean = (tl.sum(low * low, 1) + tl.sum(high * high, 1)) / SIZE
+        inverse = tl.rsqrt(mean + eps)[:, None]
+        q_low = tl.load(q_norm + d, mask=inside, other=0.0).to(tl.float32)[None, :]
+        q_high = tl.load(q_norm + HALF + d, mask=inside, other=0.0).to(tl.float32)[None, :]
+        k_low = tl.load(k_norm + d, mask=inside, other=0.0).to(tl.float32)[None, :]
+        k_high = tl.load(k_norm + HALF + d, mask=inside, other=0.0).to(tl.float32)[None, :]
+        # Rounded where the reference rounds: after the norm, and after its weight.
+        rotated_low = (low * inverse).to(DTYPE).to(tl.float32) * tl.where(is_query[:, None], q_low, k_low)
+        rotated_high = (high * inverse).to(DTYPE).to(tl.float32) * tl.where(is_query[:, None], q_high, k_high)
+        rotated_low = rotated_low.to(DTYPE).to(tl.float32)
+        rotated_high = rotated_high.to(DTYPE).to(tl.float32)
+    angle = tl.load(positions + token).to(tl.int64) * SIZE + d
+    cos_low = tl.load(cos + angle, mask=inside, other=0.0).to(tl.float32)[None, :]
+    cos_high = tl.load(cos + angle + HALF, mask=inside, other=0.0).to(tl.float32)[None, :]
+    sin_low = tl.load(sin + angle, mask=inside, other=0.0).to(tl.float32)[None, :]
+    sin_high = tl.load(sin + angle + HALF, mask=inside, other=0.0).to(tl.float32)[None, :]
+    new_low = rotated_low * cos_low - rotated_high * sin_low
+    new_high = rotated_high * cos_high + rotated_low * sin_high
+    # Values keep their bits: they are chosen, not multiplied by one.
+    new_low = tl.where(rotates[:, None], new_low, low).to(DTYPE)
+    new_high = tl.where(rotates[:, None], new_high, high).to(DTYPE)
+    query_mask = is_query[:, None] & inside[None, :]
+    tl.store(here, new_low, mask=query_mask)
+    tl.store(here + HALF, new_high, mask=query_mask)
+    cached = exists & (head >= heads)
+    kv_head = tl.where(rotates, head - heads, head - heads - kv_heads)
+    offset = kv_head.to(tl.int64) * head_stride + tl.where(rotates, 0, 1).to(tl.int64) * half_stride
+    row = (slot // PAGE).to(tl.int64) * page_stride + (slot % PAGE).to(tl.int64) * token_stride
+    there = pool + row + offset[:, None] + d[None, :]
+    cached_mask = cached[:, None] & inside[None, :]
+    tl.store(there, new_low, mask=cached_mask)
+    tl.store(there + HALF, new_high, mask=cached_mask)
+
+
+def specializations() -> list[Specialization]:
+    """Every head size and element type, with and without norms over the heads."""
+    return [
+        Specialization(
+            name=f"rope_kv {dtype} d{size}{' norms' if norms else ''}",
+            kernel=rope_kv_kernel,
+            arguments={
+                **dict.fromkeys(("qkv", "q_norm", "k_norm", "cos", "sin"), f"*{dtype}"),
+                **dict.fromkeys(("positions", "slots"), "*i32"),
+                "pool": f"*{dtype}",
+                **dict.fromkeys(("heads", "kv_heads"), "i32"),
+                **dict.fromkeys(("qkv_stride", "page_stride", "half_stride", "token_stride", "head_stride"), "i32"),
+                "eps": "fp32",
+            },
+            constants={
+                "SIZE": size, "BLOCK_HALF": triton.next_power_of_2(size // 2), "BLOCK_HEADS": HEADS_AT_ONCE,
+                "PAGE": PAGE_TOKENS, "NORMS": norms,
+            },
+            warps=WARPS,
+            stages=1,
+            divisible=frozenset({"qkv_stride", "page_stride", "half_stride", "token_stride", "head_stride"}),
+        )
+        for dtype in ("bf16", "fp16")
+        for size in SHIPPED_SIZES
+        for norms in (False, True)
+    ]  # fmt: skip
