@@ -25,6 +25,7 @@ from lorafleet_kernels.gpu.decode_work import ITEM, most_slots
 from lorafleet_kernels.gpu.kernels import rope_kv
 from lorafleet_kernels.gpu.kernels.paged_decode import paged_decode_kernel
 from lorafleet_kernels.gpu.kernels.paged_prefill import paged_prefill_kernel
+from lorafleet_kernels.gpu.launch import FUSED
 from lorafleet_kernels.gpu.prefill_work import PREFILL_ITEM
 from lorafleet_kernels.gpu.specialization import INTERPRETED
 
@@ -112,7 +113,7 @@ class TritonAttention:
             qkv, q_norm if norms else qkv, k_norm if norms else qkv, *self._tables, plan.positions, plan.slots, pool,
             sizes.heads, sizes.kv_heads, qkv.stride(0), *self._strides, sizes.eps,
             SIZE=sizes.size, BLOCK_HALF=padded(sizes.size // 2), BLOCK_HEADS=rope_kv.HEADS_AT_ONCE, PAGE=PAGE_TOKENS,
-            NORMS=norms, num_warps=rope_kv.WARPS,
+            NORMS=norms, num_warps=rope_kv.WARPS, **FUSED,
         )  # fmt: skip
 
     def _decode(self, pool: Tensor, q: Tensor, out: Tensor) -> None:
@@ -123,7 +124,7 @@ class TritonAttention:
             shape.group, q.stride(0), out.stride(0), *self._strides, self._scale,
             SIZE=shape.sizes.size, BLOCK_G=group_tile(shape.group), BLOCK_D=padded(shape.sizes.size),
             BLOCK_N=tiles.tokens, PAGE=PAGE_TOKENS, ITEM=ITEM, UPCAST=INTERPRETED,
-            num_warps=tiles.warps, num_stages=tiles.stages,
+            num_warps=tiles.warps, num_stages=tiles.stages, **FUSED,
         )  # fmt: skip
 
     def _prefill(self, pool: Tensor, q: Tensor, out: Tensor) -> None:
@@ -133,7 +134,7 @@ class TritonAttention:
             shape.group, q.stride(0), out.stride(0), *self._strides, self._scale,
             SIZE=shape.sizes.size, BLOCK_M=tiles.rows, BLOCK_D=padded(shape.sizes.size), BLOCK_N=tiles.tokens,
             PAGE=PAGE_TOKENS, ITEM=PREFILL_ITEM, UPCAST=INTERPRETED,
-            num_warps=tiles.warps, num_stages=tiles.stages,
+            num_warps=tiles.warps, num_stages=tiles.stages, **FUSED,
         )  # fmt: skip
 
 
