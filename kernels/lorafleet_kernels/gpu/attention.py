@@ -129,7 +129,8 @@ class TritonAttention:
         rope_kv.expand_rope_kv_kernel[(plan.slots.shape[0], every)](
             *tensors, *pending.tables, *numbers, *pending.counts, **shared,
             WEIGHTS_PAGE=pending.page, GRAIN=pending.grain, BLOCK_R=rope_kv.RANKS_AT_ONCE,
-            ALIGNED=rope_kv.aligned(sizes.size, pending.grain), num_warps=rope_kv.EXPAND_WARPS, num_stages=2, **FUSED,
+            ALIGNED=rope_kv.aligned(sizes.size, pending.grain),
+            num_warps=rope_kv.expand_warps(sizes.size), num_stages=2, **FUSED,
         )  # fmt: skip
 
     def _decode(self, pool: Tensor, q: Tensor, out: Tensor) -> None:

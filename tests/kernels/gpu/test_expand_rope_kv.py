@@ -26,13 +26,13 @@ def test_queries_keys_and_values_with_their_deltas(
     lora = lora_kit.make(ADAPTERS, SEGMENTS, dtype, device, rows=6, config=config, variant=Variant.ROWS)
     x = lora.inputs(6, config.hidden_size)
     expected, mine, apart, fused = case.pool.clone(), case.pool.clone(), case.qkv.clone(), case.qkv.clone()
-    plain = case.pool.clone()
+    plain, (q_norm, k_norm) = case.pool.clone(), case.norms
 
     without = case.attention(plain)(LAYER, case.qkv.clone(), *case.norms)
     lora.step(LAYER, "qkv", x, apart)
     wanted = case.attention(expected)(LAYER, apart, *case.norms)
     lora.step.shrink(LAYER, "qkv", x)
-    got = case.attention(mine)(LAYER, fused, *case.norms, lora.step.pending(LAYER, "qkv", fused))
+    got = case.attention(mine)(LAYER, fused, q_norm, k_norm, lora.step.pending(LAYER, "qkv", fused))
 
     assert torch.equal(fused[:, : sizes.heads * sizes.size], apart[:, : sizes.heads * sizes.size])
     assert torch.equal(mine.nan_to_num(7), expected.nan_to_num(7))

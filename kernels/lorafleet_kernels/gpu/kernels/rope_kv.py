@@ -16,7 +16,6 @@ from lorafleet_kernels.gpu.specialization import Specialization
 HEADS_AT_ONCE = 8
 WARPS = 4
 RANKS_AT_ONCE = 16
-EXPAND_WARPS = 2
 
 
 @triton.jit
@@ -141,6 +140,11 @@ def aligned(size: int, grain: int) -> bool:
     return half & (half - 1) == 0 and grain % half == 0
 
 
+def expand_warps(size: int) -> int:
+    """A half of a head is little for more than one warp, unless it is long."""
+    return 1 if size <= 64 else 2
+
+
 def specializations() -> list[Specialization]:
     """Every head size and element type, with and without norms over the heads, alone and behind an expand."""
     return [
@@ -168,6 +172,6 @@ def _form(dtype: str, size: int, norms: bool, grain: int | None) -> Specializati
     arguments |= dict.fromkeys(("plane_stride", "planes_width", "layout_stride", "splits"), "i32")
     constants |= {"WEIGHTS_PAGE": 1 << 15, "GRAIN": grain, "BLOCK_R": RANKS_AT_ONCE, "ALIGNED": aligned(size, grain)}
     return Specialization(
-        f"expand_{name} grain{grain}", expand_rope_kv_kernel, arguments, constants, EXPAND_WARPS, 2,
+        f"expand_{name} grain{grain}", expand_rope_kv_kernel, arguments, constants, expand_warps(size), 2,
         divisible=frozenset(strides),
     )  # fmt: skip
