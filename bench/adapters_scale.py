@@ -120,6 +120,7 @@ def _engine(memory: int, dtype: torch.dtype, wanted_threads: int) -> Engine:
     config = EngineConfig(
         str(model_path()), "base", dtype=str(dtype).removeprefix("torch."), max_model_len=512,
         max_num_seqs=SHAPE.flight, memory_bytes=memory, threads=wanted_threads,
+        overlap="off",  # steps are timed one by one
     )  # fmt: skip
     return start(config, lambda message, fraction: None)
 

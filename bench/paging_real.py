@@ -38,8 +38,9 @@ def share(part: float) -> Make:
 
 def engine_with(make_room: Make, memory: int) -> Engine:
     config = EngineConfig(
-        str(model_path()), "smollm2", max_model_len=512, max_num_seqs=64, max_batched_tokens=512, memory_bytes=memory
-    )
+        str(model_path()), "smollm2", max_model_len=512, max_num_seqs=64, max_batched_tokens=512, memory_bytes=memory,
+        overlap="off",
+    )  # fmt: skip
     return start(config, lambda message, fraction: None, make_room=make_room)
 
 
@@ -104,7 +105,7 @@ def _copy_seconds(engine: Engine) -> float:
     resident = [a for a in engine._room.residency.all() if a.resident]
     begun = time.perf_counter()
     for adapter in resident:
-        runner._upload(adapter)
+        runner.upload(adapter.handle, adapter.pages, runner._packed[adapter.handle])
     return (time.perf_counter() - begun) / len(resident)
 
 

@@ -44,7 +44,7 @@ class TaggedDevice:
         tags = self._tags.get(sequence.request_id, [])
         handle = -1 if sequence.adapter is None else sequence.adapter.handle
         tag = tags[-1] if tags else hash((handle, sequence.tenant))
-        for token in sequence.tokens[len(tags) :]:
+        for token in sequence.tokens[len(tags) : sequence.prompt_len + sequence.output_len]:
             tag = hash((tag, token))
             tags.append(tag)
         return tags

@@ -29,8 +29,9 @@ from lorafleet_runtime.config import EngineConfig
 from lorafleet_runtime.core.batch import Batch, Row
 from lorafleet_runtime.core.sequence import Sequence as Tokens
 from lorafleet_runtime.engine.engine import Engine
-from lorafleet_runtime.engine.rank_messages import RunStep, batch_of, decode_to_rank, frame, plan_of
+from lorafleet_runtime.engine.rank_messages import decode_to_rank, frame
 from lorafleet_runtime.engine.start import start
+from lorafleet_runtime.engine.step_plan import RunStep, planned_rows
 from lorafleet_runtime.model.config import LORA_TARGETS
 from lorafleet_runtime.model.tiny import random_adapter, save_adapter, save_tiny_model, tiny_config
 from lorafleet_runtime.protocol import AddRequest, LoadAdapter, Sampling
@@ -48,7 +49,7 @@ def engine_of(folder: Path, ranks: int, partition: str) -> Iterator[Engine]:
     config = EngineConfig(
         str(folder / "model"), "bench", dtype="float32", max_model_len=256, max_batched_tokens=512,
         memory_bytes=256 * 2**20 // ranks, threads=1, tensor_parallel=ranks, lora_partition=partition,
-        prefix_caching=False,
+        prefix_caching=False, overlap="off",
     )  # fmt: skip
     engine = start(config, lambda message, fraction: None)
     try:
@@ -177,17 +178,16 @@ def plan_seconds() -> list[Result]:
     """What it costs to tell the others: 32 sequences of 2,000 tokens each, 125 pages."""
     sampling, pages = Sampling(max_tokens=1), list(range(125))
     sequences = [Tokens(str(i), [7] * 2000, 2000, sampling, None, pages=pages) for i in range(SEQUENCES)]
-    batch = Batch(tuple(Row(sequence, 1999, 1) for sequence in sequences))
+    batch = Batch(tuple(Row(sequence, 1999, 1, samples=True) for sequence in sequences))
     made: list[float] = []
     read: list[float] = []
     for _ in range(200):
         begun = time.process_time()
-        data = frame(plan_of(batch))
+        data = frame(RunStep(planned_rows(batch, None), [], []))
         made.append(time.process_time() - begun)
         begun = time.process_time()
         plan = decode_to_rank(data[4:])
         assert isinstance(plan, RunStep)
-        batch_of(plan, {})
         read.append(time.process_time() - begun)
     case = f"{SEQUENCES} sequences of 2,000 tokens"
     return [

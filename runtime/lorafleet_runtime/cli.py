@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lorafleet_runtime import __version__
-from lorafleet_runtime.config import DTYPES, PARTITIONS, EngineConfig, parse_size
+from lorafleet_runtime.config import DTYPES, OVERLAPS, PARTITIONS, EngineConfig, parse_size
 from lorafleet_runtime.errors import ConfigError
 from lorafleet_runtime.frontend.options import ServeOptions
 from lorafleet_runtime.logs import configure_logs
@@ -58,6 +58,7 @@ def _options(parsed: argparse.Namespace) -> ServeOptions:
         fairness=parsed.fairness,
         tensor_parallel=parsed.tensor_parallel,
         lora_partition=parsed.lora_partition,
+        overlap=parsed.overlap,
     ).check()
     return ServeOptions(
         engine=config,
@@ -118,6 +119,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--tensor-parallel", type=int, default=1, metavar="N", help="spread the model over N ranks, processes here")
     add("--lora-partition", choices=PARTITIONS, default="replicated",
         help="adapters on several ranks: replicated needs no communication, slora keeps nothing twice")  # fmt: skip
+    add("--overlap", choices=OVERLAPS, default="auto",
+        help="schedule a step while the one before it runs; auto: where a core is left for that")  # fmt: skip
     add("--fairness", default="", metavar="JSON", help="how tenants share: a BaseModel's spec.fairness")
     add("--adapter", action="append", default=[], metavar="ID=FOLDER", help="load at start; may be repeated")
     add("--drain-seconds", type=float, default=20.0, help="how long SIGTERM waits for running requests")

@@ -14,6 +14,7 @@ from lorafleet_runtime.errors import ConfigError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 PARTITIONS = ("replicated", "slora")
+OVERLAPS = ("auto", "on", "off")
 _DECIMAL = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _UNITS = _DECIMAL | {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([A-Za-z]*)")
@@ -50,6 +51,7 @@ class EngineConfig:
     fairness: str = ""  # JSON, `spec.fairness` of the base model
     tensor_parallel: int = 1  # ranks; `memory_bytes` and `threads` are each one's
     lora_partition: str = "replicated"
+    overlap: str = "auto"  # of a step with the scheduling of the next; auto: where no core that computes pays for it
     incarnation: str = ""  # names this replica's column among the counters; "" for one that shares them with nobody
 
     def check(self) -> EngineConfig:
@@ -72,6 +74,9 @@ class EngineConfig:
             (1 <= self.tensor_parallel <= 64, "--tensor-parallel", self.tensor_parallel, "must be in 1..64"),
             (self.lora_partition in PARTITIONS, "--lora-partition", self.lora_partition,
              f"must be one of {', '.join(PARTITIONS)}"),
+            (self.overlap in OVERLAPS, "--overlap", self.overlap, f"must be one of {', '.join(OVERLAPS)}"),
+            (self.overlap != "on" or self.tensor_parallel == 1, "--overlap", self.overlap,
+             "needs --tensor-parallel 1: of several ranks one alone knows the tokens that a step samples"),
         ]  # fmt: skip
         for holds, flag, value, problem in rules:
             if not holds:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
+from lorafleet_runtime.constraints.constraint import Constraint, Vocabulary
 from lorafleet_runtime.core.fairness.counters import Table
 
 
@@ -26,6 +27,7 @@ class Sampling(msgspec.Struct, frozen=True, omit_defaults=True):
     stop_token_ids: tuple[int, ...] = ()  # the model's own end tokens included, unless ignore_eos
     min_tokens: int = 0  # stop ids are not sampled before
     logprobs: int = -1  # -1: none; 0: the chosen token's; k: and the k best
+    constraint: Constraint | None = None
 
 
 class AddRequest(msgspec.Struct, frozen=True, tag=True):
@@ -66,7 +68,7 @@ class Shutdown(msgspec.Struct, frozen=True, tag=True):
     pass
 
 
-ToEngine = AddRequest | AbortRequest | LoadAdapter | UnloadAdapter | MergeCounters | Shutdown
+ToEngine = Vocabulary | AddRequest | AbortRequest | LoadAdapter | UnloadAdapter | MergeCounters | Shutdown
 
 
 class TokenLogprobs(msgspec.Struct, frozen=True):
@@ -158,6 +160,8 @@ class Counters(msgspec.Struct, frozen=True, rename="camel"):
     prefix_tokens_asked: int = 0  # prompt tokens of admitted requests
     prefix_tokens_hit: int = 0  # of these, what the prefix cache held
     early_aborts: int = 0
+    constraints_compiled: int = 0
+    constraint_seconds: float = 0.0  # of compiling them
 
 
 class TenantRow(msgspec.Struct, frozen=True, rename="camel"):

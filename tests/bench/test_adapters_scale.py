@@ -31,8 +31,9 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
     grad = torch.is_grad_enabled()
     folder = save_tiny_model(tmp_path / "model", CONFIG)
     config = EngineConfig(
-        str(folder), "base", dtype="float32", max_model_len=144, max_num_seqs=6, memory_bytes=2**20, threads=1
-    )
+        str(folder), "base", dtype="float32", max_model_len=144, max_num_seqs=6, memory_bytes=2**20, threads=1,
+        overlap="off",
+    )  # fmt: skip
     engine = start(config, lambda message, fraction: None)
     yield engine
     engine.close()

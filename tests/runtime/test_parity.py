@@ -106,7 +106,7 @@ def final_logits(engine: Engine, requests: list[tuple[list[int], str | None]]) -
     batch = engine._scheduler.schedule()
     assert batch is not None
     assert len(batch.rows) == len(requests), "the token budget must hold all prompts"
-    logits = engine._runner.logits(batch)
+    logits = engine._runner.logits(engine._runner.plan(batch))
     by_request = {row.sequence.request_id: logits[i] for i, row in enumerate(batch.rows)}
     engine._scheduler.commit(batch, [0] * len(batch.rows))
     return [by_request[str(i)] for i in range(len(requests))]

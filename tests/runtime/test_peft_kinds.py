@@ -88,7 +88,7 @@ def test_every_kind_gives_pefts_logits_in_one_mixed_batch(
     batch = engine._scheduler.schedule()
     assert batch is not None
     assert len(batch.rows) == len(requests), "the token budget must hold all prompts"
-    logits = engine._runner.logits(batch)
+    logits = engine._runner.logits(engine._runner.plan(batch))
     engine._scheduler.commit(batch, logits.argmax(1).tolist())
     first = {row.sequence.request_id: row_logits for row, row_logits in zip(batch.rows, logits, strict=True)}
     outputs = {name: [int(row.argmax())] for name, row in first.items()}

@@ -11,28 +11,21 @@ from lorafleet_runtime.core.sequence import Sequence
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Tokens `start .. start + count` of one sequence. `samples`: the row reaches the sequence's last token."""
+    """Tokens `start .. end` of one sequence. `samples`: the row reaches the sequence's last token, so that the next
+    one can be sampled."""
 
     sequence: Sequence
     start: int
     count: int
+    samples: bool
 
     @property
-    def samples(self) -> bool:
-        return self.start + self.count == len(self.sequence.tokens)
+    def end(self) -> int:
+        return self.start + self.count
 
     @property
     def decodes(self) -> bool:
         return self.count == 1
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """Flat token positions `begin .. end` of the batch that share an adapter; None is the base model."""
-
-    begin: int
-    end: int
-    adapter: Adapter | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +44,11 @@ class Batch:
     @property
     def tokens(self) -> int:
         return sum(row.count for row in self.rows)
+
+    @property
+    def sampling(self) -> tuple[Row, ...]:
+        """The rows that sample a token, in order."""
+        return tuple(row for row in self.rows if row.samples)
 
 
 class Step:
@@ -88,17 +86,3 @@ def _order(row: Row) -> tuple[bool, int, int, int]:
     adapter = row.sequence.adapter
     layout, handle = (adapter.layout, adapter.handle) if adapter else (-2, -1)
     return (not row.decodes, layout, handle, row.sequence.arrival)
-
-
-def segments(rows: Iterable[Row]) -> tuple[Segment, ...]:
-    """Maximal slices of the flat batch with one adapter. Built once per step."""
-    found: list[Segment] = []
-    position = 0
-    for row in rows:
-        adapter = row.sequence.adapter
-        if found and found[-1].adapter is adapter and found[-1].end == position:
-            found[-1] = Segment(found[-1].begin, position + row.count, adapter)
-        else:
-            found.append(Segment(position, position + row.count, adapter))
-        position += row.count
-    return tuple(found)

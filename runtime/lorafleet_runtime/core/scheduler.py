@@ -17,7 +17,7 @@ from lorafleet_runtime.core.pages import PAGE_TOKENS, OutOfPages
 from lorafleet_runtime.core.prefix import Prefix
 from lorafleet_runtime.core.residency import Adapter
 from lorafleet_runtime.core.room import Room
-from lorafleet_runtime.core.sequence import Sequence, finish_reason_after
+from lorafleet_runtime.core.sequence import UNKNOWN, FinishReason, Sequence, finish_reason_after, is_full
 
 PREFETCHED = 4
 """How far ahead in the queue adapters are fetched."""
@@ -108,29 +108,23 @@ class Scheduler:
 
     def abort(self, request_id: str) -> Sequence | None:
         """Forget a request, wherever it is. Returns it, or None when it is not known (it may just have finished)."""
-        sequence = self._by_id.pop(request_id, None)
-        if sequence is None:
-            return None
-        sequence.finish_reason = "abort"
-        if sequence in self._running:
-            self._running.remove(sequence)
-            self._room.free(sequence)
-            self._waiting.leave(sequence)
-        else:
-            if sequence in self._cold:
-                self._cold.remove(sequence)
-            self._waiting.cancel(sequence)
-            self._leave_queue(sequence)
+        sequence = self._by_id.get(request_id)
+        if sequence is not None:
+            self._end(sequence, "abort")
         return sequence
 
     def schedule(self) -> Batch | None:
-        """The next step's work, or None when there is none. Pages and adapters are taken here; `commit` follows.
+        """The next step's work, or None when there is none. Pages and adapters are taken here; `commit` follows, at the
+        latest before the second `schedule` from here: a batch may be asked for while the one before it still runs, as
+        what that one will have computed is known, but for the tokens that it samples.
 
         First the sequences that decode, then tenants of whom nothing runs yet, then prompts under way, the least served
         first, then whoever waits: so a flood of long prompts does not keep the first token from others."""
         step = Step(self._limits.max_batched_tokens, self._owed)
         prompts = []
         for sequence in list(self._running):
+            if self._sits_out(sequence):
+                continue
             if sequence.pending > 1:
                 prompts.append(sequence)
             else:
@@ -146,32 +140,53 @@ class Scheduler:
             step.uploads += self._room.prefetch(self._soon, len(self._running), step.uploads)
         batch = step.batch()
         self._owed = step.uploads if batch is None else []
+        for row in batch.rows if batch else ():
+            row.sequence.computed = row.end
+            if row.samples:
+                row.sequence.tokens.append(UNKNOWN)
         return batch
 
     def commit(self, batch: Batch, sampled: Iterable[int]) -> list[tuple[Sequence, int]]:
         """Book a step that ran. `sampled` has one token per row with `samples`, in row order. Returns (sequence, token)
-        for each; a sequence with `finish_reason` set has left and its pages are free."""
+        for each that is still wanted; a sequence with `finish_reason` set has left and its pages are free."""
         tokens = iter(sampled)
         results: list[tuple[Sequence, int]] = []
         for row in batch.rows:
             sequence = row.sequence
-            samples = row.samples
-            sequence.computed = row.start + row.count
-            self._room.prefixes.keep(sequence)
-            if not samples:
-                self._waiting.ran(sequence, row.start, row.count, made=0)
+            token = next(tokens) if row.samples else UNKNOWN
+            if sequence.finish_reason is not None:  # it ended, or was aborted, while this step ran
                 continue
-            token = next(tokens)
-            sequence.tokens.append(token)
-            self._waiting.ran(sequence, row.start, row.count, made=1)
-            sequence.finish_reason = finish_reason_after(sequence, token, self._limits.max_model_len)
-            if sequence.finish_reason is not None:
-                self._running.remove(sequence)
-                del self._by_id[sequence.request_id]
-                self._room.free(sequence)
-                self._waiting.leave(sequence)
-            results.append((sequence, token))
+            if row.samples:
+                sequence.tokens[row.end] = token
+            self._room.prefixes.keep(sequence)
+            self._waiting.ran(sequence, row.start, row.count, made=int(row.samples))
+            if row.samples:
+                reason = finish_reason_after(sequence, row.end + 1, self._limits.max_model_len)
+                if reason is not None:
+                    del sequence.tokens[row.end + 1 :]  # what the next step samples is not wanted
+                    self._end(sequence, reason)
+                results.append((sequence, token))
         return results
+
+    def _sits_out(self, sequence: Sequence) -> bool:
+        """Whether a sequence has to know the token that is being sampled for it before it can go on."""
+        if sequence.tokens[-1] != UNKNOWN:
+            return False
+        return sequence.reads_output or is_full(sequence, len(sequence.tokens), self._limits.max_model_len)
+
+    def _end(self, sequence: Sequence, reason: FinishReason) -> None:
+        """Take a sequence out, wherever it is."""
+        del self._by_id[sequence.request_id]
+        sequence.finish_reason = reason
+        if sequence in self._running:
+            self._running.remove(sequence)
+            self._room.free(sequence)
+            self._waiting.leave(sequence)
+            return
+        if sequence in self._cold:
+            self._cold.remove(sequence)
+        self._waiting.cancel(sequence)
+        self._leave_queue(sequence)
 
     def _go_on(self, sequence: Sequence, step: Step) -> None:
         """A running sequence's row, at the expense of idle adapters, then of the most served tenant's newest sequence,
@@ -183,7 +198,7 @@ class Scheduler:
             except OutOfPages:
                 self._preempt(max(self._running, key=self._waiting.rank), step)
             else:
-                step.add(Row(sequence, sequence.computed, count))
+                step.add(_row(sequence, count))
                 return
 
     def _admit(self, step: Step, *, only_newcomers: bool = False) -> None:
@@ -191,6 +206,8 @@ class Scheduler:
         while step.budget > 0:
             sequence = self._waiting.head()
             if sequence is None or (only_newcomers and not self._waiting.is_newcomer(sequence)):
+                return
+            if self._sits_out(sequence):  # preempted while a step runs that samples for it
                 return
             if sequence.adapter is not None and not sequence.adapter.at_hand:
                 # Others do not wait for a disk.
@@ -209,7 +226,7 @@ class Scheduler:
             self._waiting.admit(sequence)
             self._leave_queue(sequence)
             self._running.append(sequence)
-            step.add(Row(sequence, sequence.computed, count))
+            step.add(_row(sequence, count))
 
     def _make_way(self, sequence: Sequence, found: list[Prefix], count: int, step: Step) -> bool:
         """Whether the head has a seat and pages. A tenant of whom nothing runs gets them from more served ones that
@@ -248,3 +265,7 @@ class Scheduler:
     def _leave_queue(self, sequence: Sequence) -> None:
         if sequence.adapter is not None:
             sequence.adapter.waiting -= 1
+
+
+def _row(sequence: Sequence, count: int) -> Row:
+    return Row(sequence, sequence.computed, count, samples=count == sequence.pending)

@@ -12,12 +12,16 @@ if TYPE_CHECKING:
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
+UNKNOWN = -1
+"""In place of a token that a step is about to sample: where it stands is known before what it is."""
+
 
 @dataclass(slots=True, eq=False)
 class Sequence:
     """Prompt and output token ids, and how many of them have their KV in `pages`.
 
-    `computed` < `len(tokens)` always: the last token's KV is written by the step that samples the next one.
+    `computed` < `len(tokens)` always: the last token's KV is written by the step that samples the next one. While a
+    step that samples for it has not been committed, the last token is UNKNOWN.
     """
 
     request_id: str
@@ -40,14 +44,17 @@ class Sequence:
     pages: list[int] = field(default_factory=list)
     prefixes: list[Prefix] = field(default_factory=list)  # of its pages the first ones, which the prefix cache knows
     finish_reason: FinishReason | None = None
+    reads_output: bool = False  # what is sampled next depends on all tokens before: none may be UNKNOWN
 
     @property
     def output_tokens(self) -> list[int]:
-        return self.tokens[self.prompt_len :]
+        """Of the output, what is known."""
+        return self.tokens[self.prompt_len : self.prompt_len + self.output_len]
 
     @property
     def output_len(self) -> int:
-        return len(self.tokens) - self.prompt_len
+        """Tokens of output that are known."""
+        return len(self.tokens) - self.prompt_len - (self.tokens[-1] == UNKNOWN)
 
     @property
     def pending(self) -> int:
@@ -55,11 +62,14 @@ class Sequence:
         return len(self.tokens) - self.computed
 
 
-def finish_reason_after(sequence: Sequence, token_id: int, max_model_len: int) -> FinishReason | None:
-    """Why a sequence ends once `token_id` has been appended, or None."""
+def finish_reason_after(sequence: Sequence, length: int, max_model_len: int) -> FinishReason | None:
+    """Why a sequence ends with the last of its first `length` tokens, or None."""
     sampling = sequence.sampling
-    if token_id in sampling.stop_token_ids and sequence.output_len > sampling.min_tokens:
+    if sequence.tokens[length - 1] in sampling.stop_token_ids and length - sequence.prompt_len > sampling.min_tokens:
         return "stop"
-    if sequence.output_len >= sampling.max_tokens or len(sequence.tokens) >= max_model_len:
-        return "length"
-    return None
+    return "length" if is_full(sequence, length, max_model_len) else None
+
+
+def is_full(sequence: Sequence, length: int, max_model_len: int) -> bool:
+    """Whether nothing follows the first `length` tokens, whatever they are."""
+    return length - sequence.prompt_len >= sequence.sampling.max_tokens or length >= max_model_len

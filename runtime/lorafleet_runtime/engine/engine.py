@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 
-from lorafleet_runtime.core.batch import Batch
+from lorafleet_runtime.constraints.constraint import Vocabulary
 from lorafleet_runtime.core.fairness.counters import CounterTable
 from lorafleet_runtime.core.fairness.policies import FairnessSpec, make_queue
 from lorafleet_runtime.core.host_tier import HostTier
@@ -18,7 +18,9 @@ from lorafleet_runtime.core.sequence import Sequence
 from lorafleet_runtime.engine.adapter_loader import AdapterLoader
 from lorafleet_runtime.engine.adapters import Adapters
 from lorafleet_runtime.engine.disk_tier import DiskTier
-from lorafleet_runtime.engine.report import Totals, counters, logprobs, pages_info
+from lorafleet_runtime.engine.flights import Flights, Landed
+from lorafleet_runtime.engine.penalties import reads_output
+from lorafleet_runtime.engine.report import Totals, counters, delta, model_info, pages_info
 from lorafleet_runtime.engine.runner import Runner
 from lorafleet_runtime.engine.sampling import Sampled
 from lorafleet_runtime.engine.sharing import SharingReport
@@ -35,7 +37,6 @@ from lorafleet_runtime.protocol import (
     LoadAdapter,
     LoadInfo,
     MergeCounters,
-    ModelInfo,
     Sharing,
     UnloadAdapter,
 )
@@ -46,7 +47,7 @@ class Engine:
 
     def __init__(
         self, runner: Runner, loader: AdapterLoader, limits: Limits, room: Room, host: HostTier, disk: DiskTier,
-        max_rank: int, parameters: int, fairness: FairnessSpec, table: CounterTable,
+        max_rank: int, parameters: int, fairness: FairnessSpec, table: CounterTable, steps_at_once: int = 1,
     ) -> None:  # fmt: skip
         self._model = runner.model
         self._limits = limits
@@ -58,6 +59,8 @@ class Engine:
         self._sharing = SharingReport(queue, table, fairness.policy)
         self._runner = runner
         self._adapters = Adapters(room.residency, loader, runner, host, disk, limits.max_model_len)
+        self._flights = Flights(runner, steps_at_once)
+        self._constraints = runner.constraints
         self._rejected: list[Delta] = []
         self._totals = Totals()
         self._throughput = Throughput()
@@ -66,12 +69,13 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether `step` would do something without a new message."""
-        return self._scheduler.has_work or bool(self._rejected)
+        waits = self._scheduler.has_work or self._constraints.opening
+        return waits or bool(self._rejected) or len(self._flights) > 0
 
     @property
     def only_reads(self) -> bool:
         """Whether all work waits for a disk, so that `step` does nothing before something has been read."""
-        return self._scheduler.only_reads and not self._rejected
+        return self._scheduler.only_reads and not self._rejected and not len(self._flights)
 
     @property
     def decoder_config(self) -> DecoderConfig:
@@ -92,19 +96,29 @@ class Engine:
         self._changed = self._adapters.changed = False
 
     def wake_on_loaded(self, wake: Callable[[], None]) -> None:
-        """Have `wake` called, from a loader thread, when an adapter's file has been read."""
+        """Have `wake` called, from another thread, when an adapter's file has been read or a constraint compiled."""
         self._adapters.wake_on_loaded(wake)
+        self._constraints.heard = wake
 
     def close(self) -> None:
         self._adapters.close()
+        self._flights.close()
+        self._constraints.shut()
         self._runner.close()
 
-    def handle(self, message: AddRequest | AbortRequest | LoadAdapter | UnloadAdapter | MergeCounters) -> None:
+    def handle(
+        self, message: Vocabulary | AddRequest | AbortRequest | LoadAdapter | UnloadAdapter | MergeCounters
+    ) -> None:
         """Take a message. Nothing here waits: loading goes to a thread, rejections come out of the next `step`."""
         match message:
+            case Vocabulary():
+                self._constraints.speak(message)
+            case AddRequest() if message.sampling.constraint is not None:
+                self._constraints.open(message)
             case AddRequest():
                 self._add(message)
             case AbortRequest():
+                self._constraints.close([message.request_id])
                 self._scheduler.abort(message.request_id)
                 self._adapters.collect()
                 self._changed = True
@@ -116,22 +130,38 @@ class Engine:
                 self._sharing.merge(message.table)
 
     def step(self) -> list[Delta]:
-        """Adopt loaded adapters, run one batch, return what each request got."""
+        """Adopt loaded adapters, launch one batch, and return what requests got from the oldest under way: this one,
+        or the one before where two may be."""
         self._adopt()
+        self._take_opened()
         self._give_up()
         deltas, self._rejected = self._rejected, []
+        self._constraints.close(d.request_id for d in deltas)
         batch = self._scheduler.schedule()
         self._adapters.fetch(self._scheduler.wanted())
         if batch is None:
-            return deltas
-        start = time.perf_counter()
-        first = {row.sequence.request_id for row in batch.rows if row.sequence.output_len == 0}
-        samples = self._runner.run(batch)
-        results = self._scheduler.commit(batch, [s.token_id for s in samples])
-        deltas += [self._delta(sequence, sample) for (sequence, _), sample in zip(results, samples, strict=True)]
-        self._count(batch, first, len(samples), time.perf_counter() - start)
-        if any(delta.finish_reason for delta in deltas):
+            return deltas + self._land() if len(self._flights) else deltas
+        plan = self._flights.plan(batch)
+        if plan.constrained:  # its step waits for masks, which are asked for by one thread at a time
+            while len(self._flights):
+                deltas += self._land()
+        self._flights.launch(batch, plan)
+        if plan.constrained or self._flights.full:
+            deltas += self._land()
+        return deltas
+
+    def _land(self) -> list[Delta]:
+        """What each request got from the oldest step under way."""
+        landed = self._flights.land()
+        made = {
+            row.sequence.request_id: sample for row, sample in zip(landed.batch.sampling, landed.samples, strict=True)
+        }
+        results = self._scheduler.commit(landed.batch, [sample.token_id for sample in landed.samples])
+        deltas = [self._delta(sequence, made[sequence.request_id]) for sequence, _ in results]
+        self._count(landed)
+        if ended := [d.request_id for d in deltas if d.finish_reason]:
             self._adapters.collect()
+            self._constraints.close(ended)
         return deltas
 
     def sharing(self) -> Sharing | None:
@@ -149,14 +179,7 @@ class Engine:
         return EngineState(
             phase="Ready",
             progress=1.0,
-            model=ModelInfo(
-                architecture=self._model.config.architecture,
-                dtype=str(self._model.dtype).removeprefix("torch."),
-                max_model_len=self._limits.max_model_len,
-                max_rank=self._max_rank,
-                parameters=self._parameters,
-                vocab_size=self._model.config.vocab_size,
-            ),
+            model=model_info(self._model, self._limits.max_model_len, self._max_rank, self._parameters),
             pages=pages_info(self._room, self._runner.pool[:, 0].nbytes),
             host=HostInfo(memory.tier.budget, memory.tier.used),
             load=LoadInfo(
@@ -166,7 +189,7 @@ class Engine:
                 step_seconds=self._throughput.step_seconds,
                 output_tokens_per_second=self._throughput.tokens_per_second(now),
             ),
-            counters=counters(self._totals, self._room, scheduler, memory.reads),
+            counters=counters(self._totals, self._room, scheduler, memory.reads, self._constraints),
             adapters=self._adapters.states() if adapters else [],
         )
 
@@ -178,6 +201,13 @@ class Engine:
             for sequence in self._scheduler.never_comes(adapter):
                 self._reject(sequence.request_id, f"adapter_lost: adapter {adapter.id} cannot be read again: {why}")
             self._adapters.collect()
+
+    def _take_opened(self) -> None:
+        ready, refused = self._constraints.opened()
+        for request in ready:
+            self._add(request)
+        for request_id, error in refused:
+            self._reject(request_id, error)
 
     def _add(self, message: AddRequest) -> None:
         adapter = None
@@ -207,6 +237,7 @@ class Engine:
                 weight=message.weight,
                 user=message.user,
                 arrived=time.monotonic(),
+                reads_output=reads_output(message.sampling),
             )
         )
 
@@ -226,22 +257,11 @@ class Engine:
     def _delta(self, sequence: Sequence, sample: Sampled) -> Delta:
         if sample.token_id < 0:
             self._scheduler.abort(sequence.request_id)
-            who = f"adapter {sequence.adapter.id}" if sequence.adapter else "the base model"
-            error = f"numeric_overflow: {who} gave logits that are not finite at token {sequence.output_len}"
-            return Delta(sequence.request_id, [], finish_reason="error", error=error)
-        stopped = sequence.finish_reason == "stop"
-        return Delta(
-            sequence.request_id,
-            [sample.token_id],
-            finish_reason=sequence.finish_reason,
-            stop_token_id=sample.token_id if stopped else None,
-            logprobs=logprobs(sequence.sampling, sample),
-            cached_tokens=sequence.cached,
-        )
+        return delta(sequence, sample)
 
-    def _count(self, batch: Batch, first: set[str], sampled: int, seconds: float) -> None:
+    def _count(self, landed: Landed) -> None:
         self._totals.steps += 1
-        self._room.costs.saw_step(seconds, batch.tokens)
-        self._totals.prompt_tokens += sum(row.count for row in batch.rows if row.sequence.request_id in first)
-        self._totals.generated += sampled
-        self._throughput.add(time.perf_counter(), seconds, sampled)
+        self._room.costs.saw_step(landed.seconds, landed.batch.tokens)
+        self._totals.prompt_tokens += landed.prompt_tokens
+        self._totals.generated += len(landed.samples)
+        self._throughput.add(time.perf_counter(), landed.seconds, len(landed.samples))

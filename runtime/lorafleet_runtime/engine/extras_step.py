@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lorafleet_kernels import reference as ops
-from lorafleet_runtime.core.batch import Segment
+from lorafleet_runtime.engine.step_plan import Segment
 from lorafleet_runtime.model.decoder import LoraHook
 from lorafleet_runtime.model.extras import EMBEDDING, FINAL_NORM, LM_HEAD, NORM, SCALE, SHIFT, ExtraViews
 from lorafleet_runtime.model.threads import on_all_threads
@@ -34,11 +34,7 @@ class ExtrasStep:
         self, segments: Sequence[Segment], sampling: Sequence[int], views: Mapping[int, ExtraViews], eps: float
     ) -> None:
         self._eps = eps
-        self._segments = [
-            (s.begin, s.end, views[s.adapter.handle])
-            for s in segments
-            if s.adapter is not None and s.adapter.handle in views
-        ]
+        self._segments = [(s.begin, s.end, views[s.adapter]) for s in segments if s.adapter in views]
         self._scaled = [s for s in self._segments if _has(s[2], SCALE) or _has(s[2], SHIFT)]
         self._normed = [s for s in self._segments if _has(s[2], NORM)]
         self._sampled = [_rows(sampling, h, views[h]) for h in dict.fromkeys(sampling) if h in views]

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lorafleet_kernels import reference as ops
-from lorafleet_runtime.core.batch import Segment
 from lorafleet_runtime.engine.lora_stack import AdapterViews, LoraStacks, Stack
+from lorafleet_runtime.engine.step_plan import BASE, Segment
 
 PADDING_LIMIT = 2
 """A batched product may compute at most this many times the rows it needs; larger segments are multiplied alone."""
@@ -24,26 +24,28 @@ class LoraStep:
     """
 
     def __init__(
-        self, segments: Sequence[Segment], decode_rows: int, views: Mapping[int, AdapterViews], stacks: LoraStacks
-    ) -> None:
+        self, segments: Sequence[Segment], decode_rows: int, views: Mapping[int, AdapterViews],
+        layouts: Mapping[int, int], stacks: LoraStacks,
+    ) -> None:  # fmt: skip
+        """`views` and `layouts` by the adapters' handles."""
         self._alone: list[tuple[int, int, AdapterViews]] = []
         self._together: list[tuple[Stack, ops.StackedRows]] = []
-        adapted = [s for s in segments if s.adapter is not None]
+        adapted = [s for s in segments if s.adapter != BASE]
         decodes = [s for s in adapted if s.end <= decode_rows]
         alone = [s for s in adapted if s.end > decode_rows]
-        for layout, of_layout in groupby(decodes, key=lambda s: s.adapter.layout if s.adapter else -1):
+        for layout, of_layout in groupby(decodes, key=lambda s: layouts[s.adapter]):
             stackable, too_large = split_evenly(list(of_layout))
             alone += too_large
             if len(stackable) < 2:
                 alone += stackable
                 continue
-            handles = [s.adapter.handle for s in stackable if s.adapter is not None]
+            handles = [s.adapter for s in stackable]
             stack = stacks.slots_for(layout, handles, views)
             if stack is None:
                 alone += stackable
             else:
                 self._together.append((stack, stacked_rows(stackable, handles, stack)))
-        self._alone = [(s.begin, s.end, views[s.adapter.handle]) for s in alone if s.adapter is not None]
+        self._alone = [(s.begin, s.end, views[s.adapter]) for s in alone]
 
     @property
     def active(self) -> bool:

@@ -1,7 +1,8 @@
-"""What requests change in their logits before a token is chosen: biases, suppressed ends, penalties.
+"""What requests change in their logits before a token is chosen: biases, suppressed ends, penalties, constraints.
 
 vLLM's semantics and order: end tokens that are too early and logit_bias first, then the repetition, frequency
-and presence penalties. Knows neither temperature nor randomness.
+and presence penalties. What a constraint forbids comes last, so that nothing brings it back. Knows neither
+temperature nor randomness.
 """
 
 from __future__ import annotations
@@ -21,13 +22,16 @@ from lorafleet_runtime.protocol import Sampling
 class Row:
     """One row of logits: whose it is, and which token of the output it will give.
 
-    `position` counts output tokens from 0, resumed ones included.
+    `position` counts output tokens from 0, resumed ones included. `allowed`, of a constrained request: one bit a token,
+    the lowest of the first byte for id 0; tokens beyond its end are not allowed.
     """
 
     sampling: Sampling
     position: int
     prompt_token_ids: Sequence[int]
     output_token_ids: Sequence[int]
+    allowed: bytes | None = None
+    request_id: str = ""
 
 
 def adjust(logits: Tensor, rows: Sequence[Row]) -> Tensor:
@@ -38,19 +42,23 @@ def adjust(logits: Tensor, rows: Sequence[Row]) -> Tensor:
     """
     biased = [i for i, row in enumerate(rows) if _has_bias(row.sampling, row.position)]
     penalised = [i for i, row in enumerate(rows) if _has_penalty(row.sampling)]
-    if not biased and not penalised:
-        return logits
-    logits = logits.clone()
+    if biased or penalised:
+        logits = logits.clone()
     if biased:
         _add_biases(logits, rows, biased)
     if penalised:
         _penalise(logits, rows, penalised)
-    return logits
+    return _obeying(logits, rows) if any(row.allowed is not None for row in rows) else logits
 
 
 def changes(sampling: Sampling, position: int) -> bool:
     """Whether `adjust` would change the logits of such a request at that position of its output."""
-    return _has_bias(sampling, position) or _has_penalty(sampling)
+    return _has_bias(sampling, position) or _has_penalty(sampling) or sampling.constraint is not None
+
+
+def reads_output(sampling: Sampling) -> bool:
+    """Whether what is sampled next depends on the tokens before it, beyond what the model makes of them."""
+    return _has_penalty(sampling) or sampling.constraint is not None
 
 
 def _has_bias(sampling: Sampling, position: int) -> bool:
@@ -102,6 +110,17 @@ def _penalise(logits: Tensor, rows: Sequence[Row], chosen: list[int]) -> None:
     values = logits[row_of, token_of]
     values = torch.where(values > 0, values / repetition, values * repetition)
     logits[row_of, token_of] = values - subtracted
+
+
+def _obeying(logits: Tensor, rows: Sequence[Row]) -> Tensor:
+    """A copy with -inf where a constrained row's `allowed` has no bit."""
+    allowed = np.zeros((len(rows), logits.shape[1]), dtype=np.uint8)
+    for index, row in enumerate(rows):
+        bits = np.unpackbits(np.frombuffer(row.allowed or b"", dtype=np.uint8), bitorder="little")[: allowed.shape[1]]
+        allowed[index, : bits.size] = bits
+        if row.allowed is None:
+            allowed[index] = 1
+    return torch.where(torch.from_numpy(allowed.view(np.bool_)).to(logits.device), logits, -torch.inf)
 
 
 def _occurring(token_ids: Sequence[int], vocabulary: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -5,19 +5,14 @@ A step's plan is whole in itself, so that a rank keeps no sequences: tokens of t
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import IO
 
 import msgspec
 
-from lorafleet_runtime.core.batch import Batch, Row
-from lorafleet_runtime.core.residency import Adapter
-from lorafleet_runtime.core.sequence import Sequence
-from lorafleet_runtime.protocol import Sampling
+from lorafleet_runtime.engine.step_plan import RunStep
 
 _LENGTH = struct.Struct("<I")
-_NO_SAMPLING = Sampling(max_tokens=1)
-BASE = -1
 
 
 class Load(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -66,23 +61,6 @@ class FetchAdapter(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
 class ForgetAdapter(msgspec.Struct, frozen=True, tag=True, array_like=True):
     handle: int
-
-
-class PlannedRow(msgspec.Struct, frozen=True, array_like=True):
-    """Tokens of one sequence from position `start`; `adapter` is a handle, or BASE."""
-
-    start: int
-    tokens: list[int]
-    samples: bool
-    adapter: int
-    pages: list[int]
-
-
-class RunStep(msgspec.Struct, frozen=True, tag=True, array_like=True):
-    """One batch; `uploads` are handles with the pages that their weights go into first."""
-
-    rows: list[PlannedRow]
-    uploads: list[tuple[int, list[int]]]
 
 
 class Loaded(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -134,38 +112,3 @@ def read_frame(pipe: IO[bytes]) -> bytes | None:
     (length,) = _LENGTH.unpack(head)
     body = pipe.read(length)
     return body if len(body) == length else None
-
-
-def plan_of(batch: Batch) -> RunStep:
-    """What another rank must know of a batch."""
-    return RunStep(
-        [
-            PlannedRow(
-                row.start,
-                row.sequence.tokens[row.start : row.start + row.count],
-                row.samples,
-                row.sequence.adapter.handle if row.sequence.adapter else BASE,
-                row.sequence.pages,
-            )
-            for row in batch.rows
-        ],
-        [(adapter.handle, adapter.pages) for adapter in batch.uploads],
-    )
-
-
-def batch_of(plan: RunStep, adapters: Mapping[int, Adapter]) -> Batch:
-    """The batch again, with this rank's adapters. Tokens before the step's own are zeros: their KV is in the pages."""
-    for handle, pages in plan.uploads:
-        adapters[handle].pages = pages
-    return Batch(
-        tuple(_row(row, adapters.get(row.adapter)) for row in plan.rows),
-        tuple(adapters[handle] for handle, _ in plan.uploads),
-    )
-
-
-def _row(row: PlannedRow, adapter: Adapter | None) -> Row:
-    tokens = [0] * row.start + row.tokens
-    if not row.samples:
-        tokens.append(0)
-    sequence = Sequence("", tokens, len(tokens), _NO_SAMPLING, adapter, pages=row.pages)
-    return Row(sequence, row.start, len(row.tokens))

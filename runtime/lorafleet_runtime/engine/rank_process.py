@@ -30,14 +30,13 @@ from lorafleet_runtime.engine.rank_messages import (
     FromRank,
     Load,
     Loaded,
-    RunStep,
     ToRank,
-    batch_of,
     decode_to_rank,
     frame,
     read_frame,
 )
 from lorafleet_runtime.engine.runner import Runner, page_elements
+from lorafleet_runtime.engine.step_plan import RunStep
 from lorafleet_runtime.model.calibration import choose_forms
 from lorafleet_runtime.model.checkpoint import read_config
 from lorafleet_runtime.model.checkpoint_weights import CheckpointWeights
@@ -82,7 +81,7 @@ class RankWorker:
         while True:
             match self.inbox.get():
                 case RunStep() as step:
-                    runner.logits(batch_of(step, adapters.by_handle))
+                    runner.logits(runner.plan_again(step))
                 case Load() | Begin():
                     raise AssertionError("the first rank began twice")
                 case message:

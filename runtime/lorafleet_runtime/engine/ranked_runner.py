@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lorafleet_runtime.core.batch import Batch
 from lorafleet_runtime.core.residency import Adapter
 from lorafleet_runtime.engine.rank_group import RankGroup
-from lorafleet_runtime.engine.rank_messages import Begin, ForgetAdapter, RegisterAdapter, StoreAdapter, plan_of
+from lorafleet_runtime.engine.rank_messages import Begin, ForgetAdapter, RegisterAdapter, StoreAdapter
 from lorafleet_runtime.engine.ranked_loader import RankedLoader
 from lorafleet_runtime.engine.ranks import Ranks
 from lorafleet_runtime.engine.runner import Runner
+from lorafleet_runtime.engine.step_plan import Plan
 from lorafleet_runtime.model.collectives import Partition
 from lorafleet_runtime.model.decoder import Decoder
 from lorafleet_runtime.model.lora import PackedAdapter
@@ -45,11 +45,11 @@ class RankedRunner(Runner):
         self._ranks.send(ForgetAdapter(adapter.handle))
         super().forget(adapter)
 
-    def logits(self, batch: Batch) -> Tensor:
+    def logits(self, plan: Plan) -> Tensor:
         """As `Runner.logits`. Raises RankDied when another rank has ended, before the step or in it."""
-        self._ranks.send(plan_of(batch))
+        self._ranks.send(plan.step)
         try:
-            return super().logits(batch)
+            return super().logits(plan)
         except RuntimeError as error:
             raise self._ranks.blame(error) from error
 

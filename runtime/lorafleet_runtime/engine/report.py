@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from lorafleet_runtime.core.eviction import PURPOSES
 from lorafleet_runtime.core.room import Room
 from lorafleet_runtime.core.scheduler import Scheduler
+from lorafleet_runtime.core.sequence import Sequence
+from lorafleet_runtime.engine.constraints import Constraints
 from lorafleet_runtime.engine.sampling import Sampled
-from lorafleet_runtime.protocol import Counters, PagesInfo, Sampling, TokenLogprobs
+from lorafleet_runtime.model.decoder import Decoder
+from lorafleet_runtime.protocol import Counters, Delta, ModelInfo, PagesInfo, Sampling, TokenLogprobs
 
 
 @dataclass(slots=True)
@@ -33,7 +36,7 @@ def pages_info(room: Room, page_bytes: int) -> PagesInfo:
     )
 
 
-def counters(totals: Totals, room: Room, scheduler: Scheduler, reads: int) -> Counters:
+def counters(totals: Totals, room: Room, scheduler: Scheduler, reads: int, constraints: Constraints) -> Counters:
     """`reads`: of adapters from disk."""
     return Counters(
         steps=totals.steps,
@@ -47,6 +50,35 @@ def counters(totals: Totals, room: Room, scheduler: Scheduler, reads: int) -> Co
         prefix_tokens_asked=room.prefixes.asked,
         prefix_tokens_hit=room.prefixes.hits,
         early_aborts=scheduler.queue.aborted,
+        constraints_compiled=constraints.compiled,
+        constraint_seconds=constraints.compile_seconds,
+    )
+
+
+def model_info(model: Decoder, max_model_len: int, max_rank: int, parameters: int) -> ModelInfo:
+    return ModelInfo(
+        architecture=model.config.architecture,
+        dtype=str(model.dtype).removeprefix("torch."),
+        max_model_len=max_model_len,
+        max_rank=max_rank,
+        parameters=parameters,
+        vocab_size=model.config.vocab_size,
+    )
+
+
+def delta(sequence: Sequence, sample: Sampled) -> Delta:
+    """What a step gave a request; a token of -1 ends it with an error."""
+    if sample.token_id < 0:
+        who = f"adapter {sequence.adapter.id}" if sequence.adapter else "the base model"
+        overflow = f"numeric_overflow: {who} gave logits that are not finite at token {sequence.output_len}"
+        return Delta(sequence.request_id, [], finish_reason="error", error=sample.error or overflow)
+    return Delta(
+        sequence.request_id,
+        [sample.token_id],
+        finish_reason=sequence.finish_reason,
+        stop_token_id=sample.token_id if sequence.finish_reason == "stop" else None,
+        logprobs=logprobs(sequence.sampling, sample),
+        cached_tokens=sequence.cached,
     )
 
 

@@ -1,4 +1,7 @@
-"""Batch -> tensors -> sampled tokens: the only file that feeds a device."""
+"""Plan -> tensors -> sampled tokens: the only file that feeds a device.
+
+A plan is made where steps are scheduled and run where the device is, which may be another thread. What changes in both
+places is told from one to the other by plans."""
 
 from __future__ import annotations
 
@@ -12,15 +15,17 @@ from torch import Tensor
 from lorafleet_kernels.batch import AttentionBatch
 from lorafleet_kernels.native import NativeAttention
 from lorafleet_kernels.native_lora import AdapterTable, TableTemplate
-from lorafleet_runtime.core.batch import Batch, Row, segments
-from lorafleet_runtime.core.pages import PAGE_TOKENS, pages_for_tokens
+from lorafleet_runtime.core.batch import Batch
+from lorafleet_runtime.core.pages import PAGE_TOKENS
 from lorafleet_runtime.core.residency import Adapter
+from lorafleet_runtime.engine.choosing import choose
+from lorafleet_runtime.engine.constraints import Constraints
 from lorafleet_runtime.engine.extras_step import ExtrasStep
 from lorafleet_runtime.engine.lora_stack import LoraStacks
 from lorafleet_runtime.engine.lora_step import LoraStep
-from lorafleet_runtime.engine.sampling import Row as SamplingRow
-from lorafleet_runtime.engine.sampling import Sampled, is_plain, sample
+from lorafleet_runtime.engine.sampling import Sampled
 from lorafleet_runtime.engine.slora_step import SloraStep
+from lorafleet_runtime.engine.step_plan import Plan, RunStep, flat_tokens, planned_rows, sampling_rows, segments
 from lorafleet_runtime.model.collectives import Partition
 from lorafleet_runtime.model.decoder import Decoder, LoraHook
 from lorafleet_runtime.model.extras import ExtraViews, extra_views
@@ -47,20 +52,25 @@ class Runner:
     def __init__(self, model: Decoder, total_pages: int, partition: Partition = "replicated") -> None:
         config = model.config
         self.model = model
+        self.constraints = Constraints()
         self._page_elements = page_elements(config.kv_dim)
         self.pool = zeros_on_demand((config.num_layers, total_pages, self._page_elements), model.dtype)
         self._kv = self.pool.view(config.num_layers, total_pages, 2, PAGE_TOKENS, config.num_kv_heads, config.head_dim)
-        self._placed: dict[int, Adapter] = {}  # what follows is of these: hundreds of small objects each
         self._slora = partition == "slora" and model.collectives is not None
         self._on_tables = model.ops.native and not self._slora
         self._views: dict[int, tuple[Mapping[str, GroupView], ...]] = {}
         self._tables: dict[int, AdapterTable] = {}  # instead of views, for native operations
         self._templates: dict[int, TableTemplate] = {}  # by the layout's number
         self._extras: dict[int, ExtraViews] = {}  # of the adapters that have any
+        self._layout_of: dict[int, int] = {}  # numbers of layouts
+        self._stacks = LoraStacks(STACK_BYTES)
+        self._sampled: list[int] = []  # by the last step
+        # What follows belongs to whoever makes plans, the above to whoever runs them.
         self._packed: dict[int, PackedAdapter] = {}
         self._numbers: dict[Hashable, int] = {}
         self._layouts: dict[Hashable, Layout] = {}
-        self._stacks = LoraStacks(STACK_BYTES)
+        self._placed: dict[int, Adapter] = {}  # as the last plan leaves it
+        self._leaving: list[int] = []
 
     def register(self, adapter: Adapter, packed: PackedAdapter) -> int:
         """Keep an adapter's golden copy; its pages are filled when a batch names it in `uploads`. Returns the number of
@@ -94,99 +104,102 @@ class Runner:
 
     def forget(self, adapter: Adapter) -> None:
         del self._packed[adapter.handle]
-        self._unplace(adapter.handle)
+        self._placed.pop(adapter.handle, None)
+        self._leaving.append(adapter.handle)
 
-    def _unplace(self, handle: int) -> None:
-        self._placed.pop(handle, None)
-        self._views.pop(handle, None)
-        self._tables.pop(handle, None)
-        self._extras.pop(handle, None)
-
-    @torch.inference_mode()
-    def run(self, batch: Batch) -> list[Sampled]:
-        """One step. Returns one sample per row that samples, in row order."""
-        logits = self.logits(batch)
-        rows = [row for row in batch.rows if row.samples]
-        if all(is_plain(row.sequence.sampling, row.sequence.output_len) for row in rows):
-            return [Sampled(token) for token in self.model.ops.argmax(logits).tolist()] if rows else []
-        return sample(logits.float(), [_sampling_row(row) for row in rows])
-
-    @torch.inference_mode()
-    def logits(self, batch: Batch) -> Tensor:
-        """The step without its sampling: `[rows that sample, vocabulary]`."""
+    def plan(self, batch: Batch, before: Batch | None = None) -> Plan:
+        """A batch as it is now. `before` was planned last, and has not been committed."""
+        unplaced, self._leaving = self._leaving, []
         for adapter in batch.uploads:
-            self._upload(adapter)
-        extras = self._extras_of(batch)
-        hidden = self._forward(batch, extras)
-        ends = itertools.accumulate(row.count for row in batch.rows)
-        last = [end - 1 for row, end in zip(batch.rows, ends, strict=True) if row.samples]
+            assert self._packed[adapter.handle].blob is not NOT_HERE, f"adapter {adapter.id} is on disk"
+        if batch.uploads:
+            unplaced += [handle for handle, placed in self._placed.items() if not placed.resident]
+            for handle in unplaced:
+                self._placed.pop(handle, None)
+            self._placed |= {adapter.handle: adapter for adapter in batch.uploads}
+        uploads = [(adapter.handle, list(adapter.pages)) for adapter in batch.uploads]
+        constrained = [row.sequence for row in batch.sampling if row.sequence.sampling.constraint is not None]
+        return Plan(
+            RunStep(planned_rows(batch, before), uploads, unplaced),
+            tuple(self._packed[handle] for handle, _ in uploads),
+            sampling_rows(batch),
+            tuple((sequence.request_id, sequence.output_tokens) for sequence in constrained),
+        )
+
+    def plan_again(self, step: RunStep) -> Plan:
+        """Another rank's step with this one's part of the weights; it samples nothing."""
+        return Plan(step, tuple(self._packed[handle] for handle, _ in step.uploads))
+
+    @torch.inference_mode()
+    def run(self, plan: Plan) -> list[Sampled]:
+        """One step. Returns one sample per row that samples, in row order."""
+        self.constraints.prepare(plan.constrained)
+        logits = self.logits(plan)
+        masks = self.constraints.masks([request_id for request_id, _ in plan.constrained])
+        samples = choose(logits, plan.sampling, masks, self.model.ops.argmax)
+        self._sampled = [each.token_id for each in samples]
+        return samples
+
+    @torch.inference_mode()
+    def logits(self, plan: Plan) -> Tensor:
+        """The step without its sampling: `[rows that sample, vocabulary]`."""
+        step = plan.step
+        for handle in step.unplaced:
+            for known in (self._views, self._tables, self._extras, self._layout_of):
+                known.pop(handle, None)
+        for (handle, pages), packed in zip(step.uploads, plan.weights, strict=True):
+            self.upload(handle, pages, packed)
+        extras = self._extras_of(step)
+        hidden = self._forward(step, extras)
+        ends = itertools.accumulate(len(row.tokens) for row in step.rows)
+        last = [end - 1 for row, end in zip(step.rows, ends, strict=True) if row.samples]
         if not last:
             return hidden.new_empty(0, self.model.config.vocab_size)
         return self.model.logits(hidden if len(last) == len(hidden) else hidden[torch.tensor(last)], extras)
 
-    def _extras_of(self, batch: Batch) -> ExtrasStep | None:
-        handles = [row.sequence.adapter.handle if row.sequence.adapter else -1 for row in batch.rows]
+    def upload(self, handle: int, pages: list[int], packed: PackedAdapter) -> None:
+        """Copy an adapter's weights into its pages, in all layers."""
+        self.pool.index_copy_(1, torch.tensor(pages), packed.blob)
+        vectors = vectors_in(self.pool, pages)
+        number = self._layout_of[handle] = self._numbers[packed.layout.signature]
+        if packed.layout.adapts_projections and self._on_tables:
+            if number not in self._templates:
+                self._templates[number] = TableTemplate(packed.layout.layers, self.pool.element_size())
+            self._tables[handle] = self._templates[number].at(vectors)
+        elif packed.layout.adapts_projections:
+            self._views[handle] = matrices(vectors, packed.layout)
+        if packed.layout.extras is not None:
+            self._extras[handle] = extra_views(vectors, packed.layout.extras)
+
+    def _extras_of(self, step: RunStep) -> ExtrasStep | None:
+        handles = [row.adapter for row in step.rows]
         if not self._extras or self._extras.keys().isdisjoint(handles):
             return None
-        sampling = [handle for handle, row in zip(handles, batch.rows, strict=True) if row.samples]
-        return ExtrasStep(segments(batch.rows), sampling, self._extras, self.model.config.rms_norm_eps)
+        sampling = [row.adapter for row in step.rows if row.samples]
+        return ExtrasStep(segments(step.rows), sampling, self._extras, self.model.config.rms_norm_eps)
 
-    def _forward(self, batch: Batch, extras: ExtrasStep | None) -> Tensor:
-        tokens: list[int] = []
+    def _forward(self, step: RunStep, extras: ExtrasStep | None) -> Tensor:
         positions: list[int] = []
-        for row in batch.rows:
-            stop = row.start + row.count
-            tokens += row.sequence.tokens[row.start : stop]
-            positions += range(row.start, stop)
+        for row in step.rows:
+            positions += range(row.start, row.start + len(row.tokens))
         attended = AttentionBatch(
-            positions,
-            [row.count for row in batch.rows],
-            [row.sequence.pages[: pages_for_tokens(row.start + row.count)] for row in batch.rows],
-            batch.decodes,
+            positions, [len(row.tokens) for row in step.rows], [row.pages for row in step.rows], step.decodes
         )
         attend = self.model.ops.attention(self._kv, attended, self.model.heads, self.model.rope)
-        lora = self._lora(batch)
+        lora = self._lora(step)
         hook = lora if extras is None else extras.before(lora)
         if not isinstance(attend, NativeAttention):  # which asks for its threads itself
             attend = on_all_threads(attend)
-        return self.model.forward(torch.tensor(tokens), attend, hook, extras)
+        return self.model.forward(torch.tensor(flat_tokens(step.rows, self._sampled)), attend, hook, extras)
 
-    def _lora(self, batch: Batch) -> LoraHook | None:
+    def _lora(self, step: RunStep) -> LoraHook | None:
         """The deltas of the batch's adapters; None where there are none."""
         known = self._tables if self._on_tables else self._views
-        adapted = [s for s in segments(batch.rows) if s.adapter is not None and s.adapter.handle in known]
+        adapted = [s for s in segments(step.rows) if s.adapter in known]
         if not adapted:
             return None
         if self._on_tables:
-            tables = self._tables
-            return self.model.ops.lora([(s.begin, s.end, tables[s.adapter.handle]) for s in adapted if s.adapter])
+            return self.model.ops.lora([(s.begin, s.end, self._tables[s.adapter]) for s in adapted])
         if self._slora and self.model.collectives is not None:
             return SloraStep(adapted, self._views, self.model.collectives)
-        return LoraStep(adapted, batch.decodes, self._views, self._stacks)
-
-    def _upload(self, adapter: Adapter) -> None:
-        packed = self._packed[adapter.handle]
-        assert packed.blob is not NOT_HERE, f"adapter {adapter.id} is on disk"
-        for handle in [handle for handle, placed in self._placed.items() if not placed.resident]:
-            self._unplace(handle)
-        self._placed[adapter.handle] = adapter
-        self.pool.index_copy_(1, torch.tensor(adapter.pages), packed.blob)
-        vectors = vectors_in(self.pool, adapter.pages)
-        if packed.layout.adapts_projections and self._on_tables:
-            if adapter.layout not in self._templates:
-                self._templates[adapter.layout] = TableTemplate(packed.layout.layers, self.pool.element_size())
-            self._tables[adapter.handle] = self._templates[adapter.layout].at(vectors)
-        elif packed.layout.adapts_projections:
-            self._views[adapter.handle] = matrices(vectors, packed.layout)
-        if packed.layout.extras is not None:
-            self._extras[adapter.handle] = extra_views(vectors, packed.layout.extras)
-
-
-def _sampling_row(row: Row) -> SamplingRow:
-    sequence = row.sequence
-    return SamplingRow(
-        sampling=sequence.sampling,
-        position=sequence.output_len,
-        prompt_token_ids=sequence.tokens[: sequence.prompt_len],
-        output_token_ids=sequence.output_tokens,
-    )
+        return LoraStep(adapted, step.decodes, self._views, self._layout_of, self._stacks)

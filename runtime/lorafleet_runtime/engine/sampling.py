@@ -36,12 +36,14 @@ _MORE_CANDIDATES = 8192
 class Sampled:
     """One row's token; `logprob` and `top` (best first) are of the model's own distribution, unchanged.
 
-    `token_id` is -1 if the row's logits are not finite: the model, or this row's adapter, has overflowed.
+    `token_id` is -1 if there is none: `error` says why, "CODE: message", or if it is empty, the row's logits are not
+    finite: the model, or this row's adapter, has overflowed.
     """
 
     token_id: int
     logprob: float | None = None
     top: list[tuple[int, float]] = field(default_factory=list)
+    error: str = ""
 
 
 def sample(logits: Tensor, rows: Sequence[Row]) -> list[Sampled]:

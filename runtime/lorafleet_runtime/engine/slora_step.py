@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lorafleet_runtime.core.batch import Segment
 from lorafleet_runtime.engine.lora_stack import AdapterViews
+from lorafleet_runtime.engine.step_plan import BASE, Segment
 from lorafleet_runtime.model.collectives import Collectives
 from lorafleet_runtime.model.lora import GroupView
 
@@ -25,7 +25,7 @@ class SloraStep:
         self, segments: Sequence[Segment], views: Mapping[int, AdapterViews], collectives: Collectives
     ) -> None:
         self._collectives = collectives
-        self._segments = [(s.begin, s.end, views[s.adapter.handle]) for s in segments if s.adapter is not None]
+        self._segments = [(s.begin, s.end, views[s.adapter]) for s in segments if s.adapter != BASE]
 
     @property
     def active(self) -> bool:

@@ -37,7 +37,7 @@ from lorafleet_runtime.model.decoder import Decoder
 from lorafleet_runtime.model.decoder_weights import DecoderWeights
 from lorafleet_runtime.model.on_demand import take
 from lorafleet_runtime.model.parallel import Shard, check_ranks
-from lorafleet_runtime.model.threads import set_threads
+from lorafleet_runtime.model.threads import set_threads, threads
 from lorafleet_runtime.model.weights import expected_shapes
 
 DEFAULT_HOST_SHARE = 0.25
@@ -119,7 +119,16 @@ def _start(
     host = HostTier(config.host_memory_bytes or share)
     disk = DiskTier(config.disk) if ranks is None else RankedDisk(config.disk, ranks)
     spec = read_spec(config.fairness)
-    return Engine(runner, loader, limits, room, host, disk, config.max_lora_rank, parameters, spec, table)
+    at_once = 2 if overlaps(config, available_cores(), threads()) else 1
+    return Engine(runner, loader, limits, room, host, disk, config.max_lora_rank, parameters, spec, table, at_once)
+
+
+def overlaps(config: EngineConfig, cores: int, computing: int) -> bool:
+    """Whether a step is scheduled while the one before it runs. On a CPU with every core computing, that would take
+    from a step what it saves it, and a request that comes meanwhile would wait a step longer for nothing."""
+    if config.overlap == "auto":
+        return config.tensor_parallel == 1 and computing < cores
+    return config.overlap == "on"
 
 
 def _parts(

@@ -11,6 +11,7 @@ from lorafleet_runtime.frontend.metrics import RequestClock
 from lorafleet_runtime.frontend.token_bytes import TokenBytes
 from lorafleet_runtime.protocol import Delta
 
+_CONSTRAINTS = ("invalid_constraint", "constraints_unavailable", "constraint_failed", "constraint_too_slow")
 _STATUS_OF_ERRORS = {
     "adapter_not_found": 404,
     "context_length_exceeded": 400,
@@ -19,6 +20,7 @@ _STATUS_OF_ERRORS = {
     "draining": 503,
     "rate_limited": 429,
     "slo_unattainable": 503,
+    "constraint_lost": 503,
 }
 
 
@@ -40,6 +42,7 @@ class Choice:
         self.finish_reason: str | None = None
         self.cached_tokens = 0
         self._clock = clock
+        self._constrained_by = job.constrained_by
         self._detokenizer = Detokenizer(table, job.stop, include_stop=job.include_stop, show_special=job.show_special)
 
     @property
@@ -61,7 +64,7 @@ class Choice:
     def take(self, delta: Delta) -> Update:
         """What a delta means for the client. Raises ApiError when the engine gave the request up."""
         if delta.finish_reason in ("error", "abort"):
-            raise _engine_error(delta)
+            raise _engine_error(delta, self._constrained_by)
         self.cached_tokens = max(self.cached_tokens, delta.cached_tokens)
         if delta.token_ids:
             self._clock.tokens(len(delta.token_ids))
@@ -91,10 +94,12 @@ def _joined(first: Piece, second: Piece) -> Piece:
     )
 
 
-def _engine_error(delta: Delta) -> ApiError:
+def _engine_error(delta: Delta, constrained_by: str | None) -> ApiError:
     if delta.finish_reason == "abort":
         return ApiError(503, "the engine gave this request up; send it again", "aborted", retry_after=1)
     code, _, message = delta.error.partition(": ")
+    if code in _CONSTRAINTS:
+        return ApiError(400, f"{constrained_by}: {message}", code, constrained_by)
     status = _STATUS_OF_ERRORS.get(code, 500)
     retry_after = delta.retry_after or (1 if status == 503 else None)
     code = "model_not_found" if code == "adapter_not_found" else code

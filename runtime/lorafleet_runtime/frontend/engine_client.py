@@ -17,6 +17,7 @@ import msgspec
 import structlog
 
 from lorafleet_runtime.config import EngineConfig
+from lorafleet_runtime.constraints.constraint import Vocabulary
 from lorafleet_runtime.errors import EngineDead
 from lorafleet_runtime.frontend.engine_api import Broadcast, Stream
 from lorafleet_runtime.frontend.engine_process import EngineProcess, Patience
@@ -61,6 +62,7 @@ class EngineClient:
         self._patience = patience or Patience()
         self._states = Broadcast(EngineState("Loading", message="starting the engine"))
         self.board = TenantBoard(config.incarnation, lambda table: self._send(MergeCounters(table)))
+        self._vocabulary: Vocabulary | None = None
         self._streams: dict[str, Stream] = {}
         self._adapters: dict[int, AdapterState] = {}
         self._shown: list[AdapterState] = []  # the same object as long as nothing changes
@@ -102,6 +104,11 @@ class EngineClient:
         await self._process.stop(by_message=self.state.phase == "Ready")
         if self._life is not None:
             await self._life
+
+    def speak(self, vocabulary: Vocabulary) -> None:
+        """What its tokens mean, for this engine and for those that replace it."""
+        self._vocabulary = vocabulary
+        self._send(vocabulary)
 
     def open(self, requests: Sequence[AddRequest]) -> Stream:
         if self.died.is_set() or self._away:
@@ -196,6 +203,8 @@ class EngineClient:
         self._adapters, self._shown = {}, []
         self._config = replace(self._config, incarnation=secrets.token_hex(8))
         self._process = self._new_process()
+        if self._vocabulary is not None:
+            self._send(self._vocabulary)
         if table := self.board.begin(self._config.incarnation):
             self._send(MergeCounters(table))
         self._states.replace(EngineState("Loading", message=f"{reason}; it is started again"))

@@ -38,6 +38,7 @@ class Job:
     include_usage: bool
     return_token_ids: bool
     resumed: list[int] | None = field(default=None)
+    constrained_by: str | None = None  # the field that says what the output must be
 
 
 async def chat_job(request: ChatRequest, service: Service, headers: Mapping[str, str]) -> Job:
@@ -124,6 +125,7 @@ def _job(
     limits.check_ids(list(request.logit_bias), "logit_bias")
     limits.check_ids(request.stop_token_ids, "stop_token_ids")
     resumed = request.resume.output_token_ids if request.resume else None
+    asked = request.constraint
     limits.check_ids(resumed or [], "resume.output_token_ids")
     unique = uuid.uuid4().hex
     tenant, weight = _identity(service, headers)
@@ -141,6 +143,8 @@ def _job(
             requests.append(
                 AddRequest(f"{unique}-{index}", prompt, sampling, adapter, resumed or [], tenant, weight, request.user)
             )
+    if asked is not None:
+        service.metrics.constrained(asked.constraint.kind, len(requests))
     return Job(
         kind=kind,
         id=("chatcmpl-" if kind == "chat" else "cmpl-") + unique,
@@ -156,6 +160,7 @@ def _job(
         include_usage=request.stream_options is not None and request.stream_options.include_usage,
         return_token_ids=request.return_token_ids,
         resumed=resumed,
+        constrained_by=asked.param if asked else None,
     )
 
 
@@ -175,6 +180,7 @@ def _sampling(request: GenerationRequest, max_tokens: int, seed: int, logprobs: 
         stop_token_ids=tuple(sorted({*ends, *request.stop_token_ids})),
         min_tokens=request.min_tokens,
         logprobs=logprobs,
+        constraint=request.constraint.constraint if request.constraint else None,
     )
 
 

@@ -40,11 +40,19 @@ class Metrics:
         self._prompt = counter("vllm:prompt_tokens", "Prompt tokens of admitted requests")
         self._generated = counter("vllm:generation_tokens", "Tokens generated")
         labels = ["model_name", "finished_reason"]
+        self._constrained = Counter(
+            "lorafleet_constrained_requests", "Choices whose output must be of a given form",
+            ["model_name", "kind"], registry=self._registry,
+        )  # fmt: skip
         self._finished = Counter("vllm:request_success", "Finished requests", labels, registry=self._registry)
 
     def render(self) -> bytes:
         """The exposition text."""
         return generate_latest(self._registry)
+
+    def constrained(self, kind: str, count: int) -> None:
+        """So many choices are asked for under a constraint of a kind."""
+        self._constrained.labels(self._model_name, kind).inc(count)
 
     def request(self, prompt_tokens: int) -> RequestClock:
         """Start the clock of one choice of one request."""
@@ -128,6 +136,8 @@ class _EngineCollector(Collector):
             ("lorafleet_adapter_loads", "Adapters copied into pages", counters.adapter_loads),
             ("lorafleet_adapter_reads", "Adapters read again from disk", counters.adapter_reads),
             ("lorafleet_early_aborts", "Requests given up before their first token", counters.early_aborts),
+            ("lorafleet_constraints_compiled", "Schemas, regexes and grammars compiled", counters.constraints_compiled),
+            ("lorafleet_constraint_compile_seconds", "Time of compiling them", counters.constraint_seconds),
             ("vllm:prefix_cache_queries", "Prompt tokens looked for in the prefix cache", counters.prefix_tokens_asked),
             ("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache", counters.prefix_tokens_hit),
         ]:

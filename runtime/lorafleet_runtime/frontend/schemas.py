@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from lorafleet_runtime.errors import ApiError, invalid
+from lorafleet_runtime.frontend.constraint_fields import ConstraintFields
 
 MAX_STOP_STRINGS = 16
 MAX_LOGPROBS = 20
@@ -22,7 +23,7 @@ Bias = Annotated[float, Field(ge=-100, le=100)]
 _NO_OPS: dict[str, tuple[Any, ...]] = {
     "audio": (), "best_of": (1,), "echo": (False,), "function_call": ("none",), "functions": ([],),
     "modalities": (["text"],), "prediction": (), "priority": (0,), "reasoning_effort": ("none",),
-    "response_format": ({"type": "text"},), "service_tier": ("auto", "default"), "store": (False,),
+    "service_tier": ("auto", "default"), "store": (False,),
     "spaces_between_special_tokens": (True,), "suffix": ("",), "tool_choice": ("none", "auto"),
     "tools": ([],), "truncate_prompt_tokens": (), "verbosity": ("medium",), "web_search_options": (),
 }  # fmt: skip
@@ -78,7 +79,7 @@ class Resume(BaseModel):
     output_token_ids: list[TokenId]
 
 
-class GenerationRequest(BaseModel):
+class GenerationRequest(ConstraintFields, BaseModel):
     """What both routes have in common. `None` and absent mean the same, as in OpenAI's API."""
 
     model_config = ConfigDict(extra="allow")
@@ -138,6 +139,11 @@ class GenerationRequest(BaseModel):
             raise invalid(f"unrecognised parameter {name!r}", name, "unknown_parameter")
         if self.stream_options is not None and not self.stream:
             raise invalid("stream_options is only allowed with stream=true", "stream_options")
+        if (asked := self.constraint) is not None:
+            # The end of the text belongs to the constraint: it comes where that allows it, and when nothing else does.
+            for name, value in (("ignore_eos", self.ignore_eos), ("min_tokens", self.min_tokens)):
+                if value:
+                    raise invalid(f"{name} does not go together with {asked.param}", name, "unsupported")
         if self.resume is not None and self.n != 1:
             raise invalid("resume needs n=1", "resume")
         return self

@@ -86,6 +86,7 @@ async def serve(options: ServeOptions) -> int:
 
 async def _service(engine: EngineClient, options: ServeOptions) -> Service:
     tokenizer = await asyncio.to_thread(load_tokenizer, options.engine.model)
+    engine.speak(tokenizer.vocabulary)
     served_name = options.engine.served_name
     return Service(
         engine=engine,

@@ -15,6 +15,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from lorafleet_runtime.constraints.constraint import Vocabulary
 from lorafleet_runtime.errors import ConfigError
 from lorafleet_runtime.frontend.chat import ChatTemplate, pick_template
 from lorafleet_runtime.frontend.gguf_tokenizer import build_tokenizer
@@ -37,6 +38,11 @@ class ModelTokenizer:
     bytes: TokenBytes
     chat: ChatTemplate
     eos_token_ids: tuple[int, ...]
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """What the engine must know to have its output obey a constraint."""
+        return Vocabulary(self.bytes.raw, self.eos_token_ids)
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         """Token ids of a text; special tokens written in it are taken as such."""

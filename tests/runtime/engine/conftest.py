@@ -30,8 +30,9 @@ def make(model: Path) -> Iterator[Callable[..., Engine]]:
     started: list[Engine] = []
 
     def make_engine(
-        pages: int = 200, *, max_model_len: int = 128, seqs: int = 16, fairness: str = "", host_adapters: int = 0
-    ) -> Engine:
+        pages: int = 200, *, max_model_len: int = 128, seqs: int = 16, fairness: str = "", host_adapters: int = 0,
+        overlap: str = "off",
+    ) -> Engine:  # fmt: skip
         config = EngineConfig(
             str(model),
             "tiny",
@@ -42,6 +43,7 @@ def make(model: Path) -> Iterator[Callable[..., Engine]]:
             memory_bytes=pages * PAGE_BYTES,
             threads=1,
             fairness=fairness,
+            overlap=overlap,
         )
         started.append(start(config, lambda message, fraction: None))
         if host_adapters:

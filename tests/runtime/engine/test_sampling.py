@@ -27,8 +27,16 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def row(position: int = 0, prompt: Sequence[int] = (), output: Sequence[int] = (), **fields: Any) -> Row:
-    return Row(Sampling(max_tokens=64, **fields), position, prompt, output)
+def row(
+    position: int = 0, prompt: Sequence[int] = (), output: Sequence[int] = (), allowed: bytes | None = None,
+    **fields: Any,
+) -> Row:  # fmt: skip
+    return Row(Sampling(max_tokens=64, **fields), position, prompt, output, allowed)
+
+
+def bits(tokens: Sequence[int], count: int = VOCABULARY) -> bytes:
+    """A mask that allows these tokens."""
+    return bytes(sum(1 << token % 8 for token in tokens if token // 8 == byte) for byte in range(-(-count // 8)))
 
 
 def random_logits(rows: int, seed: int, spread: float = 3.0, vocabulary: int = VOCABULARY) -> Tensor:
@@ -47,6 +55,10 @@ def naive_adjusted(logits: Tensor, r: Row) -> NDArray[np.float64]:
         x[token] = x[token] / s.repetition_penalty if x[token] > 0 else x[token] * s.repetition_penalty
     for token in set(r.output_token_ids):
         x[token] -= s.frequency_penalty * list(r.output_token_ids).count(token) + s.presence_penalty
+    if r.allowed is not None:
+        for token in range(len(x)):
+            if token >= 8 * len(r.allowed) or not r.allowed[token // 8] >> token % 8 & 1:
+                x[token] = -math.inf
     return x
 
 
@@ -98,8 +110,9 @@ samplings = st.builds(
     stop_token_ids=tokens.map(tuple),
     min_tokens=st.integers(0, 4),
 )
+masks = st.none() | st.sets(st.integers(0, VOCABULARY - 1), min_size=20).map(lambda found: bits(sorted(found)))
 rows_strategy = st.builds(
-    Row, sampling=samplings, position=st.integers(0, 5), prompt_token_ids=tokens, output_token_ids=tokens
+    Row, sampling=samplings, position=st.integers(0, 5), prompt_token_ids=tokens, output_token_ids=tokens, allowed=masks
 )
 
 
@@ -245,6 +258,32 @@ def test_end_tokens_wait_for_min_tokens_and_then_come() -> None:
         return sample(logits, [row(position, **fields)])[0].token_id
 
     assert [at(0), at(1), at(2)] == [6, 6, 4]
+
+
+@pytest.mark.parametrize(
+    "fields", [{"temperature": 0.0}, {"seed": 4}, {"top_k": 1}, {"top_p": 0.1}, {"logit_bias": {9: 100.0}}], ids=str
+)
+def test_the_only_token_that_is_allowed_is_chosen_and_its_logprob_is_still_the_models(fields: dict[str, Any]) -> None:
+    logits = random_logits(2, 21, vocabulary=1000)
+    logits[0, 700] = -50.0
+    chosen, free = sample(logits, [row(allowed=bits([700], 1000), logprobs=1, **fields), row(logprobs=1, **fields)])
+
+    assert chosen.token_id == 700
+    assert chosen.logprob == pytest.approx(float(logits[0].log_softmax(-1)[700]), abs=1e-4)
+    assert free == sample(logits[1:], [row(logprobs=1, **fields)])[0]
+
+
+def test_tokens_beyond_the_end_of_a_mask_are_not_allowed() -> None:
+    logits = torch.zeros(1, 300)
+    logits[0, 290] = 9.0
+
+    assert sample(logits, [row(temperature=0.0, allowed=bits([3, 40], 48))])[0].token_id == 3
+
+
+def test_a_mask_may_be_longer_than_the_vocabulary() -> None:
+    logits = torch.zeros(1, 10)
+
+    assert sample(logits, [row(temperature=0.0, allowed=bits([7, 31], 32))])[0].token_id == 7
 
 
 def test_ids_outside_the_vocabulary_change_nothing() -> None:

@@ -85,7 +85,7 @@ def test_completions_have_bounds_of_their_own(param: str, value: Any) -> None:
     [
         ("tools", [{"type": "function", "function": {"name": "f"}}]),
         ("tool_choice", "required"),
-        ("response_format", {"type": "json_object"}),
+        ("modalities", ["text", "audio"]),
         ("store", True),
         ("audio", {"voice": "alloy"}),
         ("reasoning_effort", "high"),

@@ -1,0 +1,78 @@
+"""What the engine tells the process that knows constraints, and what it answers: msgspec structs in frames on pipes.
+
+A mask is one bit a token, the lowest bit of the first byte for id 0: 1 where the token may come next."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import IO
+
+import msgspec
+
+from lorafleet_runtime.constraints.constraint import Constraint, Vocabulary
+
+_LENGTH = struct.Struct("<I")
+
+
+class Open(msgspec.Struct, frozen=True, tag=True):
+    """A request begins, with what it has generated elsewhere; answered by Opened.
+
+    `trusted`: another such process has compiled the constraint within its bounds."""
+
+    request_id: str
+    constraint: Constraint
+    output_token_ids: list[int]
+    trusted: bool = False
+
+
+class Advance(msgspec.Struct, frozen=True, tag=True):
+    """Tokens that requests have got since they were last named; each is answered by a Mask, in this order."""
+
+    tokens: list[tuple[str, list[int]]]
+
+
+class Close(msgspec.Struct, frozen=True, tag=True):
+    """These requests have ended."""
+
+    request_ids: list[str]
+
+
+class Opened(msgspec.Struct, frozen=True, tag=True):
+    """The mask of the next token, or why there is none. `seconds` of compiling; 0 if it was compiled already."""
+
+    request_id: str
+    mask: bytes = b""
+    error: str = ""
+    seconds: float = 0.0
+
+
+class Mask(msgspec.Struct, frozen=True, tag=True):
+    """The mask of the next token, or why there is none."""
+
+    request_id: str
+    mask: bytes = b""
+    error: str = ""
+
+
+ToWorker = Vocabulary | Open | Advance | Close
+FromWorker = Opened | Mask
+encode = msgspec.msgpack.Encoder().encode
+decode_to_worker: Callable[[bytes], ToWorker] = msgspec.msgpack.Decoder(ToWorker).decode
+decode_from_worker: Callable[[bytes], FromWorker] = msgspec.msgpack.Decoder(FromWorker).decode
+
+
+def frame(message: ToWorker | FromWorker) -> bytes:
+    """A message with its length before it."""
+    body = encode(message)
+    return _LENGTH.pack(len(body)) + body
+
+
+def read_frame(pipe: IO[bytes]) -> bytes | None:
+    """The next message's bytes; None when the other end is gone, in the middle of a frame too."""
+    head = pipe.read(_LENGTH.size)
+    if len(head) < _LENGTH.size:
+        return None
+    (length,) = _LENGTH.unpack(head)
+    body = pipe.read(length)
+    return body if len(body) == length else None

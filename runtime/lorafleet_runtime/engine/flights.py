@@ -1,0 +1,81 @@
+"""Steps under way: with two at once, the next one is scheduled and laid out while the one before it computes.
+
+A device, or a thread in its place, runs them in the order in which they were launched."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from lorafleet_runtime.core.batch import Batch
+from lorafleet_runtime.engine.runner import Runner
+from lorafleet_runtime.engine.sampling import Sampled
+from lorafleet_runtime.engine.step_plan import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Landed:
+    """A step that has run: one sample per row that samples; `seconds` that it kept the device; `prompt_tokens` of
+    requests without output."""
+
+    batch: Batch
+    samples: list[Sampled]
+    seconds: float
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    batch: Batch
+    samples: Future[list[Sampled]]
+    launched: float
+    prompt_tokens: int
+
+
+class Flights:
+    """At most `most` steps: one, which runs in `launch`, or two, which run in a thread of their own."""
+
+    def __init__(self, runner: Runner, most: int) -> None:
+        self._runner = runner
+        self._most = most
+        self._under_way: deque[_Flight] = deque()
+        self._device = ThreadPoolExecutor(1, "device") if most > 1 else None
+        self._landed_at = 0.0
+
+    def __len__(self) -> int:
+        return len(self._under_way)
+
+    @property
+    def full(self) -> bool:
+        """Whether one has to land before the next is launched."""
+        return len(self._under_way) >= self._most
+
+    def plan(self, batch: Batch) -> Plan:
+        """A batch as it is now, to be launched as the next one; what is under way may land before."""
+        return self._runner.plan(batch, self._under_way[-1].batch if self._under_way else None)
+
+    def launch(self, batch: Batch, plan: Plan) -> None:
+        """Run a batch as it was planned. Raises what the runner raises, here or when it lands."""
+        assert not self.full, "one has to land first"
+        prompt_tokens = sum(row.count for row in batch.rows if row.sequence.output_len == 0)
+        launched = time.perf_counter()
+        if self._device is None:
+            samples: Future[list[Sampled]] = Future()
+            samples.set_result(self._runner.run(plan))
+        else:
+            samples = self._device.submit(self._runner.run, plan)
+        self._under_way.append(_Flight(batch, samples, launched, prompt_tokens))
+
+    def land(self) -> Landed:
+        """Wait for the oldest."""
+        flight = self._under_way.popleft()
+        samples = flight.samples.result()
+        begun, self._landed_at = max(flight.launched, self._landed_at), time.perf_counter()
+        return Landed(flight.batch, samples, self._landed_at - begun, flight.prompt_tokens)
+
+    def close(self) -> None:
+        """Let go of the thread, once what it runs has ended."""
+        if self._device is not None:
+            self._device.shutdown()
