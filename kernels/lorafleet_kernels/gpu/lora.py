@@ -113,8 +113,8 @@ class LoraStep:
     def pending(self, layer: int, group: str, y: Tensor) -> PendingExpand:
         """What is left to add to `y [T, O]`, for a kernel that reads it next."""
         self._check(group, len(y), y.shape[1], sum(self._forms[group].shape.widths))
-        tables = self._tables(layer, group, self._batch.row_adapters)
-        return PendingExpand(tables, self._counts(group, len(y)), self._pool.shape[2], self._batch.grain)
+        tables = self.tables(layer, group, self.batch.row_adapters)
+        return PendingExpand(tables, self.counts(group, len(y)), self._pool.shape[2], self.batch.grain)
 
     def expand_silu_and_mul(self, layer: int, x: Tensor) -> Tensor:
         """`silu(gate) · up` → `[T, I]` of `x [T, 2·I]`, each with its delta, which is not written back."""
