@@ -41,6 +41,18 @@ class Scratch:
         return cls(planes, torch.zeros(rows, dtype=torch.int32, device=device))
 
 
+@dataclass(frozen=True, slots=True)
+class PendingExpand:
+    """An expand that another kernel takes in, after `LoraStep.shrink`. `tables`: weights, planes, row_adapters,
+    adapters, pages, layouts, as the kernels want them; `counts`: from plane to plane, row to row, layout to layout, and
+    how many planes; `page`: elements of one."""
+
+    tables: tuple[Tensor, ...]
+    counts: tuple[int, ...]
+    page: int
+    grain: int
+
+
 class LoraStep:
     """`pool [layers, P, page elements]` (or the same with a page's own dimensions) holds the weights; `batch` says what
     is wanted of them. All tensors may be static: what a captured graph reads is what was copied there last."""
@@ -97,6 +109,12 @@ class LoraStep:
         kernel = lora_expand.expand_tiles if tiled else lora_expand.expand_rows
         kernel[grid](y, *self.tables(layer, group, rows), *sizes, **shared, **own, **options(tiles))
         self.launches += 1
+
+    def pending(self, layer: int, group: str, y: Tensor) -> PendingExpand:
+        """What is left to add to `y [T, O]`, for a kernel that reads it next."""
+        self._check(group, len(y), y.shape[1], sum(self._forms[group].shape.widths))
+        tables = self.tables(layer, group, self.batch.row_adapters)
+        return PendingExpand(tables, self.counts(group, len(y)), self._pool.shape[2], self.batch.grain)
 
     def expand_silu_and_mul(self, layer: int, x: Tensor) -> Tensor:
         """`silu(gate) · up` → `[T, I]` of `x [T, 2·I]`, each with its delta, which is not written back."""

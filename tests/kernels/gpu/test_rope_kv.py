@@ -12,7 +12,8 @@ from tests.kernels.gpu.attention_twin import DTYPES, LAYER, TOLERANCES, Case, a_
 def run(case: Case, pool: torch.Tensor) -> torch.Tensor:
     """Rotates a copy of the case's qkv, which it returns, and writes to `pool`."""
     qkv = case.qkv.clone()
-    case.attention(pool)._rotate_and_write(pool[LAYER], qkv, *case.norms)
+    q_norm, k_norm = case.norms
+    case.attention(pool)._rotate_and_write(pool[LAYER], qkv, q_norm, k_norm, None)
     return qkv
 
 
