@@ -71,11 +71,13 @@ def serve(engine: Engine) -> dict[str, list[int]]:
     return outputs
 
 
+@pytest.mark.slow
 def test_requests_on_ragged_batches_of_adapters_get_the_plain_operations_tokens(
     make: Callable[[str], Engine],
 ) -> None:
     expected = serve(make("reference"))
     engine = make("triton")
+    assert engine._model.joined
     assert isinstance(engine._runner, GpuRunner)
 
     assert serve(engine) == expected
