@@ -1,0 +1,110 @@
+"""Adapters in a pool, on the device, without host copies of them: the engine's own layout, filled with noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.kernels_cases import shapes
+from lorafleet_kernels.gpu.lora import GroupForm, LoraStep, Scratch
+from lorafleet_kernels.gpu.lora_config import ROWS_OF_A_TILE, LoraConfig, StepShape, Variant, block_m, choose
+from lorafleet_kernels.gpu.lora_host import AdapterPlace, Segment, StepSizes, describe, fill_step, most_items
+from lorafleet_kernels.gpu.step_buffer import batch_in
+from lorafleet_runtime.model.adapter_weights import AdapterWeights, LoraPair
+from lorafleet_runtime.model.config import LORA_TARGETS, DecoderConfig
+from lorafleet_runtime.model.lora import GroupView, Layout, grain_for, matrices, plan_layout
+
+
+@dataclass(frozen=True, slots=True)
+class StoredAdapters:
+    """`pool [layers, P, page elements]`; of each adapter its layout and page ids, on the host and on the device."""
+
+    config: DecoderConfig
+    pool: Tensor
+    grain: int
+    ranks: tuple[int, ...]
+    layouts: tuple[Layout, ...]
+    pages: tuple[Tensor, ...]
+    places: tuple[AdapterPlace, ...]
+    descriptions: Tensor
+
+    def views(self, adapter: int, layer: int, group: str) -> GroupView:
+        """Copies of its matrices, gathered from the pages."""
+        vector = self.pool[layer, self.pages[adapter]].flatten()
+        layout = self.layouts[adapter]
+        one = Layout((layout.layers[layer],), layout.pages, layout.signature)
+        return matrices(vector[None], one)[0][group]
+
+    def step(self, segments: Sequence[Segment], rows: int, processors: int, forced: Variant | None = None) -> LoraStep:
+        """One over these segments, in the form that the engine would choose, or with its form for the other variant."""
+        told = _told(rows, len(segments), forced)
+        shape = StepShape(*told, max(self.ranks))
+        m = block_m(shape.rows, shape.segments, self.grain)
+        groups = shapes(self.config)
+        forms = {name: GroupForm(g, choose(shape, g, self.grain, processors)) for name, g in groups.items()}
+        return self.step_of(segments, rows, forms, m)
+
+    def step_with(self, segments: Sequence[Segment], rows: int, config: LoraConfig) -> LoraStep:
+        """One of this form in every group."""
+        forms = {name: GroupForm(g, config) for name, g in shapes(self.config).items()}
+        return self.step_of(segments, rows, forms, config.shrink.m)
+
+    def step_of(self, segments: Sequence[Segment], rows: int, forms: dict[str, GroupForm], m: int) -> LoraStep:
+        pages = sum(len(place.pages) for place in self.places)
+        items = most_items(rows, len(segments), m) if m > 1 else 0
+        sizes = StepSizes(rows, items, len(self.places), pages)
+        buffer = np.empty(sizes.total, np.int32)
+        fill_step(buffer, sizes, segments, self.places, m)
+        device, rank = self.pool.device, max(self.ranks)
+        batch = batch_in(torch.from_numpy(buffer).to(device), sizes, self.descriptions, self.grain)
+        return LoraStep(self.pool, batch, forms, Scratch.of(forms, rows, rank, device), rank)
+
+
+def _told(rows: int, segments: int, forced: Variant | None) -> tuple[int, int]:
+    """Rows and segments to tell `choose` of, for it to choose this variant: the true ones where it does anyway."""
+    if forced is None:
+        return rows, segments
+    if forced is Variant.ROWS:
+        return rows, max(segments, rows)
+    return max(rows, ROWS_OF_A_TILE), min(segments, max(rows // ROWS_OF_A_TILE, 1))
+
+
+def stored(
+    config: DecoderConfig, ranks: Sequence[int], targets: Sequence[str], device: torch.device,
+    dtype: torch.dtype = torch.bfloat16,
+) -> StoredAdapters:  # fmt: skip
+    """Adapters of these ranks on `targets`, in pages in random order. Noise is scaled so that deltas are about 1."""
+    page = 32 * config.kv_dim
+    grain = grain_for(config, page)
+    planned = {rank: plan_layout(_shapes_only(config, rank, targets), config, page, grain) for rank in set(ranks)}
+    numbers = {rank: number for number, rank in enumerate(planned)}
+    described = [describe(p.layers, shapes(config), grain, max(ranks)) for p in planned.values()]
+    count = sum(planned[rank].pages for rank in ranks)
+    order = np.random.default_rng(0).permutation(count).astype(np.int32)
+    places, pages, begin = [], [], 0
+    for rank in ranks:
+        own = order[begin : begin + planned[rank].pages]
+        begin += len(own)
+        places.append(AdapterPlace(numbers[rank], own))
+        pages.append(torch.from_numpy(own.astype(np.int64)).to(device))
+    torch.manual_seed(0)
+    spread = (max(config.linear_shape(t)[1] for t in targets) * max(ranks)) ** -0.25
+    pool = torch.empty(config.num_layers, count, page, dtype=dtype, device=device).normal_(std=spread)
+    return StoredAdapters(
+        config, pool, grain, tuple(ranks), tuple(planned[rank] for rank in ranks), tuple(pages), tuple(places),
+        torch.from_numpy(np.stack(described)).to(device),
+    )  # fmt: skip
+
+
+def _shapes_only(config: DecoderConfig, rank: int, targets: Sequence[str]) -> AdapterWeights:
+    """Matrices without memory: a layout is planned by shapes."""
+    pairs = {}
+    for target in targets:
+        out, k = config.linear_shape(target)
+        pair = LoraPair(torch.empty(rank, k, device="meta"), torch.empty(out, rank, device="meta"))
+        pairs |= {(layer, target): pair for layer in range(config.num_layers)}
+    return AdapterWeights(rank, pairs, tuple(t for t in LORA_TARGETS if t in targets))
