@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
+from typing import Protocol
 
 import torch
 
@@ -16,15 +17,24 @@ LEAST_SECONDS = 2e-3
 DEFAULT_L2 = 64 << 20
 
 
+class Timer(Protocol):
+    def __call__(self, run: Callable[[], None], calls: int, /) -> float:
+        """Seconds of one of the `calls` that `run` makes."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Device:
-    """`bandwidth`: bytes a second that a copy reads and writes, measured; `cache`: bytes of L2."""
+    """`cache`: bytes of L2; `memory`: bytes that are free; `bandwidth`: bytes a second that a copy reads and writes,
+    measured; `time`: how to time on it."""
 
     device: torch.device
     name: str
     driver: str
     cache: int
+    memory: int
     bandwidth: float
+    time: Timer
 
 
 class Clock:
@@ -38,7 +48,7 @@ class Clock:
         return self._now() >= self._end
 
 
-def replayed(run: Callable[[], None], calls: int, repeats: int = REPEATS) -> float:
+def replayed(run: Callable[[], None], calls: int) -> float:
     """Seconds of one of the `calls` that `run` makes: the median of repeats of a captured graph.
 
     `run` must allocate nothing that it wants to keep, and not wait for the device. Its first call compiles."""
@@ -55,16 +65,16 @@ def replayed(run: Callable[[], None], calls: int, repeats: int = REPEATS) -> flo
     graph.replay()
     once = _elapsed(graph.replay, 1)
     inner = max(1, round(LEAST_SECONDS / once))
-    seconds = median(_elapsed(graph.replay, inner) for _ in range(repeats))
+    seconds = median(_elapsed(graph.replay, inner) for _ in range(REPEATS))
     graph.reset()
     return seconds / calls
 
 
-def eager(run: Callable[[], None], calls: int, repeats: int = REPEATS) -> float:
+def eager(run: Callable[[], None], calls: int) -> float:
     """The same without a graph: what the host needs to launch counts."""
     for _ in range(WARMUPS):
         run()
-    return median(_elapsed(run, 1) for _ in range(repeats)) / calls
+    return median(_elapsed(run, 1) for _ in range(REPEATS)) / calls
 
 
 def _elapsed(run: Callable[[], None], times: int) -> float:
@@ -93,7 +103,9 @@ def this_device() -> Device:
     device = torch.device("cuda", torch.cuda.current_device())
     found = torch.cuda.get_device_properties(device)
     cache = getattr(found, "L2_cache_size", DEFAULT_L2) or DEFAULT_L2
-    return Device(device, found.name, _driver(), cache, copy_bandwidth(cache, device))
+    bandwidth = copy_bandwidth(cache, device)
+    free, _ = torch.cuda.mem_get_info(device)
+    return Device(device, found.name, _driver(), cache, free, bandwidth, replayed)
 
 
 def _copy(target: torch.Tensor, source: torch.Tensor) -> None:

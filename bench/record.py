@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 DATA = Path(__file__).parent / "data"
+NOTHING: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +66,10 @@ def show(title: str, results: Iterable[Result]) -> None:
     Console(width=160 if not sys.stdout.isatty() else None).print(table)
 
 
-def write(results: Sequence[Result], *, quick: bool, packages: Sequence[str] = ("torch",)) -> None:
-    """Print the table; append to `bench/data/NAME.jsonl` unless quick."""
+def write(
+    results: Sequence[Result], *, quick: bool, packages: Sequence[str] = ("torch",), also: Mapping[str, str] = NOTHING
+) -> None:
+    """Print the table; append to `bench/data/NAME.jsonl` unless quick. `also`: further circumstances, as a card's."""
     if not results:
         return
     name = results[0].bench
@@ -78,6 +81,7 @@ def write(results: Sequence[Result], *, quick: bool, packages: Sequence[str] = (
         "versions": versions(packages),
         "commit": _commit(),
         "command": " ".join(["python -m", f"bench.{name}", *sys.argv[1:]]),
+        **also,
     }
     DATA.mkdir(exist_ok=True)
     with open(DATA / f"{name}.jsonl", "a") as lines:

