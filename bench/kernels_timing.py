@@ -60,7 +60,7 @@ def replayed(run: Callable[[], None], calls: int) -> float:
     torch.cuda.current_stream().wait_stream(side)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=side):  # where it was warmed: some keep scratch for each stream
         run()
     graph.replay()
     once = _elapsed(graph.replay, 1)
