@@ -16,10 +16,11 @@ Exit 1: the gate failed, or a section."""
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,9 +37,10 @@ from bench.kernels_cases import (
     floor,
     prefill_cases,
 )
+from bench.kernels_timing import Clock, Device, this_device
 from bench.record import Result, write
 
-BUDGETS = {"decode": 120.0, "prefill": 30.0, "fused": 25.0, "attention": 50.0, "layers": 45.0}
+BUDGETS = {"layers": 45.0, "attention": 40.0, "prompts": 10.0, "decode": 120.0, "prefill": 30.0, "fused": 25.0}
 """Seconds; the gate and the last case of each section come on top."""
 QUICK = 0.1
 REFERENCE_BANDWIDTH = 4.3e12
@@ -81,60 +83,64 @@ def roofline(bandwidth: float, source: str) -> None:
         print(f"{rows:>5} {adapters:>8} {f.base:>8.2f} {f.lora:>8.3f} {f.overhead:>8.1%}")
 
 
-def sections(foreign: Path | None, scale: float) -> tuple[object, Iterator[tuple[str, Callable[[], list[Result]]]]]:
-    """The card, measured, and of each section its name and what runs it."""
+def sections(device: Device, foreign: Path | None, scale: float) -> dict[str, Callable[[], list[Result]]]:
+    """What runs each, in order; budgets are scaled."""
     from bench import kernels_delta, kernels_model
     from bench.kernels_foreign import foreign_rivals
     from bench.kernels_report import speedup_chart
     from bench.kernels_rivals import torch_rivals
-    from bench.kernels_timing import Clock, this_device
 
-    device = this_device()
     rivals = [*torch_rivals(), *foreign_rivals(foreign)]
-    clocks = {name: seconds * scale for name, seconds in BUDGETS.items()}
+
+    def clock(name: str) -> Clock:
+        return Clock(BUDGETS[name] * scale)
 
     def delta(phase: str, cases: Sequence[DeltaCase], goal: float | None) -> list[Result]:
-        timed = list(kernels_delta.measure(device, cases, rivals, Clock(clocks[phase])))
+        timed = list(kernels_delta.measure(device, cases, rivals, clock(phase)))
         if phase == "decode" and scale == 1:
             speedup_chart(timed, device)
         return kernels_delta.delta_results(phase, timed, len(cases), device, goal)
 
-    def attention() -> list[Result]:
-        clock = Clock(clocks["attention"])
-        decodes = kernels_model.attention_results(device, clock, kernels_model.attention_cases())
-        return decodes + kernels_model.prefill_results(device, Clock(clocks["attention"] / 5))
-
-    each: dict[str, Callable[[], list[Result]]] = {
-        "layers": lambda: kernels_model.layer_results(device, Clock(clocks["layers"])),
-        "attention": attention,
+    return {
+        "layers": lambda: kernels_model.layer_results(device, clock("layers")),
+        "attention": lambda: kernels_model.attention_results(
+            device, clock("attention"), kernels_model.attention_cases()
+        ),
+        "prompts": lambda: kernels_model.prefill_results(device, clock("prompts")),
         "decode": lambda: delta("decode", decode_cases(), kernels_delta.GOAL),
         "launches": lambda: kernels_delta.launch_cost(device),
         "prefill": lambda: delta("prefill", prefill_cases(), None),
-        "fused": lambda: kernels_delta.fused_results(device, Clock(clocks["fused"])),
+        "fused": lambda: kernels_delta.fused_results(device, clock("fused")),
     }
-    return device, iter(each.items())
 
 
 def measure(foreign: Path | None, quick: bool) -> bool:
     """Everything that needs a card. Whether no section failed."""
-    from bench.kernels_report import circumstances
-    from bench.kernels_timing import Device
+    from bench.kernels_report import circumstances, packages
 
-    device, parts = sections(foreign, QUICK if quick else 1.0)
-    assert isinstance(device, Device)
+    device = this_device()
     roofline(device.bandwidth, f"copies of {device.name}")
     results = [Result("kernels", device.name, "copy bandwidth", device.bandwidth / 1e12, "TB/s")]
+    found, whole = run_sections(sections(device, foreign, QUICK if quick else 1.0))
+    write(results + found, quick=quick, packages=packages(), also=circumstances(device))
+    return whole
+
+
+def run_sections(parts: Mapping[str, Callable[[], list[Result]]]) -> tuple[list[Result], bool]:
+    """All results, and whether no section failed: one's fault is told, and ends no other."""
+    results: list[Result] = []
     whole = True
-    for name, run in parts:
+    for name, run in parts.items():
         try:
             results += run()
-        except Exception:  # one section's fault is told, and the others' results are kept
+        except Exception:
             traceback.print_exc()
             print(f"{name}: failed; its results are missing", file=sys.stderr)
             whole = False
-        torch.cuda.empty_cache()
-    write(results, quick=quick, packages=("torch", "triton"), also=circumstances(device))
-    return whole
+        gc.collect()  # of a failed section, what its traceback held; then its memory is the next one's
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    return results, whole
 
 
 def main() -> int:

@@ -152,7 +152,7 @@ def fused_results(
     device: Device, clock: Clock, model: DecoderConfig = LLAMA_3_8B, sizes: Sequence[tuple[int, int]] = FUSED
 ) -> list[Result]:
     """An expand within the kernel that follows, over two launches; where the second stops paying off by rows."""
-    found = []
+    found: list[Result] = []
     for rows, adapters in sizes:
         for group in GROUPS:
             if clock.over:

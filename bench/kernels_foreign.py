@@ -45,7 +45,7 @@ class Vllm:
 
 
 class Csgmv:
-    """SGLang's default. Segments are cut into chunks of at most `chunk` rows: 16 unless its server is told otherwise."""
+    """SGLang's default. Segments are cut into chunks of at most `chunk` rows: 16 unless its server is told more."""
 
     def __init__(self, folder: Path | None, chunk: int) -> None:
         self.name = f"SGLang csgmv, chunks of {chunk}"
@@ -58,14 +58,15 @@ class Csgmv:
         shrink = found["chunked_sgmv_shrink"].chunked_sgmv_lora_shrink_forward
         expand = found["chunked_sgmv_expand"].chunked_sgmv_lora_expand_forward
         a, b = packed(work)
-        begins = [at for i in range(work.case.adapters) for at in range(i * work.each, (i + 1) * work.each, self._chunk)]
+        each, rows = work.each, work.case.rows
+        begins = [at for first in range(0, rows, each) for at in range(first, first + each, self._chunk)]
         batch = found["utils"].LoRABatchInfo(
             use_cuda_graph=False, bs=len(begins), num_segments=len(begins),
-            seg_indptr=_ints([*begins, work.case.rows], work),
-            weight_indices=_ints([at // work.each for at in begins], work),
+            seg_indptr=_ints([*begins, rows], work),
+            weight_indices=_ints([at // each for at in begins], work),
             lora_ranks=_ints(work.case.ranks_of_adapters, work),
             scalings=torch.ones(work.case.adapters, device=work.x.device), max_len=self._chunk, seg_lens=None,
-            permutation=torch.arange(work.case.rows, dtype=torch.int32, device=work.x.device),
+            permutation=torch.arange(rows, dtype=torch.int32, device=work.x.device),
         )  # fmt: skip
         ends = [0, *(columns.stop for columns in work.columns)]
         offsets, on_host = _ints(ends, work), torch.tensor(ends, dtype=torch.int32)

@@ -102,7 +102,7 @@ def stored(
 
 def _shapes_only(config: DecoderConfig, rank: int, targets: Sequence[str]) -> AdapterWeights:
     """Matrices without memory: a layout is planned by shapes."""
-    pairs = {}
+    pairs: dict[tuple[int, str], LoraPair] = {}
     for target in targets:
         out, k = config.linear_shape(target)
         pair = LoraPair(torch.empty(rank, k, device="meta"), torch.empty(out, rank, device="meta"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from bench.kernels_cases import RANKS, geometric_mean
@@ -16,6 +17,19 @@ DOCS = Path(__file__).parent.parent / "docs" / "kernels"
 
 def circumstances(device: Device) -> dict[str, str]:
     return {"card": device.name, "driver": device.driver}
+
+
+def packages() -> list[str]:
+    """Those whose versions matter; some builds of torch bring Triton under other names."""
+    return [name for name in ("torch", "triton", "pytorch-triton", "vllm", "sglang") if _installed(name)]
+
+
+def _installed(name: str) -> bool:
+    try:
+        version(name)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def speedups(timed: Sequence[Timed]) -> list[Line]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -30,7 +31,7 @@ class Unavailable(Exception):
     """It cannot be measured here, or not this case; the message says why."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class DeltaWork:
     """A case `copies` times over: layer i of the adapters' pool, `x [copies, T, K]`, `y [copies, T, O]`."""
 
@@ -69,6 +70,13 @@ class DeltaWork:
         numbers = torch.arange(self.case.adapters, dtype=torch.int32, device=self.x.device)
         return numbers.repeat_interleave(self.each)
 
+    @cached_property
+    def deltas(self) -> Tensor:
+        """`[T, O]` float64: what has to be added to the first copy's y."""
+        found = torch.zeros(self.y.shape[1:], dtype=torch.float64, device=self.y.device)
+        add_deltas(found, self.x[0].double(), self.adapters, 0, self.case.group, self.case.rows)
+        return found
+
     def slots(self) -> tuple[Tensor, list[Tensor]]:
         """`a [copies, S, N, R, K]`, and of each projection `b [copies, N, out, R]`, padded to the largest rank. The
         first copy has the pool's values, so that results can be checked; the others noise."""
@@ -103,12 +111,9 @@ def checked(rival: Rival, work: DeltaWork) -> Call:
     """Its call, after its first copy's result was compared with float64. Raises Unavailable."""
     try:
         call = rival.prepare(work)
-        before = work.y[0].clone()
-        expected = before.double()
-        add_deltas(expected, work.x[0].double(), work.adapters, 0, work.case.group, work.case.rows)
+        work.y[0].zero_()
         call(0)
-        error = float((work.y[0].double() - expected).abs().max() / expected.abs().max())
-        work.y[0].copy_(before)
+        error = float((work.y[0].double() - work.deltas).abs().max() / work.deltas.abs().max())
     except Unavailable:
         raise
     except Exception as failure:  # what is foreign fails in ways of its own: that must not end ours

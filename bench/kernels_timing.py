@@ -11,7 +11,7 @@ from typing import Protocol
 
 import torch
 
-REPEATS, WARMUPS = 7, 2
+REPEATS = 7
 LEAST_SECONDS = 2e-3
 """Of what lies between two events: starting a graph takes some microseconds, which are not to count."""
 DEFAULT_L2 = 64 << 20
@@ -51,12 +51,12 @@ class Clock:
 def replayed(run: Callable[[], None], calls: int) -> float:
     """Seconds of one of the `calls` that `run` makes: the median of repeats of a captured graph.
 
-    `run` must allocate nothing that it wants to keep, and not wait for the device. Its first call compiles."""
-    side = torch.cuda.Stream()
+    `run` must allocate nothing that it wants to keep, and not wait for the device. It is run once before, which
+    compiles kernels and makes what others make at first use."""
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        for _ in range(WARMUPS):
-            run()
+        run()
     torch.cuda.current_stream().wait_stream(side)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -72,21 +72,21 @@ def replayed(run: Callable[[], None], calls: int) -> float:
 
 def eager(run: Callable[[], None], calls: int) -> float:
     """The same without a graph: what the host needs to launch counts."""
-    for _ in range(WARMUPS):
-        run()
+    run()
     return median(_elapsed(run, 1) for _ in range(REPEATS)) / calls
 
 
 def _elapsed(run: Callable[[], None], times: int) -> float:
     """Seconds of one of `times` runs, on the device's clock."""
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     torch.cuda.synchronize()
     begin.record()
     for _ in range(times):
         run()
     end.record()
     end.synchronize()
-    return begin.elapsed_time(end) / 1e3 / times
+    milliseconds: float = begin.elapsed_time(end)
+    return milliseconds / 1e3 / times
 
 
 def copy_bandwidth(cache: int, device: torch.device) -> float:

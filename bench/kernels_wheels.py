@@ -129,7 +129,7 @@ def _for_sglang() -> None:
     _module("sglang.srt.utils", cached_triton_kernel=lambda key: lambda kernel: kernel, get_device_name=_card)
     _module("sglang.srt.utils.hf_transformers_utils", AutoConfig=object)
     _module("sglang.srt.model_executor.forward_batch_info", ForwardBatch=object)
-    _module("sglang.kernels.ops.lora.moe.virtual_experts", _align_block_size_jit=_no_alignment)
+    _module("sglang.kernels.ops.lora.moe.virtual_experts", _align_block_size_jit=aligned)
 
 
 def _to_device(data: Any, device: Any = None, dtype: Any = None, out: Any = None) -> torch.Tensor:
@@ -141,8 +141,20 @@ def _not_registered(**named: Any) -> None:
     raise AttributeError("not registered: the plain function is what is timed")
 
 
-def _no_alignment(*arguments: Any, **named: Any) -> None:
-    raise Unavailable("from a wheel: so many rows are sorted by a compiled kernel of sglang's; install sglang")
+def aligned(buckets: torch.Tensor, block: int, count: int, scratch: object = None) -> tuple[torch.Tensor, ...]:
+    """Rows in order of their buckets, each bucket's filled up to whole blocks with a number beyond all rows; the bucket
+    of each block; and how many places these are. What a compiled kernel of sglang's finds of many rows, once per step
+    and outside of what is timed. Every row has a bucket here."""
+    flat = buckets.reshape(-1).long()
+    counts = torch.bincount(flat, minlength=count)
+    padded = -(-counts // block) * block
+    order = flat.argsort(stable=True)
+    owner = flat[order]
+    within = torch.arange(len(flat), device=flat.device) - (counts.cumsum(0) - counts)[owner]
+    places = torch.full((int(padded.sum()),), len(flat), dtype=torch.int32, device=flat.device)
+    places[(padded.cumsum(0) - padded)[owner] + within] = order.int()
+    owners = torch.arange(count, dtype=torch.int32, device=flat.device).repeat_interleave(padded // block)
+    return places, owners, padded.sum().int().view(1)
 
 
 def _card() -> str:

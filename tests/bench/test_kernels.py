@@ -1,4 +1,4 @@
-"""The kernel bench without a card: its numbers against those worked out by hand, and its sections in the interpreter."""
+"""The kernel bench without a card: its sections run in Triton's interpreter, with nothing timed."""
 
 from __future__ import annotations
 
@@ -12,28 +12,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.kernels_cases import (
-    LLAMA_3_8B,
-    SMALL,
-    DeltaCase,
-    adapter_bytes,
-    base_bytes,
-    copies,
-    decode_cases,
-    delta_bytes,
-    floor,
-    geometric_mean,
-    kv_bytes,
-    prefill_cases,
-    segments,
-    shapes,
-)
+from bench.kernels import run_sections
+from bench.kernels_cases import SMALL, DeltaCase, decode_cases, kv_bytes
 from bench.kernels_delta import GOAL, Timed, delta_results, fused_results, launch_cost, measure
 from bench.kernels_gate import Finding
 from bench.kernels_model import DecodeCase, attention_cases, attention_results, layer_results, prefill_results
 from bench.kernels_report import speedups
 from bench.kernels_rivals import Call, DeltaWork, Unavailable, torch_rivals
 from bench.kernels_timing import Clock, Device
+from bench.kernels_tune import candidates, tuned
+from bench.record import Result
 
 H200 = 4.3e12
 HERE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -53,75 +41,6 @@ def endless() -> Clock:
     return Clock(1.0, lambda: 0.0)
 
 
-def test_an_adapter_of_rank_16_costs_what_bytes_say() -> None:
-    assert adapter_bytes(1) == 2 * 32 * 81_920
-    assert 1e6 * adapter_bytes(16) / H200 == pytest.approx(19.5, abs=0.05)
-
-
-def test_the_base_model_reads_15_gigabytes() -> None:
-    assert base_bytes() == 13_958_643_712 + 1_050_673_152
-    assert 1e3 * base_bytes() / H200 == pytest.approx(3.49, abs=0.005)
-    assert 32 * kv_bytes(1) == 131_072
-
-
-@pytest.mark.parametrize(("rows", "adapters", "base", "overhead"), [(64, 8, 5.49, 0.028), (64, 64, 5.49, 0.227)])
-def test_the_floor_is_that_of_the_table(rows: int, adapters: int, base: float, overhead: float) -> None:
-    found = floor(rows, adapters, H200)
-
-    assert found.base == pytest.approx(base, abs=0.005)
-    assert found.overhead == pytest.approx(overhead, abs=0.0005)
-
-
-def test_bytes_of_a_case_are_its_adapters_and_activations() -> None:
-    case = DeltaCase("qkv", 64, 8, (16,))
-
-    assert delta_bytes(case) == 8 * 16 * (3 * 4096 + 6144) * 2 + 64 * (4096 + 2 * 6144) * 2
-    assert delta_bytes(DeltaCase("down", 2048, 1, (8,))) == 8 * (14336 + 4096) * 2 + 2048 * (14336 + 8192) * 2
-
-
-def test_shapes_are_llamas() -> None:
-    assert {name: (g.k, g.widths) for name, g in shapes(LLAMA_3_8B).items()} == {
-        "qkv": (4096, (4096, 1024, 1024)),
-        "o": (4096, (4096,)),
-        "gate_up": (4096, (14336, 14336)),
-        "down": (14336, (4096,)),
-    }
-
-
-def test_a_cycle_outgrows_the_cache_twice() -> None:
-    for moved in (1, 131_072, 60 << 20, 1 << 33):
-        assert copies(moved, 50 << 20) * moved > 2 * (50 << 20)
-    assert copies(1 << 33, 50 << 20) == 2
-
-
-def test_cases_cover_batches_ranks_and_numbers_of_adapters() -> None:
-    cases = decode_cases()
-    assert len(set(cases)) == len(cases)
-    assert {c.group for c in cases} == {"qkv", "o", "gate_up", "down"}
-    assert {c.rows for c in cases} >= {1, 256}
-    assert any(c.adapters == c.rows == 256 for c in cases)
-    assert {c.ranks for c in cases} == {(8,), (16,), (32,), (64,), (128,), (8, 16, 32, 64, 128)}
-    assert {c.adapters for c in prefill_cases()} == {1, 2, 4, 8}
-    assert cases == decode_cases()
-    # Any tenth of them has all groups and both few and many rows: a budget that ends early leaves a fair sample.
-    tenth = cases[: len(cases) // 10]
-    assert len({c.group for c in tenth}) == 4
-    assert min(c.rows for c in tenth) <= 8
-    assert max(c.rows for c in tenth) == 256
-
-
-def test_segments_are_equal_or_refused() -> None:
-    assert segments(6, 3) == [(0, 2, 0), (2, 4, 1), (4, 6, 2)]
-    with pytest.raises(ValueError, match="no multiple"):
-        segments(7, 2)
-
-
-def test_the_mean_is_geometric() -> None:
-    assert geometric_mean([1.0, 4.0, 2.0]) == pytest.approx(2.0)
-    with pytest.raises(ValueError, match="no values"):
-        geometric_mean([])
-
-
 def test_a_finding_passes_only_if_its_control_is_noticed() -> None:
     assert Finding("right", 0.9, 30.0).passed
     assert not Finding("wrong", 1.1, 30.0).passed
@@ -137,7 +56,8 @@ def _timed(ours: float, other: float) -> list[Timed]:
 def test_the_goal_is_over_the_best_of_the_others(ours: float, met: bool) -> None:
     *_, last = delta_results("decode", _timed(ours, 1.5), 3, device(), GOAL)
 
-    assert (last.value, last.met) == (pytest.approx(1.5 / ours), met)
+    assert last.value == pytest.approx(1.5 / ours)
+    assert last.met is met
     assert "slow, torch bmm" in last.metric
 
 
@@ -230,8 +150,41 @@ def test_layers_with_adapters_are_measured_over_base() -> None:
 
     assert base_decode.goal == "<= 1.25"
     assert base.value == pytest.approx(100)
-    assert (lora.ratio, lora.met) == (pytest.approx(1.05), True)
+    assert lora.ratio == pytest.approx(1.05)
+    assert lora.met
     assert apart.ratio == pytest.approx(130 / 105)
+
+
+def test_a_section_that_fails_ends_no_other(capsys: pytest.CaptureFixture[str]) -> None:
+    def fails() -> list[Result]:
+        raise RuntimeError("no such kernel image")
+
+    kept = Result("kernels", "c", "m", 1.0, "us")
+
+    results, whole = run_sections({"first": fails, "second": lambda: [kept]})
+
+    assert results == [kept]
+    assert not whole
+    assert "first: failed" in capsys.readouterr().err
+
+
+def test_tuning_tries_every_height_and_finds_the_fastest_form() -> None:
+    calls = iter([9e-6, 5e-6, *[7e-6] * 100])
+
+    def time(run: Callable[[], None], calls_of_run: int) -> float:
+        run()
+        return next(calls)
+
+    two_forms = Clock(1.0, iter((0.0, 0.0, 0.0, 2.0, 2.0)).__next__)
+
+    (found,) = tuned(device(time), [DeltaCase("o", 2, 1, (16,))], two_forms, SMALL)
+
+    assert found.gain == pytest.approx(9 / 5)
+    assert "1.80 times as fast" in str(found)
+    forms = candidates(found.default, 64, 3)
+    assert {f.shrink.m for f in forms} == {1, 16, 64, 128}
+    assert {f.splits for f in forms} == {1, 2, 4, 8, 16}
+    assert all(f.shrink.m == f.expand.m for f in forms)
 
 
 @pytest.mark.slow
