@@ -8,7 +8,7 @@ import triton.language as tl
 from lorafleet_kernels.gpu.specialization import Specialization
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def keeps_all(out, x, N: tl.constexpr):  # type: ignore[no-untyped-def]
     n = tl.arange(0, N)
     tile = tl.load(x + n[:, None] * N + n[None, :]).to(tl.float16)

@@ -14,7 +14,7 @@ from tests.kernels.gpu.lora_kit import LAYER, ODD, USUAL, close, make
 RANKS = ({"q_proj": 3, "v_proj": 18}, {"k_proj": 1})
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def heads_of_v(  # type: ignore[no-untyped-def]
     out, planes, pool, row_adapters, adapters, pages, layouts,
     plane_stride, planes_width, layout_stride, splits, width,

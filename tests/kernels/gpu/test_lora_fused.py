@@ -28,7 +28,8 @@ def near(got: torch.Tensor, expected: torch.Tensor, rounded: torch.Tensor, steps
 
 def silu_case(dtype: torch.dtype, device: torch.device, odd: bool) -> tuple[Case, torch.Tensor, torch.Tensor]:
     config = ODD if odd else USUAL
-    case = make(ADAPTERS, SEGMENTS, dtype, device, rows=6, config=config, variant=Variant.ROWS)
+    variant = Variant.TILES if odd else Variant.ROWS  # of the shrink before it
+    case = make(ADAPTERS, SEGMENTS, dtype, device, rows=6, config=config, variant=variant)
     return case, case.inputs(6, config.hidden_size), case.inputs(6, 2 * config.intermediate_size)
 
 
@@ -47,8 +48,9 @@ def test_silu_takes_in_the_expand_of_gate_and_up(dtype: torch.dtype, odd: bool, 
     near(out, expected, expected.abs() + 1.1 * (gate * up).abs(), 2)
     assert torch.equal(gate_up, before)
     assert torch.equal(out[base], elementwise.silu_and_mul(gate_up)[base])
-    case.step.expand(LAYER, "gate_up", gate_up)
-    assert torch.equal(out, elementwise.silu_and_mul(gate_up))
+    if not odd:  # tiles add up in another order
+        case.step.expand(LAYER, "gate_up", gate_up)
+        assert torch.equal(out, elementwise.silu_and_mul(gate_up))
 
 
 @pytest.mark.parametrize("odd", [False, True], ids=["usual", "odd"])
