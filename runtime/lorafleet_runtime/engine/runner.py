@@ -157,6 +157,10 @@ class Runner:
             self._unplace(handle)
         for (handle, pages), packed in zip(step.uploads, plan.weights, strict=True):
             self.upload(handle, pages, packed)
+        return self._compute(step)
+
+    def _compute(self, step: RunStep) -> Tensor:
+        """The logits of a step whose adapters are in their places."""
         extras = self._extras_of(step)
         hidden = self._forward(step, extras)
         ends = itertools.accumulate(len(row.tokens) for row in step.rows)
