@@ -72,7 +72,7 @@ def serve(engine: Engine) -> dict[str, list[int]]:
     return outputs
 
 
-@pytest.mark.slow
+@pytest.mark.interpreted
 def test_requests_on_ragged_batches_of_adapters_get_the_plain_operations_tokens(
     make: Callable[[str], Engine],
 ) -> None:
@@ -86,7 +86,7 @@ def test_requests_on_ragged_batches_of_adapters_get_the_plain_operations_tokens(
     assert {len(tokens) for tokens in expected.values()} == {2, 3}
 
 
-@pytest.mark.slow
+@pytest.mark.interpreted
 def test_decode_steps_that_are_replayed_over_the_same_memory_give_the_same_tokens(
     make: Callable[[str], Engine],
 ) -> None:
