@@ -136,7 +136,8 @@ class Runner:
         )
 
     def plan_again(self, step: RunStep) -> Plan:
-        """Another rank's step with this one's part of the weights; it samples nothing."""
+        """Another rank's step with this one's part of the weights; it samples nothing. Whom it forgot, the step says."""
+        self._leaving.clear()
         return Plan(step, tuple(self._packed[handle] for handle, _ in step.uploads))
 
     @torch.inference_mode()
