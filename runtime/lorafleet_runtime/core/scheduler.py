@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 
 from lorafleet_runtime.core.batch import Batch, Row, Step
 from lorafleet_runtime.core.cold import Cold
@@ -18,6 +18,7 @@ from lorafleet_runtime.core.prefix import Prefix
 from lorafleet_runtime.core.residency import Adapter
 from lorafleet_runtime.core.room import Room
 from lorafleet_runtime.core.sequence import UNKNOWN, FinishReason, Sequence, finish_reason_after, is_full
+from lorafleet_runtime.core.speculation import Speculation, accepted
 
 PREFETCHED = 4
 """How far ahead in the queue adapters are fetched."""
@@ -28,6 +29,7 @@ class Limits:
     max_model_len: int
     max_num_seqs: int
     max_batched_tokens: int
+    max_drafts: int = 0  # guesses at further tokens that a sequence may have in a step
 
 
 class Scheduler:
@@ -44,6 +46,7 @@ class Scheduler:
         self._arrivals = 0
         self._owed: list[Adapter] = []  # have pages, and no step has copied their weights there yet
         self.preemptions = 0
+        self.speculation = Speculation(limits.max_drafts)
 
     @property
     def running(self) -> int:
@@ -100,6 +103,7 @@ class Scheduler:
         sequence.arrival = self._arrivals
         self._arrivals += 1
         self._by_id[sequence.request_id] = sequence
+        self.speculation.join(sequence)
         self._enqueue(sequence, front=False)
 
     def reason_it_never_fits(self, prompt_tokens: int, adapter: Adapter | None) -> str | None:
@@ -138,41 +142,58 @@ class Scheduler:
         self._soon = self._waiting.order.upcoming(PREFETCHED) if len(self._waiting) else []
         if step.rows:
             step.uploads += self._room.prefetch(self._soon, len(self._running), step.uploads)
+        self.speculation.draft(step, self._room, self._limits.max_model_len, len(self._running))
         batch = step.batch()
         self._owed = step.uploads if batch is None else []
         for row in batch.rows if batch else ():
             row.sequence.computed = row.end
+            row.sequence.drafted = len(row.drafts)
             if row.samples:
                 row.sequence.tokens.append(UNKNOWN)
         return batch
 
-    def commit(self, batch: Batch, sampled: Iterable[int]) -> list[tuple[Sequence, int]]:
-        """Book a step that ran. `sampled` has one token per row with `samples`, in row order. Returns (sequence, token)
-        for each that is still wanted; a sequence with `finish_reason` set has left and its pages are free."""
-        tokens = iter(sampled)
-        results: list[tuple[Sequence, int]] = []
+    def commit(self, batch: Batch, sampled: Iterable[int]) -> list[tuple[Sequence, list[int]]]:
+        """Book a step that ran. `sampled` has `Row.sampled` tokens of each row, in row order. Returns (sequence, its
+        new tokens) for each that is still wanted; a sequence with `finish_reason` set has left, its pages are free."""
+        samples = iter(sampled)
+        results: list[tuple[Sequence, list[int]]] = []
         for row in batch.rows:
             sequence = row.sequence
-            token = next(tokens) if row.samples else UNKNOWN
+            made = accepted(row.drafts, list(islice(samples, row.sampled)))
             if sequence.finish_reason is not None:  # it ended, or was aborted, while this step ran
                 continue
-            if row.samples:
-                sequence.tokens[row.end] = token
+            reason = self._append(row, made) if made else None
+            self.speculation.land(row, len(made))
             self._room.prefixes.keep(sequence)
-            self._waiting.ran(sequence, row.start, row.count, made=int(row.samples))
-            if row.samples:
-                reason = finish_reason_after(sequence, row.end + 1, self._limits.max_model_len)
-                if reason is not None:
-                    del sequence.tokens[row.end + 1 :]  # what the next step samples is not wanted
-                    self._end(sequence, reason)
-                results.append((sequence, token))
+            self._waiting.ran(sequence, row.start, row.count, made=len(made))
+            if reason is not None:
+                self._end(sequence, reason)
+            if made:
+                results.append((sequence, made))
         return results
 
+    def _append(self, row: Row, made: list[int]) -> FinishReason | None:
+        """Put tokens in the place of UNKNOWN. Returns why the sequence ends with one of them: then the tokens after it
+        are gone from both, what the next step samples as well."""
+        sequence = row.sequence
+        sequence.tokens[row.end : row.end + 1] = made
+        reason: FinishReason | None = None
+        for count in range(1, len(made) + 1):
+            reason = finish_reason_after(sequence, row.end + count, self._limits.max_model_len)
+            if reason is not None:
+                del made[count:], sequence.tokens[row.end + count :]
+                break
+        if row.drafts and sequence.pages:  # else it was preempted, and all is computed again
+            sequence.computed += len(made) - 1
+        return reason
+
     def _sits_out(self, sequence: Sequence) -> bool:
-        """Whether a sequence has to know the token that is being sampled for it before it can go on."""
+        """Whether a sequence waits for the token that is being sampled for it before it goes on."""
         if sequence.tokens[-1] != UNKNOWN:
             return False
-        return sequence.reads_output or is_full(sequence, len(sequence.tokens), self._limits.max_model_len)
+        if sequence.reads_output or self.speculation.waits(sequence):
+            return True
+        return is_full(sequence, len(sequence.tokens), self._limits.max_model_len)
 
     def _end(self, sequence: Sequence, reason: FinishReason) -> None:
         """Take a sequence out, wherever it is."""

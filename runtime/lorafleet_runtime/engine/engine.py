@@ -20,7 +20,7 @@ from lorafleet_runtime.engine.adapters import Adapters
 from lorafleet_runtime.engine.disk_tier import DiskTier
 from lorafleet_runtime.engine.flights import Flights, Landed
 from lorafleet_runtime.engine.penalties import reads_output
-from lorafleet_runtime.engine.report import Totals, counters, delta, model_info, pages_info
+from lorafleet_runtime.engine.report import Totals, counters, deltas_of, model_info, pages_info
 from lorafleet_runtime.engine.runner import Runner
 from lorafleet_runtime.engine.sampling import Sampled
 from lorafleet_runtime.engine.sharing import SharingReport
@@ -153,12 +153,12 @@ class Engine:
     def _land(self) -> list[Delta]:
         """What each request got from the oldest step under way."""
         landed = self._flights.land()
-        made = {
-            row.sequence.request_id: sample for row, sample in zip(landed.batch.sampling, landed.samples, strict=True)
-        }
+        samples = landed.by_request()
         results = self._scheduler.commit(landed.batch, [sample.token_id for sample in landed.samples])
-        deltas = [self._delta(sequence, made[sequence.request_id]) for sequence, _ in results]
-        self._count(landed)
+        deltas: list[Delta] = []
+        for sequence, made in results:
+            deltas += self._deltas(sequence, samples[sequence.request_id][: len(made)])
+        self._count(landed, sum(len(made) for _, made in results))
         if ended := [d.request_id for d in deltas if d.finish_reason]:
             self._adapters.collect()
             self._constraints.close(ended)
@@ -254,14 +254,14 @@ class Engine:
     def _reject(self, request_id: str, error: str) -> None:
         self._rejected.append(Delta(request_id, [], finish_reason="error", error=error))
 
-    def _delta(self, sequence: Sequence, sample: Sampled) -> Delta:
-        if sample.token_id < 0:
+    def _deltas(self, sequence: Sequence, samples: list[Sampled]) -> list[Delta]:
+        if samples[-1].token_id < 0:
             self._scheduler.abort(sequence.request_id)
-        return delta(sequence, sample)
+        return deltas_of(sequence, samples)
 
-    def _count(self, landed: Landed) -> None:
+    def _count(self, landed: Landed, made: int) -> None:
         self._totals.steps += 1
         self._room.costs.saw_step(landed.seconds, landed.batch.tokens)
         self._totals.prompt_tokens += landed.prompt_tokens
-        self._totals.generated += len(landed.samples)
-        self._throughput.add(time.perf_counter(), landed.seconds, len(landed.samples))
+        self._totals.generated += made
+        self._throughput.add(time.perf_counter(), landed.seconds, made)

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lorafleet_kernels.batch import AttentionBatch
 from lorafleet_kernels.gpu.lora import GroupForm, LoraStep, Scratch
 from lorafleet_kernels.gpu.lora_batch import DESCRIPTION
 from lorafleet_kernels.gpu.lora_config import GroupShape, StepShape, block_m, choose
@@ -19,7 +18,7 @@ from lorafleet_kernels.gpu.step_buffer import batch_in
 from lorafleet_kernels.native_lora import LORA_GROUPS
 from lorafleet_runtime.engine.extras_step import ExtrasStep
 from lorafleet_runtime.engine.runner import Runner
-from lorafleet_runtime.engine.step_plan import RunStep, Segment, flat_tokens, segments
+from lorafleet_runtime.engine.step_plan import RunStep, Segment, attention_batch, flat_tokens, segments
 from lorafleet_runtime.model.config import GROUPS, DecoderConfig
 from lorafleet_runtime.model.decoder import Decoder
 from lorafleet_runtime.model.extras import extra_views
@@ -77,14 +76,9 @@ class GpuRunner(Runner):
         return self._numbers_here[layout_number]
 
     def _forward(self, step: RunStep, extras: ExtrasStep | None) -> Tensor:
-        positions: list[int] = []
-        for row in step.rows:
-            positions += range(row.start, row.start + len(row.tokens))
-        attended = AttentionBatch(
-            positions, [len(row.tokens) for row in step.rows], [row.pages for row in step.rows], step.decodes
-        )
+        attended = attention_batch(step)
         attend = self._ops.attention(self._kv, attended, self.model.heads, self.model.rope)
-        lora = self._lora_step(segments(step.rows), len(positions))
+        lora = self._lora_step(segments(step.rows), len(attended.positions))
         hook = lora if extras is None else extras.before(lora)
         tokens = self._to_device(np.asarray(flat_tokens(step.rows, self._sampled), np.int64))
         return self.model.forward(tokens, attend, hook, extras)

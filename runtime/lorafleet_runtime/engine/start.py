@@ -104,7 +104,7 @@ def _start(
     if ranks is not None:
         ranks.wait_until_loaded()
     total_pages = _total_pages(config, model.config)
-    limits = Limits(config.max_model_len, config.max_num_seqs, config.max_batched_tokens)
+    limits = Limits(config.max_model_len, config.max_num_seqs, config.max_batched_tokens, config.speculate)
     give_back()
     elements = page_elements(model.config.kv_dim)
     base: BaseWeights = DecoderWeights(model)
