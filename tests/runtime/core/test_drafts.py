@@ -86,7 +86,7 @@ def test_a_sequence_whose_guesses_are_wrong_proposes_nothing_until_it_repeats_ag
         drafter.read(tokens, until)
         proposed += until > 200 and len(drafter.propose(tokens, 16)) > 0
     assert proposed < 25, "of a hundred"
-    tokens += tokens[50:80]
+    tokens += 2 * list(range(100, 130))
     drafter.read(tokens, len(tokens))
     assert len(drafter.propose(tokens, 16)) > 5
 
