@@ -79,7 +79,8 @@ class RequestClock:
             metrics._ttft.observe(now - self._start)
             metrics._prompt.inc(self._prompt_tokens)
         else:
-            metrics._itl.observe((now - self._last) / count)
+            for _ in range(count):
+                metrics._itl.observe((now - self._last) / count)
         self._total += count
         self._last = now
         metrics._generated.inc(count)

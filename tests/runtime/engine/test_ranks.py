@@ -53,7 +53,8 @@ def launch(
     config = EngineConfig(
         str(folder / "model"), "tiny", dtype="float32", max_model_len=CONTEXT, max_num_seqs=16, max_batched_tokens=64,
         memory_bytes=PAGES * page_bytes if ranks > 1 else 2**22, threads=1,
-        tensor_parallel=ranks, lora_partition=partition, speculate=speculate, host_memory_bytes=2**22 if ranks == 1 else HOST_BYTES,
+        tensor_parallel=ranks, lora_partition=partition, speculate=speculate,
+        host_memory_bytes=2**22 if ranks == 1 else HOST_BYTES,
     )  # fmt: skip
     return start(config, lambda message, fraction: None, processes)
 
