@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lorafleet_kernels.batch import AttentionBatch
 from lorafleet_kernels.gpu.lora import GroupForm, LoraStep, Scratch
 from lorafleet_kernels.gpu.lora_batch import DESCRIPTION
 from lorafleet_kernels.gpu.lora_config import GroupShape, StepShape, Variant, block_m, choose
@@ -20,7 +19,7 @@ from lorafleet_kernels.native_lora import LORA_GROUPS
 from lorafleet_runtime.engine.extras_step import ExtrasStep
 from lorafleet_runtime.engine.gpu_graphs import Capture, Card, DecodeGraph, captured, sizes_up_to, variant_of
 from lorafleet_runtime.engine.runner import Runner
-from lorafleet_runtime.engine.step_plan import RunStep, Segment, flat_tokens, segments
+from lorafleet_runtime.engine.step_plan import RunStep, Segment, attention_batch, flat_tokens, segments
 from lorafleet_runtime.model.config import GROUPS, DecoderConfig
 from lorafleet_runtime.model.decoder import Decoder
 from lorafleet_runtime.model.extras import extra_views
@@ -107,10 +106,9 @@ class GpuRunner(Runner):
         index = {handle: at for at, handle in enumerate(handles)}
         size = next(size for size in self._graph_sizes if size >= rows)
         graph = self._graph(size, variant_of(rows, len(adapted)))
-        attended = AttentionBatch([row.start for row in step.rows], [1] * rows, [row.pages for row in step.rows], rows)
         flat = [(s.begin, s.end, index[s.adapter]) for s in adapted]
         places = [self._adapters[handle].place for handle in handles]
-        return graph.run(flat_tokens(step.rows, self._sampled), attended, flat, places)
+        return graph.run(flat_tokens(step.rows, self._sampled), attention_batch(step), flat, places)
 
     def _graph(self, size: int, variant: Variant | None) -> DecodeGraph:
         if (size, variant) not in self._graphs:
@@ -119,14 +117,9 @@ class GpuRunner(Runner):
         return self._graphs[size, variant]
 
     def _forward(self, step: RunStep, extras: ExtrasStep | None) -> Tensor:
-        positions: list[int] = []
-        for row in step.rows:
-            positions += range(row.start, row.start + len(row.tokens))
-        attended = AttentionBatch(
-            positions, [len(row.tokens) for row in step.rows], [row.pages for row in step.rows], step.decodes
-        )
+        attended = attention_batch(step)
         attend = self._ops.attention(self._kv, attended, self.model.heads, self.model.rope)
-        lora = self._lora_step(segments(step.rows), len(positions))
+        lora = self._lora_step(segments(step.rows), len(attended.positions))
         hook = lora if extras is None else extras.before(lora)
         tokens = self._to_device(np.asarray(flat_tokens(step.rows, self._sampled), np.int64))
         return self.model.forward(tokens, attend, hook, extras)

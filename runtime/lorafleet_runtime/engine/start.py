@@ -13,9 +13,9 @@ from lorafleet_runtime.config import EngineConfig
 from lorafleet_runtime.core.fairness.counters import CounterTable
 from lorafleet_runtime.core.fairness.policies import read_spec
 from lorafleet_runtime.core.host_tier import HostTier
+from lorafleet_runtime.core.limits import Limits
 from lorafleet_runtime.core.pages import PAGE_TOKENS, pages_for_tokens
 from lorafleet_runtime.core.room import Room
-from lorafleet_runtime.core.scheduler import Limits
 from lorafleet_runtime.engine.adapter_loader import AdapterLoader, AdapterReader
 from lorafleet_runtime.engine.disk_tier import DiskTier
 from lorafleet_runtime.engine.engine import Engine
@@ -104,7 +104,7 @@ def _start(
     if ranks is not None:
         ranks.wait_until_loaded()
     total_pages = _total_pages(config, model.config)
-    limits = Limits(config.max_model_len, config.max_num_seqs, config.max_batched_tokens)
+    limits = Limits(config.max_model_len, config.max_num_seqs, config.max_batched_tokens, config.speculate)
     give_back()
     elements = page_elements(model.config.kv_dim)
     base: BaseWeights = DecoderWeights(model)
