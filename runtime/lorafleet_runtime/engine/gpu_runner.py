@@ -98,8 +98,9 @@ class GpuRunner(Runner):
 
     def _compute(self, step: RunStep) -> Tensor:
         extras = self._extras.keys() & {row.adapter for row in step.rows}
-        rows = len(step.rows)
-        if extras or step.decodes < rows or rows > max(self._graph_sizes, default=0):
+        rows = sum(len(row.tokens) for row in step.rows)
+        all_decode = step.decodes == rows and all(row.samples for row in step.rows)
+        if extras or not all_decode or rows > max(self._graph_sizes, default=0):
             return super()._compute(step)
         adapted = [s for s in segments(step.rows) if s.adapter in self._adapters]
         handles = list(dict.fromkeys(s.adapter for s in adapted))
