@@ -35,9 +35,12 @@ class TaggedDevice:
             wanted = tags[begin : min(begin + PAGE_TOKENS, row.start)]
             if self._pages.get(sequence.pages[begin // PAGE_TOKENS], [])[: len(wanted)] != wanted:
                 self.problems.append(f"request {sequence.request_id} reads KV at {begin} that is not its own")
-        for position in range(row.start, row.start + row.count):
+        written = tags[row.start : row.end]
+        for draft in row.drafts:
+            written.append(hash((written[-1], draft)))
+        for position, tag in enumerate(written, row.start):
             page = sequence.pages[position // PAGE_TOKENS]
-            self._pages[page] = [*self._pages.get(page, [])[: position % PAGE_TOKENS], tags[position]]
+            self._pages[page] = [*self._pages.get(page, [])[: position % PAGE_TOKENS], tag]
 
     def _tags_of(self, sequence: Sequence) -> list[int]:
         """KV depends on the weights and on all tokens before it; and no tenant reads another's."""

@@ -12,9 +12,11 @@ import torch
 from bench.soak_device import TaggedDevice
 from bench.soak_traffic import Ask
 from lorafleet_runtime.config import EngineConfig
+from lorafleet_runtime.core.batch import Row
 from lorafleet_runtime.core.invariants import leaks, violations
+from lorafleet_runtime.core.limits import Limits
 from lorafleet_runtime.core.room import Room
-from lorafleet_runtime.core.scheduler import Limits, Scheduler
+from lorafleet_runtime.core.scheduler import Scheduler
 from lorafleet_runtime.core.sequence import Sequence
 from lorafleet_runtime.engine.start import start
 from lorafleet_runtime.model.tiny import random_adapter, save_adapter, save_tiny_model, tiny_config
@@ -22,14 +24,15 @@ from lorafleet_runtime.protocol import AbortRequest, AddRequest, LoadAdapter, Sa
 
 CONTEXT = 128
 RANKS = (2, 4, 8, 16)
+DRAFTS = 4
 
 
 class CoreTarget:
-    """No tensors: a load is there at once, and the device samples what a seed says."""
+    """No tensors: a load is there at once, and the device samples what a seed says, or often what it said before."""
 
     def __init__(self, pages: int = 64, seqs: int = 16) -> None:
         self._room = Room(pages, CONTEXT)
-        self._scheduler = Scheduler(self._room, Limits(CONTEXT, seqs, 96))
+        self._scheduler = Scheduler(self._room, Limits(CONTEXT, seqs, 96, DRAFTS))
         self._rng = random.Random(pages)
         self._device = TaggedDevice()
 
@@ -63,10 +66,20 @@ class CoreTarget:
         if batch is None:
             return []
         self._device.run(batch)
-        tokens = [self._rng.randrange(20) for row in batch.rows if row.samples]
+        tokens = [token for row in batch.sampling for token in self._samples(row)]
         ended = [s.request_id for s, _ in self._scheduler.commit(batch, tokens) if s.finish_reason]
         self._room.residency.collect()
         return ended
+
+    def _samples(self, row: Row) -> list[int]:
+        """One token in five is new, the others follow what they followed before."""
+        said = [*row.sequence.tokens[: row.end], *row.drafts]
+        tokens = []
+        for end in range(row.end, row.end + row.sampled):
+            before = [at for at in range(1, end) if said[at - 1] == said[end - 1]]
+            repeats = before and self._rng.random() < 0.8
+            tokens.append(said[before[-1]] if repeats else self._rng.randrange(20))
+        return tokens
 
     def settle(self) -> None:
         self._room.residency.collect()
@@ -105,14 +118,16 @@ class EngineTarget:
         self._engine = start(
             EngineConfig(
                 str(model), "tiny", dtype="float32", max_model_len=CONTEXT, max_num_seqs=16, max_batched_tokens=96,
-                memory_bytes=pages * page_bytes, disk=str(folder), threads=1,
+                memory_bytes=pages * page_bytes, disk=str(folder), threads=1, speculate=DRAFTS,
             ),
             lambda message, fraction: None,
         )  # fmt: skip
         self._engine._adapters.memory.tier.budget = host_bytes  # less than a config may say
 
     def ask(self, request: Ask) -> None:
-        sampling = Sampling(max_tokens=request.max_tokens, temperature=1.0, seed=hash_of(request.name))
+        seed = hash_of(request.name)
+        says = {seed % 256: 1000.0, 7: 1000.0} if seed % 3 == 0 else {}  # two things over and over
+        sampling = Sampling(max_tokens=request.max_tokens, temperature=1.0, seed=seed, logit_bias=says)
         prompt = list(request.prompt)
         self._engine.handle(AddRequest(request.name, prompt, sampling, request.adapter or None, tenant=request.tenant))
 
@@ -161,6 +176,8 @@ def _hardships(room: Room, scheduler: Scheduler) -> dict[str, int]:
         "adapters evicted": room.residency.evicted.total(),
         "prefix pages evicted": room.prefixes.evicted.total(),
         "prompt tokens from the prefix cache": room.prefixes.hits,
+        "guesses that were right": scheduler.speculation.accepted,
+        "guesses that were wrong": scheduler.speculation.drafted - scheduler.speculation.accepted,
     }
 
 

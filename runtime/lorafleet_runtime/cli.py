@@ -60,6 +60,7 @@ def _options(parsed: argparse.Namespace) -> ServeOptions:
         tensor_parallel=parsed.tensor_parallel,
         lora_partition=parsed.lora_partition,
         overlap=parsed.overlap,
+        speculate=parsed.speculate,
     ).check()
     return ServeOptions(
         engine=config,
@@ -123,6 +124,8 @@ def _parser() -> argparse.ArgumentParser:
         help="adapters on several ranks: replicated needs no communication, slora keeps nothing twice")  # fmt: skip
     add("--overlap", choices=OVERLAPS, default="auto",
         help="schedule a step while the one before it runs; auto: where a core is left for that")  # fmt: skip
+    add("--speculate", type=int, default=0, metavar="N",
+        help="check up to N guesses at a request's further tokens in a step, by what it has read and said")  # fmt: skip
     add("--fairness", default="", metavar="JSON", help="how tenants share: a BaseModel's spec.fairness")
     add("--adapter", action="append", default=[], metavar="ID=FOLDER", help="load at start; may be repeated")
     add("--drain-seconds", type=float, default=20.0, help="how long SIGTERM waits for running requests")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from lorafleet_runtime.core.fairness.policies import read_spec
+from lorafleet_runtime.core.speculation import MOST_DRAFTS
 from lorafleet_runtime.errors import ConfigError
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -54,6 +55,7 @@ class EngineConfig:
     tensor_parallel: int = 1  # ranks; `memory_bytes` and `threads` are each one's
     lora_partition: str = "replicated"
     overlap: str = "auto"  # of a step with the scheduling of the next; auto: where no core that computes pays for it
+    speculate: int = 0  # guesses at further tokens that a request may have in a step
     incarnation: str = ""  # names this replica's column among the counters; "" for one that shares them with nobody
 
     def check(self) -> EngineConfig:
@@ -82,6 +84,7 @@ class EngineConfig:
             (self.overlap in OVERLAPS, "--overlap", self.overlap, f"must be one of {', '.join(OVERLAPS)}"),
             (self.overlap != "on" or self.tensor_parallel == 1, "--overlap", self.overlap,
              "needs --tensor-parallel 1: of several ranks one alone knows the tokens that a step samples"),
+            (0 <= self.speculate <= MOST_DRAFTS, "--speculate", self.speculate, f"must be in 0..{MOST_DRAFTS}"),
         ]  # fmt: skip
         for holds, flag, value, problem in rules:
             if not holds:

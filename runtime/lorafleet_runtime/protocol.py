@@ -162,6 +162,9 @@ class Counters(msgspec.Struct, frozen=True, rename="camel"):
     early_aborts: int = 0
     constraints_compiled: int = 0
     constraint_seconds: float = 0.0  # of compiling them
+    drafts: int = 0  # rows that had guesses at further tokens
+    draft_tokens: int = 0  # the guesses
+    accepted_tokens: int = 0  # of these, what was right and wanted
 
 
 class TenantRow(msgspec.Struct, frozen=True, rename="camel"):

@@ -43,6 +43,7 @@ def _engine(fields: Fields) -> Engine:
         memory_fraction=fields.number("memoryFraction", 0.01, 1),
         tensor_parallel=fields.integer("tensorParallel", 1, 64) or default.tensor_parallel,
         prefix_caching=fields.boolean("prefixCaching", default.prefix_caching),
+        speculative_tokens=fields.integer("speculativeTokens", 0, 16) or default.speculative_tokens,
     )
     if fields.has("memory") and fields.has("memoryFraction"):
         fields.wrong("", "memory and memoryFraction exclude each other: remove one")

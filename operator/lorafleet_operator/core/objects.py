@@ -71,6 +71,7 @@ class Engine:
     memory_fraction: float | None = None
     tensor_parallel: int = 1
     prefix_caching: bool = True
+    speculative_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,12 +12,19 @@ from lorafleet_runtime.core.sequence import Sequence
 @dataclass(frozen=True, slots=True)
 class Row:
     """Tokens `start .. end` of one sequence. `samples`: the row reaches the sequence's last token, so that the next
-    one can be sampled."""
+    one can be sampled. `drafts`, of a row that decodes: guesses at what follows, which are computed and sampled after
+    as if they were tokens."""
 
     sequence: Sequence
     start: int
     count: int
     samples: bool
+    drafts: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, sequence: Sequence, count: int) -> Row:
+        """The next `count` tokens of it."""
+        return cls(sequence, sequence.computed, count, samples=count == sequence.pending)
 
     @property
     def end(self) -> int:
@@ -26,6 +33,11 @@ class Row:
     @property
     def decodes(self) -> bool:
         return self.count == 1
+
+    @property
+    def sampled(self) -> int:
+        """How many tokens are sampled for it."""
+        return self.samples + len(self.drafts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +55,11 @@ class Batch:
 
     @property
     def tokens(self) -> int:
-        return sum(row.count for row in self.rows)
+        return sum(row.count + len(row.drafts) for row in self.rows)
 
     @property
     def sampling(self) -> tuple[Row, ...]:
-        """The rows that sample a token, in order."""
+        """The rows that sample, in order."""
         return tuple(row for row in self.rows if row.samples)
 
 
@@ -63,6 +75,11 @@ class Step:
     def add(self, row: Row) -> None:
         self.rows[row.sequence.request_id] = row
         self.budget -= row.count
+
+    def widen(self, row: Row) -> None:
+        """A row that the step has, with drafts."""
+        self.rows[row.sequence.request_id] = row
+        self.budget -= len(row.drafts)
 
     def drop(self, sequence: Sequence) -> None:
         """Its pages, and the tokens of its row if it had one, are others'."""

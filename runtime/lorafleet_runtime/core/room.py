@@ -106,6 +106,14 @@ class Room:
             self.order.make_room(missing, "decode")
             sequence.pages += self.pool.allocate(missing)
 
+    def extend_freely(self, sequence: Sequence, count: int, kept: int) -> int:
+        """Like `extend`, at nobody's expense: only from free pages, of which `kept` stay free. Returns for how many of
+        the `count` tokens there are pages."""
+        missing = pages_for_tokens(sequence.computed + count) - len(sequence.pages)
+        if missing > 0:
+            sequence.pages += self.pool.allocate(max(0, min(missing, self.pool.free - kept)))
+        return min(count, PAGE_TOKENS * len(sequence.pages) - sequence.computed)
+
     def free(self, sequence: Sequence) -> None:
         """Give back pages and adapter. What the prefix cache does not keep is to be computed again."""
         self.prefixes.release(sequence.prefixes)

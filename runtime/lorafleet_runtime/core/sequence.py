@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from lorafleet_runtime.core.drafts import Drafter
     from lorafleet_runtime.core.prefix import Prefix
     from lorafleet_runtime.core.residency import Adapter
     from lorafleet_runtime.protocol import Sampling
@@ -45,6 +46,8 @@ class Sequence:
     prefixes: list[Prefix] = field(default_factory=list)  # of its pages the first ones, which the prefix cache knows
     finish_reason: FinishReason | None = None
     reads_output: bool = False  # what is sampled next depends on all tokens before: none may be UNKNOWN
+    drafter: Drafter | None = None  # of a sequence that speculates
+    drafted: int = 0  # guesses in its row that runs: UNKNOWN may become as many tokens more
 
     @property
     def output_tokens(self) -> list[int]:
@@ -54,7 +57,7 @@ class Sequence:
     @property
     def output_len(self) -> int:
         """Tokens of output that are known."""
-        return len(self.tokens) - self.prompt_len - (self.tokens[-1] == UNKNOWN)
+        return len(self.tokens) - self.prompt_len - (self.tokens[-1:] == [UNKNOWN])
 
     @property
     def pending(self) -> int:

@@ -12,15 +12,16 @@ from lorafleet_runtime.constraints.constraint import Vocabulary
 from lorafleet_runtime.core.fairness.counters import CounterTable
 from lorafleet_runtime.core.fairness.policies import FairnessSpec, make_queue
 from lorafleet_runtime.core.host_tier import HostTier
+from lorafleet_runtime.core.limits import Limits
 from lorafleet_runtime.core.room import Room
-from lorafleet_runtime.core.scheduler import Limits, Scheduler
+from lorafleet_runtime.core.scheduler import Scheduler
 from lorafleet_runtime.core.sequence import Sequence
 from lorafleet_runtime.engine.adapter_loader import AdapterLoader
 from lorafleet_runtime.engine.adapters import Adapters
 from lorafleet_runtime.engine.disk_tier import DiskTier
 from lorafleet_runtime.engine.flights import Flights, Landed
-from lorafleet_runtime.engine.penalties import reads_output
-from lorafleet_runtime.engine.report import Totals, counters, delta, model_info, pages_info
+from lorafleet_runtime.engine.intake import refusal, taken
+from lorafleet_runtime.engine.report import Totals, counters, deltas_of, model_info, pages_info
 from lorafleet_runtime.engine.runner import Runner
 from lorafleet_runtime.engine.sampling import Sampled
 from lorafleet_runtime.engine.sharing import SharingReport
@@ -153,12 +154,12 @@ class Engine:
     def _land(self) -> list[Delta]:
         """What each request got from the oldest step under way."""
         landed = self._flights.land()
-        made = {
-            row.sequence.request_id: sample for row, sample in zip(landed.batch.sampling, landed.samples, strict=True)
-        }
+        samples = landed.by_request()
         results = self._scheduler.commit(landed.batch, [sample.token_id for sample in landed.samples])
-        deltas = [self._delta(sequence, made[sequence.request_id]) for sequence, _ in results]
-        self._count(landed)
+        deltas: list[Delta] = []
+        for sequence, made in results:
+            deltas += self._deltas(sequence, samples[sequence.request_id][: len(made)])
+        self._count(landed, sum(len(made) for _, made in results))
         if ended := [d.request_id for d in deltas if d.finish_reason]:
             self._adapters.collect()
             self._constraints.close(ended)
@@ -210,36 +211,11 @@ class Engine:
             self._reject(request_id, error)
 
     def _add(self, message: AddRequest) -> None:
-        adapter = None
-        if message.adapter is not None:
-            adapter = self._room.residency.get(message.adapter)
-            if adapter is None:
-                self._reject(message.request_id, f"adapter_not_found: adapter {message.adapter} is not loaded here")
-                return
-        tokens = message.prompt_token_ids + message.output_token_ids
-        reason = self._scheduler.reason_it_never_fits(len(tokens), adapter)
-        if reason is not None:
-            self._reject(message.request_id, f"context_length_exceeded: {reason}")
-            return
-        seconds = self._scheduler.queue.refuses(message.tenant, time.monotonic())
-        if seconds is not None:
-            error = "rate_limited: this tenant has sent as many requests in a minute as the policy RPM allows"
-            self._rejected.append(Delta(message.request_id, [], "error", error=error, retry_after=seconds))
-            return
-        self._scheduler.add(
-            Sequence(
-                request_id=message.request_id,
-                tokens=tokens,
-                prompt_len=len(message.prompt_token_ids),
-                sampling=message.sampling,
-                adapter=adapter,
-                tenant=message.tenant,
-                weight=message.weight,
-                user=message.user,
-                arrived=time.monotonic(),
-                reads_output=reads_output(message.sampling),
-            )
-        )
+        match taken(message, self._room.residency, self._scheduler, time.monotonic()):
+            case Sequence() as sequence:
+                self._scheduler.add(sequence)
+            case refusal:
+                self._rejected.append(refusal)
 
     def _give_up(self) -> None:
         """Answer those whose first token would come too late."""
@@ -248,20 +224,20 @@ class Engine:
             self._scheduler.abort(sequence.request_id)
             error = "slo_unattainable: the queue is too long for a first token within earlyAbort.ttftSeconds"
             seconds = queue.retry_after()
-            self._rejected.append(Delta(sequence.request_id, [], "error", error=error, retry_after=seconds))
+            self._rejected.append(refusal(sequence.request_id, error, retry_after=seconds))
             self._adapters.collect()
 
     def _reject(self, request_id: str, error: str) -> None:
-        self._rejected.append(Delta(request_id, [], finish_reason="error", error=error))
+        self._rejected.append(refusal(request_id, error))
 
-    def _delta(self, sequence: Sequence, sample: Sampled) -> Delta:
-        if sample.token_id < 0:
+    def _deltas(self, sequence: Sequence, samples: list[Sampled]) -> list[Delta]:
+        if samples[-1].token_id < 0:
             self._scheduler.abort(sequence.request_id)
-        return delta(sequence, sample)
+        return deltas_of(sequence, samples)
 
-    def _count(self, landed: Landed) -> None:
+    def _count(self, landed: Landed, made: int) -> None:
         self._totals.steps += 1
         self._room.costs.saw_step(landed.seconds, landed.batch.tokens)
         self._totals.prompt_tokens += landed.prompt_tokens
-        self._totals.generated += len(landed.samples)
-        self._throughput.add(time.perf_counter(), landed.seconds, len(landed.samples))
+        self._totals.generated += made
+        self._throughput.add(time.perf_counter(), landed.seconds, made)

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 
 from lorafleet_runtime.core.batch import Batch
 from lorafleet_runtime.engine.runner import Runner
@@ -17,13 +18,18 @@ from lorafleet_runtime.engine.step_plan import Plan
 
 @dataclass(frozen=True, slots=True)
 class Landed:
-    """A step that has run: one sample per row that samples; `seconds` that it kept the device; `prompt_tokens` of
+    """A step that has run: `Row.sampled` samples of each row; `seconds` that it kept the device; `prompt_tokens` of
     requests without output."""
 
     batch: Batch
     samples: list[Sampled]
     seconds: float
     prompt_tokens: int
+
+    def by_request(self) -> dict[str, list[Sampled]]:
+        """The samples of each row that samples."""
+        left = iter(self.samples)
+        return {row.sequence.request_id: list(islice(left, row.sampled)) for row in self.batch.sampling}
 
 
 @dataclass(frozen=True, slots=True)

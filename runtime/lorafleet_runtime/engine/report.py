@@ -52,6 +52,9 @@ def counters(totals: Totals, room: Room, scheduler: Scheduler, reads: int, const
         early_aborts=scheduler.queue.aborted,
         constraints_compiled=constraints.compiled,
         constraint_seconds=constraints.compile_seconds,
+        drafts=scheduler.speculation.rows,
+        draft_tokens=scheduler.speculation.drafted,
+        accepted_tokens=scheduler.speculation.accepted,
     )
 
 
@@ -66,18 +69,24 @@ def model_info(model: Decoder, max_model_len: int, max_rank: int, parameters: in
     )
 
 
-def delta(sequence: Sequence, sample: Sampled) -> Delta:
-    """What a step gave a request; a token of -1 ends it with an error."""
-    if sample.token_id < 0:
-        who = f"adapter {sequence.adapter.id}" if sequence.adapter else "the base model"
-        overflow = f"numeric_overflow: {who} gave logits that are not finite at token {sequence.output_len}"
-        return Delta(sequence.request_id, [], finish_reason="error", error=sample.error or overflow)
+def deltas_of(sequence: Sequence, samples: list[Sampled]) -> list[Delta]:
+    """What a step gave a request: its tokens, and if the last is -1, an error instead of that one, which ends it."""
+    *before, last = samples
+    if last.token_id >= 0:
+        return [_delta(sequence, samples, sequence.finish_reason)]
+    who = f"adapter {sequence.adapter.id}" if sequence.adapter else "the base model"
+    overflow = f"numeric_overflow: {who} gave logits that are not finite at token {sequence.output_len}"
+    error = Delta(sequence.request_id, [], finish_reason="error", error=last.error or overflow)
+    return [_delta(sequence, before, None), error] if before else [error]
+
+
+def _delta(sequence: Sequence, samples: list[Sampled], reason: str | None) -> Delta:
     return Delta(
         sequence.request_id,
-        [sample.token_id],
-        finish_reason=sequence.finish_reason,
-        stop_token_id=sample.token_id if sequence.finish_reason == "stop" else None,
-        logprobs=logprobs(sequence.sampling, sample),
+        [sample.token_id for sample in samples],
+        finish_reason=reason,
+        stop_token_id=samples[-1].token_id if reason == "stop" else None,
+        logprobs=[found for sample in samples for found in logprobs(sequence.sampling, sample)],
         cached_tokens=sequence.cached,
     )
 

@@ -5,14 +5,12 @@ places is told from one to the other by plans."""
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Hashable, Mapping
 
 import torch
 from torch import Tensor
 
-from lorafleet_kernels.batch import AttentionBatch
 from lorafleet_kernels.native import NativeAttention
 from lorafleet_kernels.native_lora import AdapterTable, TableTemplate
 from lorafleet_runtime.core.batch import Batch
@@ -25,7 +23,16 @@ from lorafleet_runtime.engine.lora_stack import LoraStacks
 from lorafleet_runtime.engine.lora_step import LoraStep
 from lorafleet_runtime.engine.sampling import Sampled
 from lorafleet_runtime.engine.slora_step import SloraStep
-from lorafleet_runtime.engine.step_plan import Plan, RunStep, flat_tokens, planned_rows, sampling_rows, segments
+from lorafleet_runtime.engine.step_plan import (
+    Plan,
+    RunStep,
+    attention_batch,
+    flat_tokens,
+    planned_rows,
+    sampled_positions,
+    sampling_rows,
+    segments,
+)
 from lorafleet_runtime.model.collectives import Partition
 from lorafleet_runtime.model.decoder import Decoder, LoraHook
 from lorafleet_runtime.model.extras import ExtraViews, extra_views
@@ -136,12 +143,13 @@ class Runner:
         )
 
     def plan_again(self, step: RunStep) -> Plan:
-        """Another rank's step with this one's part of the weights; it samples nothing."""
+        """Another rank's step with this one's part of the weights; it samples nothing, and is told whom to unplace."""
+        self._leaving.clear()
         return Plan(step, tuple(self._packed[handle] for handle, _ in step.uploads))
 
     @torch.inference_mode()
     def run(self, plan: Plan) -> list[Sampled]:
-        """One step. Returns one sample per row that samples, in row order."""
+        """One step. Returns `PlannedRow.sampled` samples of each row, in row order."""
         self.constraints.prepare(plan.constrained)
         logits = self.logits(plan)
         masks = self.constraints.masks([request_id for request_id, _ in plan.constrained])
@@ -151,16 +159,19 @@ class Runner:
 
     @torch.inference_mode()
     def logits(self, plan: Plan) -> Tensor:
-        """The step without its sampling: `[rows that sample, vocabulary]`."""
+        """The step without its sampling: `[tokens to sample, vocabulary]`."""
         step = plan.step
         for handle in step.unplaced:
             self._unplace(handle)
         for (handle, pages), packed in zip(step.uploads, plan.weights, strict=True):
             self.upload(handle, pages, packed)
+        return self._compute(step)
+
+    def _compute(self, step: RunStep) -> Tensor:
+        """The logits of a step whose adapters are in their places."""
         extras = self._extras_of(step)
         hidden = self._forward(step, extras)
-        ends = itertools.accumulate(len(row.tokens) for row in step.rows)
-        last = [end - 1 for row, end in zip(step.rows, ends, strict=True) if row.samples]
+        last = sampled_positions(step.rows)
         if not last:
             return hidden.new_empty(0, self.model.config.vocab_size)
         return self.model.logits(self._sampled_from(hidden, last), extras)
@@ -195,17 +206,11 @@ class Runner:
         handles = [row.adapter for row in step.rows]
         if not self._extras or self._extras.keys().isdisjoint(handles):
             return None
-        sampling = [row.adapter for row in step.rows if row.samples]
+        sampling = [row.adapter for row in step.rows for _ in range(row.sampled)]
         return ExtrasStep(segments(step.rows), sampling, self._extras, self.model.config.rms_norm_eps)
 
     def _forward(self, step: RunStep, extras: ExtrasStep | None) -> Tensor:
-        positions: list[int] = []
-        for row in step.rows:
-            positions += range(row.start, row.start + len(row.tokens))
-        attended = AttentionBatch(
-            positions, [len(row.tokens) for row in step.rows], [row.pages for row in step.rows], step.decodes
-        )
-        attend = self.model.ops.attention(self._kv, attended, self.model.heads, self.model.rope)
+        attend = self.model.ops.attention(self._kv, attention_batch(step), self.model.heads, self.model.rope)
         lora = self._lora(step)
         hook = lora if extras is None else extras.before(lora)
         if not isinstance(attend, NativeAttention):  # which asks for its threads itself

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from lorafleet_kernels.batch import AttentionBatch
 from lorafleet_runtime.core.batch import Batch, Row
 from lorafleet_runtime.core.pages import pages_for_tokens
 from lorafleet_runtime.core.sequence import UNKNOWN
@@ -22,7 +23,8 @@ BASE = -1
 
 class PlannedRow(msgspec.Struct, frozen=True, array_like=True):
     """Tokens of one sequence from position `start`; `adapter` is a handle, or BASE. With a `source`, the last token is
-    the one that the step before sampled for its `source`-th sampling row."""
+    the `source`-th of those that the step before sampled. The last `drafts` tokens are guesses: what follows the last
+    token before them, and each of them, is sampled."""
 
     start: int
     tokens: list[int]
@@ -30,6 +32,16 @@ class PlannedRow(msgspec.Struct, frozen=True, array_like=True):
     adapter: int
     pages: list[int]
     source: int = -1
+    drafts: int = 0
+
+    @property
+    def decodes(self) -> bool:
+        return len(self.tokens) - self.drafts == 1
+
+    @property
+    def sampled(self) -> int:
+        """How many tokens are sampled for it."""
+        return self.samples + self.drafts
 
 
 class RunStep(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -41,13 +53,13 @@ class RunStep(msgspec.Struct, frozen=True, tag=True, array_like=True):
 
     @property
     def decodes(self) -> int:
-        """How many leading rows decode."""
-        return sum(len(row.tokens) == 1 for row in self.rows)
+        """How many leading tokens are of rows that decode."""
+        return sum(len(row.tokens) for row in self.rows if row.decodes)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`weights` of the step's uploads, in their order; `sampling`: what each row that samples asks for; `constrained`:
+    """`weights` of the step's uploads, in their order; `sampling`: what each token to sample asks for; `constrained`:
     request ids, with the output so far, of those whose next token is constrained."""
 
     step: RunStep
@@ -67,7 +79,11 @@ class Segment:
 
 def planned_rows(batch: Batch, before: Batch | None) -> list[PlannedRow]:
     """`before` has been planned and not committed: its samples are sources."""
-    sources = {} if before is None else {row.sequence.request_id: at for at, row in enumerate(before.sampling)}
+    sources: dict[str, int] = {}
+    at = 0
+    for row in before.sampling if before else ():
+        sources[row.sequence.request_id] = at
+        at += row.sampled
     return [_planned(row, sources) for row in batch.rows]
 
 
@@ -76,24 +92,54 @@ def _planned(row: Row, sources: dict[str, int]) -> PlannedRow:
     tokens = sequence.tokens[row.start : row.end]
     source = sources[sequence.request_id] if tokens[-1] == UNKNOWN else -1
     handle = sequence.adapter.handle if sequence.adapter else BASE
-    return PlannedRow(row.start, tokens, row.samples, handle, sequence.pages[: pages_for_tokens(row.end)], source)
+    pages = sequence.pages[: pages_for_tokens(row.end + len(row.drafts))]
+    return PlannedRow(row.start, [*tokens, *row.drafts], row.samples, handle, pages, source, len(row.drafts))
 
 
 def sampling_rows(batch: Batch) -> tuple[SamplingRow, ...]:
-    """What each row that samples asks for; with tokens only where they matter."""
-    return tuple(_sampling_row(row) for row in batch.sampling)
+    """What each token to sample asks for; with tokens only where they matter."""
+    return tuple(_sampling_row(row, drafts) for row in batch.sampling for drafts in range(row.sampled))
 
 
-def _sampling_row(row: Row) -> SamplingRow:
+def _sampling_row(row: Row, drafts: int) -> SamplingRow:
+    """Of the token after the first `drafts` drafts, as if they had been sampled."""
     sequence = row.sequence
     reads = reads_output(sequence.sampling)
     return SamplingRow(
         sampling=sequence.sampling,
-        position=row.end - sequence.prompt_len,
+        position=row.end + drafts - sequence.prompt_len,
         prompt_token_ids=sequence.tokens[: sequence.prompt_len] if reads else (),
-        output_token_ids=sequence.output_tokens if reads else (),
+        output_token_ids=[*sequence.output_tokens, *row.drafts[:drafts]] if reads else (),
         request_id=sequence.request_id,
     )
+
+
+def sampled_positions(rows: Iterable[PlannedRow]) -> list[int]:
+    """After which of the batch's flat tokens one is sampled."""
+    found: list[int] = []
+    end = 0
+    for row in rows:
+        end += len(row.tokens)
+        found += range(end - row.sampled, end)
+    return found
+
+
+def attention_batch(step: RunStep) -> AttentionBatch:
+    """The step for attention. A guess is a sequence of its own, with the pages of the one that it continues: it is
+    computed in the way of any token that decodes, so that the same numbers come out."""
+    positions: list[int] = []
+    counts: list[int] = []
+    pages: list[list[int]] = []
+    for row in step.rows:
+        positions += range(row.start, row.start + len(row.tokens))
+        if row.drafts:
+            counts += [1] * len(row.tokens)
+            ends = range(row.start + 1, row.start + 1 + len(row.tokens))
+            pages += (row.pages[: pages_for_tokens(end)] for end in ends)
+        else:
+            counts.append(len(row.tokens))
+            pages.append(row.pages)
+    return AttentionBatch(positions, counts, pages, step.decodes)
 
 
 def segments(rows: Iterable[PlannedRow]) -> tuple[Segment, ...]:

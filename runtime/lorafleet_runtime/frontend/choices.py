@@ -66,11 +66,12 @@ class Choice:
         if delta.finish_reason in ("error", "abort"):
             raise _engine_error(delta, self._constrained_by)
         self.cached_tokens = max(self.cached_tokens, delta.cached_tokens)
-        if delta.token_ids:
-            self._clock.tokens(len(delta.token_ids))
         ended = delta.stop_token_id is not None
-        body = len(delta.token_ids) - ended
+        body, before = len(delta.token_ids) - ended, self.completion_tokens
         piece = self._detokenizer.feed(delta.token_ids[:body], delta.logprobs[:body])
+        # What a step gave after a stop string is nobody's.
+        if made := self.completion_tokens - before + (ended and piece.stopped is None):
+            self._clock.tokens(made)
         if piece.stopped is not None:
             return self._end(piece, "stop")
         if delta.finish_reason is None:

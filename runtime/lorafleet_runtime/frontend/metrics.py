@@ -79,7 +79,8 @@ class RequestClock:
             metrics._ttft.observe(now - self._start)
             metrics._prompt.inc(self._prompt_tokens)
         else:
-            metrics._itl.observe((now - self._last) / count)
+            for _ in range(count):
+                metrics._itl.observe((now - self._last) / count)
         self._total += count
         self._last = now
         metrics._generated.inc(count)
@@ -138,6 +139,9 @@ class _EngineCollector(Collector):
             ("lorafleet_early_aborts", "Requests given up before their first token", counters.early_aborts),
             ("lorafleet_constraints_compiled", "Schemas, regexes and grammars compiled", counters.constraints_compiled),
             ("lorafleet_constraint_compile_seconds", "Time of compiling them", counters.constraint_seconds),
+            ("vllm:spec_decode_num_drafts", "Rows with guesses at further tokens", counters.drafts),
+            ("vllm:spec_decode_num_draft_tokens", "Tokens guessed", counters.draft_tokens),
+            ("vllm:spec_decode_num_accepted_tokens", "Tokens guessed right", counters.accepted_tokens),
             ("vllm:prefix_cache_queries", "Prompt tokens looked for in the prefix cache", counters.prefix_tokens_asked),
             ("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache", counters.prefix_tokens_hit),
         ]:

@@ -29,7 +29,7 @@ Reply = Callable[[AddRequest], Sequence[int]]
 
 
 class ScriptedEngine:
-    """Answers every request with `reply(request)`, one token a step; `seconds` is the length of a step.
+    """Answers every request with `reply(request)`, `at_once` tokens a step; `seconds` is the length of a step.
 
     Obeys max_tokens, stop ids, resume and logprobs as an engine must, and keeps what it was sent.
     """
@@ -37,6 +37,7 @@ class ScriptedEngine:
     def __init__(self, reply: Reply, *, max_model_len: int = 256, vocab_size: int = 264) -> None:
         self.reply = reply
         self.seconds = 0.0
+        self.at_once = 1
         self.requests: list[AddRequest] = []
         self.aborted: list[str] = []
         self.loads: list[LoadAdapter] = []
@@ -150,18 +151,23 @@ class ScriptedEngine:
     async def _recite(self, request: AddRequest, stream: Stream) -> None:
         sampling = request.sampling
         sent = len(request.output_token_ids)
+        made: list[int] = []
         for token_id in self.reply(request)[sent:]:
-            await asyncio.sleep(self.seconds)
-            await self._permits.acquire()
+            if not made:
+                await asyncio.sleep(self.seconds)
+                await self._permits.acquire()
             sent += 1
+            made.append(token_id)
             stopped = token_id in sampling.stop_token_ids and sent > sampling.min_tokens
             reason = "stop" if stopped else "length" if sent >= sampling.max_tokens else None
-            logprobs = [_logprobs(token_id, sampling.logprobs)] if sampling.logprobs >= 0 else []
+            if reason is None and len(made) < self.at_once:
+                continue
             if reason is not None:
                 del self._running[request.request_id]
                 self._drop_drained(request.adapter)
-            delta = Delta(request.request_id, [token_id], reason, token_id if stopped else None, logprobs)
-            stream.put(delta)
+            logprobs = [_logprobs(each, sampling.logprobs) for each in made] if sampling.logprobs >= 0 else []
+            stream.put(Delta(request.request_id, made, reason, token_id if stopped else None, logprobs))
+            made = []
             if reason is not None:
                 return
         raise AssertionError("the script ended before the request did")

@@ -12,6 +12,8 @@ from tests.kernels.gpu import lora_kit
 from tests.kernels.gpu.attention_twin import DTYPES, LAYER, a_case
 from tests.kernels.gpu.lora_kit import ODD, USUAL, Ranks
 
+pytestmark = pytest.mark.interpreted
+
 ADAPTERS: tuple[Ranks, ...] = ({"q_proj": 3, "k_proj": 18, "v_proj": 1}, {}, {"v_proj": 5})
 SEGMENTS = ((0, 1, 0), (1, 2, -1), (2, 4, 2), (4, 5, 1), (5, 6, 0))
 

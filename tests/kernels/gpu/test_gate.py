@@ -15,6 +15,8 @@ from lorafleet_kernels.gpu.gate import forms_of, kernel_modules
 from lorafleet_kernels.gpu.machine_code import CARDS, InterpreterIsOn, MachineCode, compile_for, faults, resident_warps
 from lorafleet_kernels.gpu.specialization import INTERPRETED, Specialization
 
+pytestmark = pytest.mark.interpreted
+
 FORM = Specialization("a form", None, {}, {}, warps=8, stages=2, expects=frozenset({"mma"}))
 FINE = MachineCode(128, 0, 0, 0, 48 << 10, frozenset({"mma"}))
 
@@ -94,7 +96,6 @@ def test_unknown_cards_and_forms_are_refused() -> None:
     assert "nothing to check" in form.stderr
 
 
-@pytest.mark.slow
 def test_forms_that_must_not_ship_fail_and_are_named() -> None:
     run = gate("tests.kernels.gpu.spilling", "--json")
 
@@ -110,7 +111,6 @@ def test_forms_that_must_not_ship_fail_and_are_named() -> None:
     assert "2 of 8 forms pass" in run.stderr
 
 
-@pytest.mark.slow
 def test_every_form_of_every_kernel_passes_on_every_card() -> None:
     run = gate()
 

@@ -11,6 +11,8 @@ from lorafleet_kernels.gpu.kernels.lora_delta import slice_delta
 from lorafleet_kernels.gpu.lora_config import Variant
 from tests.kernels.gpu.lora_kit import LAYER, ODD, USUAL, close, make
 
+pytestmark = pytest.mark.interpreted
+
 RANKS = ({"q_proj": 3, "v_proj": 18}, {"k_proj": 1})
 
 

@@ -10,6 +10,8 @@ from lorafleet_kernels.gpu import elementwise
 from lorafleet_kernels.gpu.lora_config import Variant
 from tests.kernels.gpu.lora_kit import LAYER, NOISE, ODD, TOLERANCE, TYPES, USUAL, Case, Ranks, make
 
+pytestmark = pytest.mark.interpreted
+
 ADAPTERS: tuple[Ranks, ...] = (
     {"gate_proj": 1, "up_proj": 18, "o_proj": 3, "down_proj": 33},
     {},

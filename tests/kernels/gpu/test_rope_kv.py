@@ -8,6 +8,8 @@ import torch
 from lorafleet_kernels.batch import HeadSizes
 from tests.kernels.gpu.attention_twin import DTYPES, LAYER, TOLERANCES, Case, a_case, rotated, worst
 
+pytestmark = pytest.mark.interpreted
+
 
 def run(case: Case, pool: torch.Tensor) -> torch.Tensor:
     """Rotates a copy of the case's qkv, which it returns, and writes to `pool`."""

@@ -111,6 +111,12 @@ def test_a_replica_of_several_ranks_is_told_how_many() -> None:
     assert "--tensor-parallel" not in arguments(BASE, 30)
 
 
+def test_a_replica_guesses_at_tokens_only_when_it_is_to() -> None:
+    speculates = replace(BASE, engine=Engine(speculative_tokens=8))
+    assert " --speculate 8 " in " ".join(arguments(speculates, 30))
+    assert "--speculate" not in arguments(BASE, 30)
+
+
 def test_pods_are_told_where_a_model_is_that_lies_at_a_server() -> None:
     base = BaseModel(Ref("models", "tiny"), "tiny", Source("s3://bucket/tiny"))
     assert "--model-from-operator" in arguments(base, 30)

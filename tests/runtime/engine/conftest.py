@@ -31,7 +31,7 @@ def make(model: Path) -> Iterator[Callable[..., Engine]]:
 
     def make_engine(
         pages: int = 200, *, max_model_len: int = 128, seqs: int = 16, fairness: str = "", host_adapters: int = 0,
-        overlap: str = "off",
+        overlap: str = "off", speculate: int = 0,
     ) -> Engine:  # fmt: skip
         config = EngineConfig(
             str(model),
@@ -44,6 +44,7 @@ def make(model: Path) -> Iterator[Callable[..., Engine]]:
             threads=1,
             fairness=fairness,
             overlap=overlap,
+            speculate=speculate,
         )
         started.append(start(config, lambda message, fraction: None))
         if host_adapters:

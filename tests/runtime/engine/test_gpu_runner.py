@@ -12,6 +12,7 @@ import torch
 
 from lorafleet_runtime.config import EngineConfig
 from lorafleet_runtime.engine.engine import Engine
+from lorafleet_runtime.engine.gpu_graphs import captured, sizes_up_to
 from lorafleet_runtime.engine.gpu_runner import GpuRunner
 from lorafleet_runtime.engine.start import start
 from lorafleet_runtime.model.tiny import random_adapter, save_adapter, save_tiny_model, tiny_config
@@ -25,7 +26,7 @@ RANKS = {"attention": 3, "mlp": 8, "few": 1}
 
 
 @pytest.fixture
-def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Engine]]:
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Engine]]:
     torch.set_num_threads(1)
     model = save_tiny_model(tmp_path / "model", CONFIG, seed=4)
     adapters = {
@@ -34,11 +35,11 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[
     }
     started: list[Engine] = []
 
-    def make_engine(kernels: str) -> Engine:
+    def make_engine(kernels: str, speculate: int = 0) -> Engine:
         monkeypatch.setenv("LORAFLEET_KERNELS", kernels)
         config = EngineConfig(
             str(model), "tiny", dtype="float32", max_model_len=64, max_num_seqs=6, max_batched_tokens=24,
-            memory_bytes=2**20, threads=1, overlap="off",
+            memory_bytes=2**20, threads=1, overlap="off", speculate=speculate,
         )  # fmt: skip
         engine = start(config, lambda message, fraction: None)
         started.append(engine)
@@ -71,9 +72,9 @@ def serve(engine: Engine) -> dict[str, list[int]]:
     return outputs
 
 
-@pytest.mark.slow
+@pytest.mark.interpreted
 def test_requests_on_ragged_batches_of_adapters_get_the_plain_operations_tokens(
-    make: Callable[[str], Engine],
+    make: Callable[..., Engine],
 ) -> None:
     expected = serve(make("reference"))
     engine = make("triton")
@@ -83,3 +84,61 @@ def test_requests_on_ragged_batches_of_adapters_get_the_plain_operations_tokens(
     assert serve(engine) == expected
     assert engine.state().counters.prefix_tokens_hit
     assert {len(tokens) for tokens in expected.values()} == {2, 3}
+
+
+@pytest.mark.interpreted
+def test_decode_steps_that_are_replayed_over_the_same_memory_give_the_same_tokens(
+    make: Callable[..., Engine],
+) -> None:
+    expected = serve(make("reference"))
+    engine = make("triton")
+    runner = engine._runner
+    assert isinstance(runner, GpuRunner)
+    replays = []
+
+    def capture(step: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+        """As a graph does, but anew every time: always over the same buffers."""
+
+        def replay() -> torch.Tensor:
+            replays.append(step)
+            return step()
+
+        return replay if not torch.cuda.is_available() else captured(step)
+
+    runner.use_graphs(6, 8, capture)
+
+    assert serve(engine) == expected
+    assert torch.cuda.is_available() or len(set(replays)) > 1
+
+
+def test_there_is_a_graph_for_every_number_of_rows_and_few_rows_are_computed_in_vain() -> None:
+    for most in (1, 2, 3, 6, 8, 64, 100, 256):
+        sizes = sizes_up_to(most)
+        assert sizes[-1] == most
+        assert list(sizes) == sorted(set(sizes))
+        for rows in range(1, most + 1):
+            size = next(size for size in sizes if size >= rows)
+            assert size - rows < max(rows, 2)
+            assert rows < 64 or size - rows < 16
+
+
+@pytest.mark.interpreted
+def test_guesses_at_further_tokens_change_none(make: Callable[..., Engine]) -> None:
+    says = [Sampling(max_tokens=8, temperature=1, seed=i, logit_bias={i: 1e3, 9: 1e3}) for i in range(3)]
+    requests = [
+        AddRequest(f"{i}", [i, 9] * 4, sampling, name)
+        for i, (sampling, name) in enumerate(zip(says, (None, "mlp", "attention"), strict=True))
+    ]
+    outputs: list[dict[str, list[int]]] = []
+    for kernels, speculate in (("reference", 0), ("triton", 4)):
+        engine = make(kernels, speculate)
+        said: dict[str, list[int]] = {}
+        for request in requests:
+            engine.handle(request)
+        while engine.has_work:
+            for delta in engine.step():
+                said.setdefault(delta.request_id, []).extend(delta.token_ids)
+        outputs.append(said)
+
+    assert outputs[1] == outputs[0]
+    assert 0 < engine.state().counters.accepted_tokens < engine.state().counters.draft_tokens

@@ -45,13 +45,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def launch(folder: Path, ranks: int, partition: str = "replicated", processes: Ranks | None = None) -> Engine:
+def launch(
+    folder: Path, ranks: int, partition: str = "replicated", processes: Ranks | None = None, speculate: int = 0
+) -> Engine:
     torch.set_num_threads(1)
     page_bytes = CONFIG.num_layers * 16 * 2 * CONFIG.kv_dim * 4 // ranks
     config = EngineConfig(
         str(folder / "model"), "tiny", dtype="float32", max_model_len=CONTEXT, max_num_seqs=16, max_batched_tokens=64,
         memory_bytes=PAGES * page_bytes if ranks > 1 else 2**22, threads=1,
-        tensor_parallel=ranks, lora_partition=partition, host_memory_bytes=2**22 if ranks == 1 else HOST_BYTES,
+        tensor_parallel=ranks, lora_partition=partition, speculate=speculate,
+        host_memory_bytes=2**22 if ranks == 1 else HOST_BYTES,
     )  # fmt: skip
     return start(config, lambda message, fraction: None, processes)
 
@@ -159,6 +162,25 @@ def test_adapters_and_requests_join_and_leave_between_steps(alone: Engine, sprea
     assert tokens == wanted
     assert run(spread) == run(alone)
     assert {a.id for a in spread.state().adapters} == {"a0", "a1", "a2", "a3"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("partition", ["replicated", "slora"])
+def test_ranks_check_guesses_together_and_say_the_same(alone: Engine, folder: Path, partition: str) -> None:
+    repeats = {i: Sampling(max_tokens=40, temperature=1, seed=i, logit_bias={i: 1e3, 9: 1e3}) for i in range(6)}
+    requests = [AddRequest(f"repeats{i}", [1, 2, i], repeats[i], f"a{i}" if i < 4 else None) for i in repeats]
+    requests += [ask(f"free{i}", f"a{i}", length=30, temperature=0.8 * (i % 2)) for i in range(4)]
+    engine = launch(folder, 2, partition, speculate=6)
+    try:
+        load(engine, folder, *(f"a{i}" for i in range(len(SHAPES))))
+        for request in requests:
+            alone.handle(request)
+            engine.handle(request)
+        assert run(engine) == run(alone)
+        counters = engine.state().counters
+        assert 0 < counters.accepted_tokens < counters.draft_tokens
+    finally:
+        engine.close()
 
 
 def test_a_bad_adapter_fails_alone_on_every_rank(spread: Engine, folder: Path, tmp_path: Path) -> None:

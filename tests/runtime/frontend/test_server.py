@@ -9,7 +9,7 @@ import pytest
 from lorafleet_runtime.frontend.scripted_engine import ScriptedEngine
 from lorafleet_runtime.frontend.server import create_app
 from lorafleet_runtime.frontend.service import Service, Settings
-from lorafleet_runtime.protocol import AdapterState
+from lorafleet_runtime.protocol import AdapterState, Counters
 
 EOS = 258
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}]}
@@ -174,7 +174,8 @@ async def test_without_a_token_the_gateways_headers_are_ignored(
 
 async def test_metrics_have_vllms_names(http: httpx.AsyncClient, engine: ScriptedEngine) -> None:
     """[AC-23]: of running adapters and, in the newer shape, of loaded ones."""
-    engine.become(adapters=[AdapterState("acme.a", "r", "Ready", running=1, resident=True)])
+    guesses = Counters(drafts=3, draft_tokens=12, accepted_tokens=7)
+    engine.become(adapters=[AdapterState("acme.a", "r", "Ready", running=1, resident=True)], counters=guesses)
     await http.post("/v1/chat/completions", json=CHAT)
     text = (await http.get("/metrics")).text
 
@@ -186,6 +187,9 @@ async def test_metrics_have_vllms_names(http: httpx.AsyncClient, engine: Scripte
         'vllm:request_success_total{finished_reason="stop",model_name="tiny"} 1.0',
         'vllm:generation_tokens_total{model_name="tiny"} 20.0',
         'vllm:e2e_request_latency_seconds_count{model_name="tiny"} 1.0',
+        'vllm:spec_decode_num_drafts_total{model_name="tiny"} 3.0',
+        'vllm:spec_decode_num_draft_tokens_total{model_name="tiny"} 12.0',
+        'vllm:spec_decode_num_accepted_tokens_total{model_name="tiny"} 7.0',
         'lorafleet_pages{model_name="tiny",use="free"} 80.0',
         'lorafleet_adapters_resident{model_name="tiny"} 1.0',
         'vllm:lora_adapter_loaded{adapter_name="acme.a",level="gpu",pinned="false",rank="0"} 1.0',
