@@ -20,7 +20,7 @@ import gc
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -83,8 +83,8 @@ def roofline(bandwidth: float, source: str) -> None:
         print(f"{rows:>5} {adapters:>8} {f.base:>8.2f} {f.lora:>8.3f} {f.overhead:>8.1%}")
 
 
-def sections(device: Device, foreign: Path | None, scale: float) -> dict[str, Callable[[], list[Result]]]:
-    """What runs each, in order; budgets are scaled."""
+def sections(device: Device, foreign: Path | None, scale: float) -> dict[str, Callable[[], Iterable[Result]]]:
+    """What runs each, in order, those with others' kernels last; budgets are scaled."""
     from bench import kernels_delta, kernels_model
     from bench.kernels_foreign import foreign_rivals
     from bench.kernels_report import speedup_chart
@@ -95,11 +95,15 @@ def sections(device: Device, foreign: Path | None, scale: float) -> dict[str, Ca
     def clock(name: str) -> Clock:
         return Clock(BUDGETS[name] * scale)
 
-    def delta(phase: str, cases: Sequence[DeltaCase], goal: float | None) -> list[Result]:
-        timed = list(kernels_delta.measure(device, cases, rivals, clock(phase)))
-        if phase == "decode" and scale == 1:
-            speedup_chart(timed, device)
-        return kernels_delta.delta_results(phase, timed, len(cases), device, goal)
+    def delta(phase: str, cases: Sequence[DeltaCase], goal: float | None) -> Iterator[Result]:
+        timed: list[kernels_delta.Timed] = []
+        try:
+            for each in kernels_delta.measure(device, cases, rivals, clock(phase)):
+                timed.append(each)
+        finally:  # where a case fails for good, those before it are told all the same
+            if phase == "decode" and scale == 1:
+                speedup_chart(timed, device)
+            yield from kernels_delta.delta_results(phase, timed, len(cases), device, goal)
 
     return {
         "layers": lambda: kernels_model.layer_results(device, clock("layers")),
@@ -107,10 +111,10 @@ def sections(device: Device, foreign: Path | None, scale: float) -> dict[str, Ca
             device, clock("attention"), kernels_model.attention_cases()
         ),
         "prompts": lambda: kernels_model.prefill_results(device, clock("prompts")),
-        "decode": lambda: delta("decode", decode_cases(), kernels_delta.GOAL),
         "launches": lambda: kernels_delta.launch_cost(device),
-        "prefill": lambda: delta("prefill", prefill_cases(), None),
         "fused": lambda: kernels_delta.fused_results(device, clock("fused")),
+        "decode": lambda: delta("decode", decode_cases(), kernels_delta.GOAL),
+        "prefill": lambda: delta("prefill", prefill_cases(), None),
     }
 
 
@@ -126,20 +130,20 @@ def measure(foreign: Path | None, quick: bool) -> bool:
     return whole
 
 
-def run_sections(parts: Mapping[str, Callable[[], list[Result]]]) -> tuple[list[Result], bool]:
+def run_sections(parts: Mapping[str, Callable[[], Iterable[Result]]]) -> tuple[list[Result], bool]:
     """All results, and whether no section failed: one's fault is told, and ends no other."""
     results: list[Result] = []
     whole = True
     for name, run in parts.items():
         try:
-            results += run()
+            for result in run():
+                results.append(result)
+            torch.cuda.empty_cache()
         except Exception:
             traceback.print_exc()
-            print(f"{name}: failed; its results are missing", file=sys.stderr)
+            print(f"{name}: failed; what it did not come to is missing", file=sys.stderr)
             whole = False
-        gc.collect()  # of a failed section, what its traceback held; then its memory is the next one's
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        gc.collect()  # what the traceback held: its memory is the next one's
     return results, whole
 
 

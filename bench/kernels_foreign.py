@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from bench.kernels_cases import PREFILL_TOKENS
-from bench.kernels_rivals import Call, DeltaWork, Rival
+from bench.kernels_rivals import Call, DeltaWork, Rival, Unavailable
 from bench.kernels_wheels import sglang, vllm
 
-DENSE = "sglang.kernels.ops.lora.dense"
+DENSE, LEAST_CHUNK = "sglang.kernels.ops.lora.dense", 16
 
 
 class Vllm:
@@ -29,6 +29,9 @@ class Vllm:
     def prepare(self, work: DeltaWork) -> Call:
         found = self._source.load()
         shrink, expand = found["lora_shrink_op"].lora_shrink, found["lora_expand_op"].lora_expand
+        # It remembers shapes by where weights lie, and keeps the weights: other cases' would be at the same places.
+        for cache in ("_LORA_A_PTR_DICT", "_LORA_B_PTR_DICT"):
+            getattr(found["utils"], cache).clear()
         rows, count = work.case.rows, work.case.adapters
         told = found["lora_kernel_metadata"].LoRAKernelMeta.make(count, rows, work.x.device)
         told.prepare_tensors(work.adapter_of_row)
@@ -55,6 +58,8 @@ class Csgmv:
 
     def prepare(self, work: DeltaWork) -> Call:
         found = self._source.load()
+        if self._chunk > LEAST_CHUNK >= work.each:
+            raise Unavailable(f"no segment is longer than {LEAST_CHUNK} rows: chunks of that are timed already")
         shrink = found["chunked_sgmv_shrink"].chunked_sgmv_lora_shrink_forward
         expand = found["chunked_sgmv_expand"].chunked_sgmv_lora_expand_forward
         a, b = packed(work)
@@ -125,7 +130,7 @@ def packed(work: DeltaWork) -> tuple[Tensor, Tensor]:
 
 def foreign_rivals(folder: Path | None) -> list[Rival]:
     """Those that are known here; which of them are there shows when they are asked."""
-    return [Vllm(folder), Csgmv(folder, 16), Csgmv(folder, 128), TritonV2(folder)]
+    return [Vllm(folder), Csgmv(folder, LEAST_CHUNK), Csgmv(folder, 128), TritonV2(folder)]
 
 
 def _ints(values: tuple[int, ...] | list[int], work: DeltaWork) -> Tensor:

