@@ -41,7 +41,7 @@ def test_of_a_wheel_only_the_kernels_are_imported(tmp_path: Path) -> None:
 
 
 def test_what_is_nowhere_is_said_to_be_missing(tmp_path: Path) -> None:
-    with pytest.raises(Unavailable, match="strangers is not installed$"):
+    with pytest.raises(Unavailable, match=r"strangers is not installed$"):
         source(None).load()
     with pytest.raises(Unavailable, match=f"no wheel of it in {tmp_path}"):
         source(tmp_path).load()
