@@ -37,7 +37,7 @@ from bench.kernels_cases import (
     floor,
     prefill_cases,
 )
-from bench.kernels_timing import Clock, Device, this_device
+from bench.kernels_timing import Clock, Device, result, this_device
 from bench.record import Result, write
 
 BUDGETS = {"layers": 45.0, "attention": 40.0, "prompts": 10.0, "decode": 120.0, "prefill": 30.0, "fused": 25.0}
@@ -124,7 +124,7 @@ def measure(foreign: Path | None, quick: bool) -> bool:
 
     device = this_device()
     roofline(device.bandwidth, f"copies of {device.name}")
-    results = [Result("kernels", device.name, "copy bandwidth", device.bandwidth / 1e12, "TB/s")]
+    results = [result(device.name, "copy bandwidth", device.bandwidth / 1e12, "TB/s")]
     found, whole = run_sections(sections(device, foreign, QUICK if quick else 1.0))
     write(results + found, quick=quick, packages=packages(), also=circumstances(device))
     return whole
@@ -136,8 +136,8 @@ def run_sections(parts: Mapping[str, Callable[[], Iterable[Result]]]) -> tuple[l
     whole = True
     for name, run in parts.items():
         try:
-            for result in run():
-                results.append(result)
+            for found in run():
+                results.append(found)
             torch.cuda.empty_cache()
         except Exception:
             traceback.print_exc()
@@ -156,6 +156,8 @@ def main() -> int:
     cuda = torch.cuda.is_available()
     if not cuda and (not arguments.quick or arguments.tune):
         parser.error("no CUDA device: nothing can be timed here. --quick alone runs the gate in Triton's interpreter")
+    if cuda and os.environ.get("TRITON_INTERPRET") == "1":
+        parser.error("TRITON_INTERPRET=1 is set: Triton would interpret what is to be timed. Unset it")
     if arguments.foreign is not None and not arguments.foreign.is_dir():
         parser.error(f"--foreign: no such folder: {arguments.foreign}")
     if not cuda:

@@ -12,7 +12,7 @@ from bench.kernels_cases import LLAMA_3_8B, DeltaCase, copies, delta_bytes, geom
 from bench.kernels_layers import context
 from bench.kernels_pools import stored
 from bench.kernels_rivals import Call, DeltaWork, Rival, Unavailable, checked
-from bench.kernels_timing import Clock, Device, Timer, eager
+from bench.kernels_timing import Clock, Device, Timer, eager, result
 from bench.record import Result
 from lorafleet_kernels.gpu import elementwise
 from lorafleet_kernels.gpu.card import Card
@@ -23,7 +23,7 @@ GOAL = 1.3
 """Of the geometric mean over all decode cases, against the best of the others in each."""
 FUSED = ((1, 1), (8, 8), (64, 8), (64, 64), (128, 16), (256, 32))
 """Rows and adapters."""
-BENCH, PAIR = "kernels", "shrink + expand"
+PAIR = "shrink + expand"
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,12 +113,12 @@ def delta_results(
         metric = PAIR if best is None else f"{PAIR}, over {best[0]}"
         base = None if best is None else 1e6 * best[1]
         ratio = None if base is None else 1e6 * t.ours / base
-        found.append(Result(BENCH, case, metric, 1e6 * t.ours, "us", base, ratio))
+        found.append(result(case, metric, 1e6 * t.ours, "us", base, ratio))
         share = delta_bytes(t.case, model) / t.ours / device.bandwidth
-        found.append(Result(BENCH, case, f"{PAIR}, share of copy bandwidth", share, "", 1.0, share))
+        found.append(result(case, f"{PAIR}, share of copy bandwidth", share, "", 1.0, share))
         if t.other_variant is not None:
             found.append(
-                Result(BENCH, case, f"{PAIR}, the other variant", 1e6 * t.other_variant, "us", 1e6 * t.ours,
+                result(case, f"{PAIR}, the other variant", 1e6 * t.other_variant, "us", 1e6 * t.ours,
                        t.other_variant / t.ours)
             )  # fmt: skip
         for name, seconds in t.others.items():
@@ -126,14 +126,14 @@ def delta_results(
     case = f"{phase}, {len(timed)} of {total} cases"
     for name, of in ratios.items():
         found.append(
-            Result(BENCH, f"{phase}, {len(of)} of {total} cases", f"times faster than {name}", geometric_mean(of), "x")
+            result(f"{phase}, {len(of)} of {total} cases", f"times faster than {name}", geometric_mean(of), "x")
         )
     speedups = [t.speedup for t in timed if t.speedup is not None]
     if speedups:
         mean = geometric_mean(speedups)
         metric = f"times faster than the best of: {', '.join(sorted(ratios))}"
         wanted, met = ("", None) if goal is None else (f">= {goal}", mean >= goal)
-        found.append(Result(BENCH, case, metric, mean, "x", goal=wanted, met=met, repeats=len(speedups)))
+        found.append(result(case, metric, mean, "x", goal=wanted, met=met, repeats=len(speedups)))
     return found
 
 
@@ -145,7 +145,7 @@ def launch_cost(
     run = over_copies(ours(work, device), work)
     captured, launched = device.time(run, work.copies), launched_singly(run, work.copies)
     case = f"decode, {work.case}, launched one by one"
-    return [Result(BENCH, case, PAIR, 1e6 * launched, "us", 1e6 * captured, launched / captured)]
+    return [result(case, PAIR, 1e6 * launched, "us", 1e6 * captured, launched / captured)]
 
 
 def fused_results(
@@ -163,7 +163,7 @@ def fused_results(
             separate = device.time(over_copies(apart, work), work.copies)
             case = f"fused, {work.case}"
             found.append(
-                Result(BENCH, case, "shrink, expand and what follows", 1e6 * together, "us", 1e6 * separate,
+                result(case, "shrink, expand and what follows", 1e6 * together, "us", 1e6 * separate,
                        together / separate)
             )  # fmt: skip
     return found
@@ -209,4 +209,3 @@ def _ways(work: DeltaWork, device: Device) -> tuple[Call, Call]:
             elementwise.add_rms_norm(residual[i], work.y[i], weight, config.rms_norm_eps)
 
     return lambda i: add(i, True), lambda i: add(i, False)
-

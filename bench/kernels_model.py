@@ -20,10 +20,9 @@ from bench.kernels_cases import (
     prefill_flops,
     segments,
 )
-from bench.kernels_delta import BENCH
 from bench.kernels_layers import Context, RandomDecoder, context, expands_apart
 from bench.kernels_pools import stored
-from bench.kernels_timing import Clock, Device
+from bench.kernels_timing import Clock, Device, result
 from bench.record import Result
 from lorafleet_kernels.gpu.card import Card
 from lorafleet_kernels.gpu.lora import LoraStep
@@ -76,10 +75,10 @@ def attention_results(
         share = moved / seconds / device.bandwidth
         large = moved / device.bandwidth >= LEAST_FLOOR
         name = f"attention, {case.name}"
-        found.append(Result(BENCH, name, "decode", 1e6 * seconds, "us", 1e6 * moved / device.bandwidth,
+        found.append(result(name, "decode", 1e6 * seconds, "us", 1e6 * moved / device.bandwidth,
                             seconds * device.bandwidth / moved))  # fmt: skip
         goal, met = (f">= {ATTENTION_GOAL}", share >= ATTENTION_GOAL) if large else ("", None)
-        found.append(Result(BENCH, name, "share of copy bandwidth", share, "", 1.0, share, goal, met))
+        found.append(result(name, "share of copy bandwidth", share, "", 1.0, share, goal, met))
         del held
     return found
 
@@ -102,7 +101,7 @@ def prefill_results(
         flops = prefill_flops(tokens, model)
         ours = flops / device.time(partial(_prefills, held, qkv, out), count) / 1e12
         theirs = flops / device.time(partial(_dense, q, k, v, count), count) / 1e12
-        found.append(Result(BENCH, f"attention, prompt of {tokens}", "prefill, over torch's own (dense)", ours,
+        found.append(result(f"attention, prompt of {tokens}", "prefill, over torch's own (dense)", ours,
                             "TFLOP/s", theirs, ours / theirs))  # fmt: skip
     return found
 
@@ -128,7 +127,7 @@ def layer_results(
     weights = base_bytes(config) - base_bytes(replace(model, num_layers=0))
     layer_bytes = weights + layers * kv_bytes(rows * length, model)
     case = f"layer, {rows} rows of {length}, mean of {layers} layers"
-    found.append(Result(BENCH, case, "base", 1e6 * base, "us"))
+    found.append(result(case, "base", 1e6 * base, "us"))
     for count, goal in overheads.items():
         if clock.over:
             return found
@@ -137,11 +136,11 @@ def layer_results(
         fused = device.time(partial(run, step), layers)
         ratio, ideal = fused / base, 1 + count * adapter_bytes(16, config) / layer_bytes
         metric = f"{count} adapters r16, over base (by bytes {ideal:.3f})"
-        found.append(Result(BENCH, case, metric, 1e6 * fused, "us", 1e6 * base, ratio, f"<= {1 + goal:.2f}",
+        found.append(result(case, metric, 1e6 * fused, "us", 1e6 * base, ratio, f"<= {1 + goal:.2f}",
                             ratio <= 1 + goal))  # fmt: skip
         with expands_apart():
             apart = device.time(partial(run, step), layers)
-        found.append(Result(BENCH, case, f"{count} adapters r16, expands apart, over fused", 1e6 * apart, "us",
+        found.append(result(case, f"{count} adapters r16, expands apart, over fused", 1e6 * apart, "us",
                             1e6 * fused, apart / fused))  # fmt: skip
         del adapters, step
     return found
@@ -167,14 +166,13 @@ def _base_decode(decoder: RandomDecoder, device: Device) -> Result:
     bound = base_bytes(config) / device.bandwidth
     ratio = seconds / bound
     case, metric = f"base decode, 1 row, {layers} layers and lm_head", "step, over its weights at copy bandwidth"
-    return Result(BENCH, case, metric, 1e3 * seconds, "ms", 1e3 * bound, ratio, f"<= {BASE_GOAL}", ratio <= BASE_GOAL)
+    return result(case, metric, 1e3 * seconds, "ms", 1e3 * bound, ratio, f"<= {BASE_GOAL}", ratio <= BASE_GOAL)
 
 
 def _queries(rows: int, device: Device, config: DecoderConfig) -> tuple[Tensor, Tensor]:
     width = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
     qkv = torch.randn(rows, width, device=device.device).to(torch.bfloat16)
     return qkv, torch.empty(rows, config.num_heads * config.head_dim, dtype=torch.bfloat16, device=device.device)
-
 
 
 def _decodes(held: Context, qkv: Tensor, out: Tensor) -> None:

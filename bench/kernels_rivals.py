@@ -142,7 +142,7 @@ class GroupedProducts:
             h = grouped(work.x[i], a[i].transpose(-1, -2), offs=ends)
             for s, columns in enumerate(work.columns):
                 delta = grouped(h[:, s * rank : (s + 1) * rank], b[s][i].transpose(-1, -2), offs=ends)
-                work.y[i][:, columns] += delta
+                work.y[i][:, columns].add_(delta)
 
         return call
 

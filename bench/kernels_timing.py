@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import subprocess
 import time
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from statistics import median
 from typing import Protocol
 
 import torch
+
+from bench.record import Result
 
 REPEATS = 7
 LEAST_SECONDS = 2e-3
@@ -36,6 +39,14 @@ class Device:
     memory: int
     bandwidth: float
     time: Timer
+
+
+def result(
+    case: str, metric: str, value: float, unit: str, baseline: float | None = None, ratio: float | None = None,
+    goal: str = "", met: bool | None = None, repeats: int = REPEATS,
+) -> Result:  # fmt: skip
+    """One of this bench: of a time, the median of its repeats."""
+    return Result("kernels", case, metric, value, unit, baseline, ratio, goal, met, repeats)
 
 
 class Clock:
@@ -105,6 +116,8 @@ def this_device() -> Device:
     found = torch.cuda.get_device_properties(device)
     cache = getattr(found, "L2_cache_size", DEFAULT_L2) or DEFAULT_L2
     bandwidth = copy_bandwidth(cache, device)
+    gc.collect()
+    torch.cuda.empty_cache()  # what the allocator keeps is free too
     free, _ = torch.cuda.mem_get_info(device)
     return Device(device, found.name, _driver(), cache, free, bandwidth, replayed)
 

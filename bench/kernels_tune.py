@@ -12,7 +12,7 @@ import torch
 from bench.kernels_cases import LLAMA_3_8B, DeltaCase, shapes
 from bench.kernels_delta import over_copies, work_for
 from bench.kernels_rivals import Call, DeltaWork
-from bench.kernels_timing import Clock, Device
+from bench.kernels_timing import Clock, Device, this_device
 from lorafleet_kernels.gpu.card import Card
 from lorafleet_kernels.gpu.lora_config import (
     MOST_SPLITS,
@@ -97,8 +97,6 @@ def cases() -> list[DeltaCase]:
 
 
 def tune() -> None:
-    from bench.kernels_timing import this_device
-
     device, count = this_device(), 0
     print(f"{device.name}: the best of the shipped forms, where it beats the default by more than {WORTH - 1:.0%}")
     for found in tuned(device, cases(), Clock(SECONDS)):
