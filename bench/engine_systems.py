@@ -68,12 +68,12 @@ class Runtime:
 
 
 @contextlib.contextmanager
-def runtime(model: Path, adapters: Mapping[str, Path], log: Path) -> Iterator[Runtime]:
-    """`lorafleet-runtime serve` as a user starts it: dtype and threads are its own choice."""
+def runtime(model: Path, adapters: Mapping[str, Path], log: Path, *flags: str) -> Iterator[Runtime]:
+    """`lorafleet-runtime serve` as a user starts it: without `flags`, dtype and threads are its own choice."""
     port, admin = free_port(), free_port()
     command = [
         sys.executable, "-m", "lorafleet_runtime", "serve", "--model", str(model), "--served-name", BASE,
-        "--port", str(port), "--admin-port", str(admin), "--memory", POOL, "--log-format", "json",
+        "--port", str(port), "--admin-port", str(admin), "--memory", POOL, "--log-format", "json", *flags,
     ]  # fmt: skip
     command += [f"--adapter={name}={folder}" for name, folder in adapters.items()]
     with running(command, {}, log, port, [BASE, *adapters]) as server:

@@ -26,10 +26,11 @@ from bench.pools import RegionRoom, Skipping
 from bench.record import Result, write
 from lorafleet_runtime.core.fairness.fair_queue import FairQueue
 from lorafleet_runtime.core.fairness.order import Fifo
+from lorafleet_runtime.core.limits import Limits
 from lorafleet_runtime.core.pages import PagePool
 from lorafleet_runtime.core.residency import Adapter
 from lorafleet_runtime.core.room import Room
-from lorafleet_runtime.core.scheduler import Limits, Scheduler
+from lorafleet_runtime.core.scheduler import Scheduler
 from lorafleet_runtime.core.sequence import Sequence
 from lorafleet_runtime.protocol import Sampling
 

@@ -14,8 +14,9 @@ from bench.soak_traffic import Ask
 from lorafleet_runtime.config import EngineConfig
 from lorafleet_runtime.core.batch import Row
 from lorafleet_runtime.core.invariants import leaks, violations
+from lorafleet_runtime.core.limits import Limits
 from lorafleet_runtime.core.room import Room
-from lorafleet_runtime.core.scheduler import Limits, Scheduler
+from lorafleet_runtime.core.scheduler import Scheduler
 from lorafleet_runtime.core.sequence import Sequence
 from lorafleet_runtime.engine.start import start
 from lorafleet_runtime.model.tiny import random_adapter, save_adapter, save_tiny_model, tiny_config

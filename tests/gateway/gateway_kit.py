@@ -201,7 +201,7 @@ class Kit:
         assert text.endswith("\n\n")
         return [event.removeprefix("data: ") for event in text[:-2].split("\n\n")]
 
-    async def until(self, condition: Callable[[], bool], seconds: float = 2.0) -> None:
+    async def until(self, condition: Callable[[], bool], seconds: float = 15.0) -> None:
         """Wait for something that happens soon, and fail when it does not."""
         end = time.monotonic() + seconds
         while not condition():

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lorafleet_kernels.gpu.kernels.argmax import BLOCK, MOST_SPLITS, NO_TOKEN, WARPS, argmax_kernel
+from lorafleet_kernels.gpu.launch import FUSED
 
 
 class TritonArgmax:
@@ -41,5 +42,5 @@ class TritonArgmax:
         blocks = -(-in_all // wanted)
         argmax_kernel[(rows, -(-in_all // blocks))](
             logits, tokens, tops, self._values, self._ids, self._arrived, columns, blocks, logits.stride(0),
-            BLOCK=BLOCK, SPLITS=MOST_SPLITS, NO_TOKEN=NO_TOKEN, num_warps=WARPS,
+            BLOCK=BLOCK, SPLITS=MOST_SPLITS, NO_TOKEN=NO_TOKEN, num_warps=WARPS, **FUSED,
         )  # fmt: skip

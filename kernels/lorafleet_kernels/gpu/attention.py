@@ -25,6 +25,8 @@ from lorafleet_kernels.gpu.decode_work import ITEM, most_slots
 from lorafleet_kernels.gpu.kernels import rope_kv
 from lorafleet_kernels.gpu.kernels.paged_decode import paged_decode_kernel
 from lorafleet_kernels.gpu.kernels.paged_prefill import paged_prefill_kernel
+from lorafleet_kernels.gpu.launch import FUSED
+from lorafleet_kernels.gpu.lora import PendingExpand
 from lorafleet_kernels.gpu.prefill_work import PREFILL_ITEM
 from lorafleet_kernels.gpu.specialization import INTERPRETED
 
@@ -94,25 +96,41 @@ class TritonAttention:
         self._strides = (page, half, token, head)
         self._scale = math.log2(math.e) / math.sqrt(shape.sizes.size)
 
-    def __call__(self, layer: int, qkv: Tensor, q_norm: Tensor | None, k_norm: Tensor | None) -> Tensor:
+    def __call__(
+        self, layer: int, qkv: Tensor, q_norm: Tensor | None, k_norm: Tensor | None,
+        pending: PendingExpand | None = None,
+    ) -> Tensor:  # fmt: skip
+        """`pending`: what the adapters still add to qkv, in the same launch as all else that is done to it."""
         pool, sizes = self._pool[layer], self._shape.sizes
         out = torch.empty(qkv.shape[0], sizes.heads * sizes.size, dtype=qkv.dtype, device=qkv.device)
-        self._rotate_and_write(pool, qkv, q_norm, k_norm)
+        self._rotate_and_write(pool, qkv, q_norm, k_norm, pending)
         if self._plan.decode_bounds.shape[0]:
             self._decode(pool, qkv, out)
         if self._plan.prefill_items.shape[0]:
             self._prefill(pool, qkv, out)
         return out
 
-    def _rotate_and_write(self, pool: Tensor, qkv: Tensor, q_norm: Tensor | None, k_norm: Tensor | None) -> None:
+    def _rotate_and_write(
+        self, pool: Tensor, qkv: Tensor, q_norm: Tensor | None, k_norm: Tensor | None, pending: PendingExpand | None
+    ) -> None:
         sizes, plan = self._shape.sizes, self._plan
-        blocks = -(-(sizes.heads + 2 * sizes.kv_heads) // rope_kv.HEADS_AT_ONCE)
+        every = sizes.heads + 2 * sizes.kv_heads
         norms = q_norm is not None and k_norm is not None
-        rope_kv.rope_kv_kernel[(plan.slots.shape[0], blocks)](
-            qkv, q_norm if norms else qkv, k_norm if norms else qkv, *self._tables, plan.positions, plan.slots, pool,
-            sizes.heads, sizes.kv_heads, qkv.stride(0), *self._strides, sizes.eps,
-            SIZE=sizes.size, BLOCK_HALF=padded(sizes.size // 2), BLOCK_HEADS=rope_kv.HEADS_AT_ONCE, PAGE=PAGE_TOKENS,
-            NORMS=norms, num_warps=rope_kv.WARPS,
+        tensors = (
+            qkv, q_norm if norms else qkv, k_norm if norms else qkv, *self._tables, plan.positions, plan.slots, pool
+        )  # fmt: skip
+        numbers = (sizes.heads, sizes.kv_heads, qkv.stride(0), *self._strides, sizes.eps)
+        shared = {"SIZE": sizes.size, "BLOCK_HALF": padded(sizes.size // 2), "PAGE": PAGE_TOKENS, "NORMS": norms}
+        if pending is None:
+            rope_kv.rope_kv_kernel[(plan.slots.shape[0], -(-every // rope_kv.HEADS_AT_ONCE))](
+                *tensors, *numbers, **shared, BLOCK_HEADS=rope_kv.HEADS_AT_ONCE, num_warps=rope_kv.WARPS, **FUSED
+            )
+            return
+        rope_kv.expand_rope_kv_kernel[(plan.slots.shape[0], every)](
+            *tensors, *pending.tables, *numbers, *pending.counts, **shared,
+            WEIGHTS_PAGE=pending.page, GRAIN=pending.grain, BLOCK_R=rope_kv.RANKS_AT_ONCE,
+            ALIGNED=rope_kv.aligned(sizes.size, pending.grain),
+            num_warps=rope_kv.expand_warps(sizes.size), num_stages=2, **FUSED,
         )  # fmt: skip
 
     def _decode(self, pool: Tensor, q: Tensor, out: Tensor) -> None:
@@ -123,7 +141,7 @@ class TritonAttention:
             shape.group, q.stride(0), out.stride(0), *self._strides, self._scale,
             SIZE=shape.sizes.size, BLOCK_G=group_tile(shape.group), BLOCK_D=padded(shape.sizes.size),
             BLOCK_N=tiles.tokens, PAGE=PAGE_TOKENS, ITEM=ITEM, UPCAST=INTERPRETED,
-            num_warps=tiles.warps, num_stages=tiles.stages,
+            num_warps=tiles.warps, num_stages=tiles.stages, **FUSED,
         )  # fmt: skip
 
     def _prefill(self, pool: Tensor, q: Tensor, out: Tensor) -> None:
@@ -133,7 +151,7 @@ class TritonAttention:
             shape.group, q.stride(0), out.stride(0), *self._strides, self._scale,
             SIZE=shape.sizes.size, BLOCK_M=tiles.rows, BLOCK_D=padded(shape.sizes.size), BLOCK_N=tiles.tokens,
             PAGE=PAGE_TOKENS, ITEM=PREFILL_ITEM, UPCAST=INTERPRETED,
-            num_warps=tiles.warps, num_stages=tiles.stages,
+            num_warps=tiles.warps, num_stages=tiles.stages, **FUSED,
         )  # fmt: skip
 
 

@@ -41,11 +41,11 @@ def kernel_modules() -> list[str]:
 
 def forms_of(module: str) -> list[Specialization]:
     """What its `specializations()` lists; nothing where it has none, as a module of device functions."""
-    listed = getattr(import_module(module), "specializations", list)()
+    listed: list[Specialization] = getattr(import_module(module), "specializations", list)()
     names = [form.name for form in listed]
     if len(set(names)) != len(names):
         raise ValueError(f"{module}: two forms have one name: {sorted({n for n in names if names.count(n) > 1})}")
-    return list(listed)
+    return listed
 
 
 def judge(module: str, number: int, card_name: str) -> Verdict:

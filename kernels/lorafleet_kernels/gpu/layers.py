@@ -50,10 +50,7 @@ class TritonLayers:
         """`x [T, H]`, the embeddings, becomes the hidden states before the last norm."""
         h = elementwise.rms_norm(x, self._layers[0].input_norm, self._eps)
         for index, layer in enumerate(self._layers):
-            qkv = layer.qkv(h)
-            if lora is not None:
-                lora(index, "qkv", h, qkv)
-            attended = attend(index, qkv, layer.q_norm, layer.k_norm)
+            attended = self._attend(index, h, layer, attend, lora)
             h = self._add_and_norm(index, "o", attended, layer.o(attended), x, layer.post_norm, lora)
             h = self._activate(index, h, layer.gate_up(h), lora)
             down = layer.down(h)
@@ -64,6 +61,18 @@ class TritonLayers:
                     lora(index, "down", h, down)
                 x += down
         return x
+
+    def _attend(
+        self, index: int, h: Tensor, layer: GpuLayer, attend: TritonAttention, lora: LoraStep | None
+    ) -> Tensor:
+        qkv = layer.qkv(h)
+        pending = None
+        if lora is not None and len(h) <= FUSED_ROWS:
+            lora.shrink(index, "qkv", h)
+            pending = lora.pending(index, "qkv", qkv)
+        elif lora is not None:
+            lora(index, "qkv", h, qkv)
+        return attend(index, qkv, layer.q_norm, layer.k_norm, pending)
 
     def _add_and_norm(
         self, layer: int, group: str, h: Tensor, y: Tensor, x: Tensor, weight: Tensor, lora: LoraStep | None

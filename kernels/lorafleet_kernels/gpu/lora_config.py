@@ -13,14 +13,14 @@ from itertools import product
 TYPES = ("bf16", "fp16")
 """Of weights and activations."""
 TILE_GRAIN = 128
-"""The least grain of the usual tiles; a model of less has the narrow ones."""
-NARROW_GRAINS = (16, 32, 64)
+"""The least grain of the usual tiles; a model of less has the widest of these that fits:"""
+NARROW = (16, 64)
 ROWS_OF_A_TILE = 4
 """From so many tokens of an adapter on, tiles beat rows: below, a tile of 16 is mostly padding."""
 PROGRAMS_PER_SM = 2
 MOST_SPLITS = 16
 _M, _RANKS = (16, 64, 128), (16, 32, 64)
-_MOST_RANKS = {16: 64, 64: 32, 128: 16}
+_MOST_RANKS = {16: 32, 64: 16, 128: 16}
 
 
 class Variant(StrEnum):
@@ -107,20 +107,20 @@ def choose(step: StepShape, group: GroupShape, grain: int, processors: int) -> L
 
 
 def tile_shrinks() -> list[Tiles]:
-    return [_shrink(m, n) for m, n in product(_M, _RANKS)] + [_narrow_shrink(_M[0], g) for g in NARROW_GRAINS]
+    return [_shrink(m, n) for m, n in product(_M, _RANKS)] + [_narrow_shrink(_M[0], g) for g in NARROW]
 
 
 def tile_expands() -> list[Tiles]:
     usual = [_expand(m, k) for m, k in product(_M, _RANKS) if k <= _MOST_RANKS[m]]
-    return usual + [_narrow_expand(_M[0], g) for g in NARROW_GRAINS]
+    return usual + [_narrow_expand(_M[0], g) for g in NARROW]
 
 
 def row_shrinks() -> list[Tiles]:
-    return [_row_shrink(), *(_narrow_shrink(1, g) for g in NARROW_GRAINS)]
+    return [_row_shrink(), *(_narrow_shrink(1, g) for g in NARROW)]
 
 
 def row_expands() -> list[Tiles]:
-    return [_row_expand(), *(_narrow_expand(1, g) for g in NARROW_GRAINS)]
+    return [_row_expand(), *(_narrow_expand(1, g) for g in NARROW)]
 
 
 def fused_tiles(grain: int) -> Tiles:
@@ -147,11 +147,15 @@ def _row_expand() -> Tiles:
 
 
 def _narrow_shrink(m: int, grain: int) -> Tiles:
-    return Tiles(m, 16, grain, 4, 3)
+    return Tiles(m, 16, _narrow(grain), 4, 3)
 
 
 def _narrow_expand(m: int, grain: int) -> Tiles:
-    return Tiles(m, grain, 16, 4, 2)
+    return Tiles(m, _narrow(grain), 16, 4, 2)
+
+
+def _narrow(grain: int) -> int:
+    return max(width for width in NARROW if width <= grain)
 
 
 def _at_least(ranks: int) -> int:

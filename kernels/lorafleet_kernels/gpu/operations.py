@@ -53,11 +53,15 @@ class TritonOperations(Operations):
     def attention(
         self, pool: Tensor, batch: AttentionBatch, sizes: HeadSizes, tables: tuple[Tensor, Tensor]
     ) -> Attention:
+        shape, scratch = self.heads(sizes)
+        return attention_of_step(pool, batch, shape, tables, scratch)
+
+    def heads(self, sizes: HeadSizes) -> tuple[AttentionShape, DecodeScratch]:
+        """How attention over such heads is launched, and the memory that all its launches share."""
         if sizes not in self._heads:
             shape = AttentionShape.of(sizes, self._dtype, self.card.capability, self.card.processors)
             self._heads[sizes] = shape, DecodeScratch.of(shape, self._device)
-        shape, scratch = self._heads[sizes]
-        return attention_of_step(pool, batch, shape, tables, scratch)
+        return self._heads[sizes]
 
     def fused_layers(self, layers: Sequence[GpuLayer], eps: float) -> TritonLayers:
         return TritonLayers(layers, eps)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lorafleet_kernels.gpu.argmax import TritonArgmax
 from lorafleet_kernels.gpu.kernels.sampling import BLOCK, MOST_BLOCKS, WARPS, draw_kernel
+from lorafleet_kernels.gpu.launch import FUSED
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,6 @@ class TritonSampler:
             draw_kernel[(rows, blocks)](
                 logits, tokens, tops, draws.inverse_temperatures, draws.min_ps, draws.cutoffs, draws.uniforms,
                 self._sums, self._arrived, columns, logits.stride(0),
-                BLOCK=BLOCK, BLOCKS=MOST_BLOCKS, num_warps=WARPS,
+                BLOCK=BLOCK, BLOCKS=MOST_BLOCKS, num_warps=WARPS, **FUSED,
             )  # fmt: skip
         return tokens

@@ -21,6 +21,11 @@ class Row:
     samples: bool
     drafts: tuple[int, ...] = ()
 
+    @classmethod
+    def of(cls, sequence: Sequence, count: int) -> Row:
+        """The next `count` tokens of it."""
+        return cls(sequence, sequence.computed, count, samples=count == sequence.pending)
+
     @property
     def end(self) -> int:
         return self.start + self.count

@@ -7,29 +7,22 @@ goes to prompts. Knows no tensors, clock or text.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import chain, islice
 
 from lorafleet_runtime.core.batch import Batch, Row, Step
+from lorafleet_runtime.core.booking import append, expect
 from lorafleet_runtime.core.cold import Cold
 from lorafleet_runtime.core.fairness.fair_queue import FairQueue
+from lorafleet_runtime.core.limits import Limits
+from lorafleet_runtime.core.making_way import who_makes_way
 from lorafleet_runtime.core.pages import PAGE_TOKENS, OutOfPages
-from lorafleet_runtime.core.prefix import Prefix
 from lorafleet_runtime.core.residency import Adapter
 from lorafleet_runtime.core.room import Room
-from lorafleet_runtime.core.sequence import UNKNOWN, FinishReason, Sequence, finish_reason_after, is_full
+from lorafleet_runtime.core.sequence import UNKNOWN, FinishReason, Sequence, is_full
 from lorafleet_runtime.core.speculation import Speculation, accepted
 
 PREFETCHED = 4
 """How far ahead in the queue adapters are fetched."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    max_model_len: int
-    max_num_seqs: int
-    max_batched_tokens: int
-    max_drafts: int = 0  # guesses at further tokens that a sequence may have in a step
 
 
 class Scheduler:
@@ -145,11 +138,8 @@ class Scheduler:
         self.speculation.draft(step, self._room, self._limits.max_model_len, len(self._running))
         batch = step.batch()
         self._owed = step.uploads if batch is None else []
-        for row in batch.rows if batch else ():
-            row.sequence.computed = row.end
-            row.sequence.drafted = len(row.drafts)
-            if row.samples:
-                row.sequence.tokens.append(UNKNOWN)
+        if batch is not None:
+            expect(batch)
         return batch
 
     def commit(self, batch: Batch, sampled: Iterable[int]) -> list[tuple[Sequence, list[int]]]:
@@ -162,7 +152,7 @@ class Scheduler:
             made = accepted(row.drafts, list(islice(samples, row.sampled)))
             if sequence.finish_reason is not None:  # it ended, or was aborted, while this step ran
                 continue
-            reason = self._append(row, made) if made else None
+            reason = append(row, made, self._limits.max_model_len) if made else None
             self.speculation.land(row, len(made))
             self._room.prefixes.keep(sequence)
             self._waiting.ran(sequence, row.start, row.count, made=len(made))
@@ -171,21 +161,6 @@ class Scheduler:
             if made:
                 results.append((sequence, made))
         return results
-
-    def _append(self, row: Row, made: list[int]) -> FinishReason | None:
-        """Put tokens in the place of UNKNOWN. Returns why the sequence ends with one of them: then the tokens after it
-        are gone from both, what the next step samples as well."""
-        sequence = row.sequence
-        sequence.tokens[row.end : row.end + 1] = made
-        reason: FinishReason | None = None
-        for count in range(1, len(made) + 1):
-            reason = finish_reason_after(sequence, row.end + count, self._limits.max_model_len)
-            if reason is not None:
-                del made[count:], sequence.tokens[row.end + count :]
-                break
-        if row.drafts and sequence.pages:  # else it was preempted, and all is computed again
-            sequence.computed += len(made) - 1
-        return reason
 
     def _sits_out(self, sequence: Sequence) -> bool:
         """Whether a sequence waits for the token that is being sampled for it before it goes on."""
@@ -219,7 +194,7 @@ class Scheduler:
             except OutOfPages:
                 self._preempt(max(self._running, key=self._waiting.rank), step)
             else:
-                step.add(_row(sequence, count))
+                step.add(Row.of(sequence, count))
                 return
 
     def _admit(self, step: Step, *, only_newcomers: bool = False) -> None:
@@ -241,32 +216,17 @@ class Scheduler:
                 return
             found = self._room.prefixes.find(sequence)
             count = min(len(sequence.tokens) - PAGE_TOKENS * len(found), step.budget)
-            if not self._make_way(sequence, found, count, step):
+            seats, running = self._limits.max_num_seqs, self._running
+            victims = who_makes_way(sequence, found, count, running, seats, self._room, self._waiting)
+            if victims is None:
                 return
+            for victim in victims:
+                self._preempt(victim, step)
             step.uploads += self._room.admit(sequence, found, count)
             self._waiting.admit(sequence)
             self._leave_queue(sequence)
             self._running.append(sequence)
-            step.add(_row(sequence, count))
-
-    def _make_way(self, sequence: Sequence, found: list[Prefix], count: int, step: Step) -> bool:
-        """Whether the head has a seat and pages. A tenant of whom nothing runs gets them from more served ones that
-        have several sequences running, newest first, each keeping one; others wait until somebody ends."""
-        seats = len(self._running) + 1 - self._limits.max_num_seqs
-        pages = self._room.missing(sequence, found, count)
-        if seats <= 0 and pages <= 0:
-            return True
-        if not self._waiting.is_newcomer(sequence):
-            return False
-        victims: list[Sequence] = []
-        for candidate in self._waiting.who_makes_way(sequence, self._running):
-            victims.append(candidate)
-            seats, pages = seats - 1, pages - self._room.gain(candidate, found)
-            if seats <= 0 and pages <= 0:
-                for victim in victims:
-                    self._preempt(victim, step)
-                return True
-        return False
+            step.add(Row.of(sequence, count))
 
     def _preempt(self, victim: Sequence, step: Step) -> None:
         self._running.remove(victim)
@@ -286,7 +246,3 @@ class Scheduler:
     def _leave_queue(self, sequence: Sequence) -> None:
         if sequence.adapter is not None:
             sequence.adapter.waiting -= 1
-
-
-def _row(sequence: Sequence, count: int) -> Row:
-    return Row(sequence, sequence.computed, count, samples=count == sequence.pending)

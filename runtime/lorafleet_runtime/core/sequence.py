@@ -57,7 +57,7 @@ class Sequence:
     @property
     def output_len(self) -> int:
         """Tokens of output that are known."""
-        return len(self.tokens) - self.prompt_len - (self.tokens[-1] == UNKNOWN)
+        return len(self.tokens) - self.prompt_len - (self.tokens[-1:] == [UNKNOWN])
 
     @property
     def pending(self) -> int:

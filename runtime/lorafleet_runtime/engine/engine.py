@@ -12,14 +12,15 @@ from lorafleet_runtime.constraints.constraint import Vocabulary
 from lorafleet_runtime.core.fairness.counters import CounterTable
 from lorafleet_runtime.core.fairness.policies import FairnessSpec, make_queue
 from lorafleet_runtime.core.host_tier import HostTier
+from lorafleet_runtime.core.limits import Limits
 from lorafleet_runtime.core.room import Room
-from lorafleet_runtime.core.scheduler import Limits, Scheduler
+from lorafleet_runtime.core.scheduler import Scheduler
 from lorafleet_runtime.core.sequence import Sequence
 from lorafleet_runtime.engine.adapter_loader import AdapterLoader
 from lorafleet_runtime.engine.adapters import Adapters
 from lorafleet_runtime.engine.disk_tier import DiskTier
 from lorafleet_runtime.engine.flights import Flights, Landed
-from lorafleet_runtime.engine.penalties import reads_output
+from lorafleet_runtime.engine.intake import refusal, taken
 from lorafleet_runtime.engine.report import Totals, counters, deltas_of, model_info, pages_info
 from lorafleet_runtime.engine.runner import Runner
 from lorafleet_runtime.engine.sampling import Sampled
@@ -210,36 +211,11 @@ class Engine:
             self._reject(request_id, error)
 
     def _add(self, message: AddRequest) -> None:
-        adapter = None
-        if message.adapter is not None:
-            adapter = self._room.residency.get(message.adapter)
-            if adapter is None:
-                self._reject(message.request_id, f"adapter_not_found: adapter {message.adapter} is not loaded here")
-                return
-        tokens = message.prompt_token_ids + message.output_token_ids
-        reason = self._scheduler.reason_it_never_fits(len(tokens), adapter)
-        if reason is not None:
-            self._reject(message.request_id, f"context_length_exceeded: {reason}")
-            return
-        seconds = self._scheduler.queue.refuses(message.tenant, time.monotonic())
-        if seconds is not None:
-            error = "rate_limited: this tenant has sent as many requests in a minute as the policy RPM allows"
-            self._rejected.append(Delta(message.request_id, [], "error", error=error, retry_after=seconds))
-            return
-        self._scheduler.add(
-            Sequence(
-                request_id=message.request_id,
-                tokens=tokens,
-                prompt_len=len(message.prompt_token_ids),
-                sampling=message.sampling,
-                adapter=adapter,
-                tenant=message.tenant,
-                weight=message.weight,
-                user=message.user,
-                arrived=time.monotonic(),
-                reads_output=reads_output(message.sampling),
-            )
-        )
+        match taken(message, self._room.residency, self._scheduler, time.monotonic()):
+            case Sequence() as sequence:
+                self._scheduler.add(sequence)
+            case refusal:
+                self._rejected.append(refusal)
 
     def _give_up(self) -> None:
         """Answer those whose first token would come too late."""
@@ -248,11 +224,11 @@ class Engine:
             self._scheduler.abort(sequence.request_id)
             error = "slo_unattainable: the queue is too long for a first token within earlyAbort.ttftSeconds"
             seconds = queue.retry_after()
-            self._rejected.append(Delta(sequence.request_id, [], "error", error=error, retry_after=seconds))
+            self._rejected.append(refusal(sequence.request_id, error, retry_after=seconds))
             self._adapters.collect()
 
     def _reject(self, request_id: str, error: str) -> None:
-        self._rejected.append(Delta(request_id, [], finish_reason="error", error=error))
+        self._rejected.append(refusal(request_id, error))
 
     def _deltas(self, sequence: Sequence, samples: list[Sampled]) -> list[Delta]:
         if samples[-1].token_id < 0:

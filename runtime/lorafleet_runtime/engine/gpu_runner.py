@@ -11,12 +11,13 @@ from torch import Tensor
 
 from lorafleet_kernels.gpu.lora import GroupForm, LoraStep, Scratch
 from lorafleet_kernels.gpu.lora_batch import DESCRIPTION
-from lorafleet_kernels.gpu.lora_config import GroupShape, StepShape, block_m, choose
+from lorafleet_kernels.gpu.lora_config import GroupShape, StepShape, Variant, block_m, choose
 from lorafleet_kernels.gpu.lora_host import AdapterPlace, StepSizes, describe, fill_step, most_items
 from lorafleet_kernels.gpu.operations import TritonOperations
 from lorafleet_kernels.gpu.step_buffer import batch_in
 from lorafleet_kernels.native_lora import LORA_GROUPS
 from lorafleet_runtime.engine.extras_step import ExtrasStep
+from lorafleet_runtime.engine.gpu_graphs import Capture, Card, DecodeGraph, captured, sizes_up_to, variant_of
 from lorafleet_runtime.engine.runner import Runner
 from lorafleet_runtime.engine.step_plan import RunStep, Segment, attention_batch, flat_tokens, segments
 from lorafleet_runtime.model.config import GROUPS, DecoderConfig
@@ -24,7 +25,8 @@ from lorafleet_runtime.model.decoder import Decoder
 from lorafleet_runtime.model.extras import extra_views
 from lorafleet_runtime.model.lora import Layout, PackedAdapter, grain_for, vectors_in
 
-LEAST_LAYOUTS = 16
+LEAST_LAYOUTS = 256
+"""Descriptions that there is room for at first, 4 KB each on a model of 32 layers; graphs are made anew for more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,24 @@ class GpuRunner(Runner):
         self._numbers_here: dict[int, tuple[int, int]] = {}  # by layout: the number of its description, and its rank
         shape = (LEAST_LAYOUTS, model.config.num_layers, len(LORA_GROUPS), DESCRIPTION)
         self._descriptions = torch.zeros(shape, dtype=torch.int32, device=self.device)
+        self._graphs: dict[tuple[int, Variant | None], DecodeGraph] = {}
+        self._graph_sizes: tuple[int, ...] = ()
+        self._capture: Capture = captured
+        self._card: Card | None = None
+
+    def use_graphs(self, rows: int, max_rank: int, capture: Capture = captured) -> None:
+        """Run decode steps of up to `rows` rows, and ranks of adapters up to `max_rank`, as graphs from now on; all are
+        captured here."""
+        shape, scratch = self._ops.heads(self.model.heads)
+        self._capture = capture
+        self._card = Card(
+            self.model, self.pool, self._kv, shape, scratch, self._groups, self._grain, self._ops.card.processors,
+            max_rank,
+        )  # fmt: skip
+        self._graph_sizes = sizes_up_to(rows)
+        for size in reversed(self._graph_sizes):  # the largest first: the others take its memory again
+            for variant in (None, Variant.ROWS, Variant.TILES):
+                self._graph(size, variant)
 
     def upload(self, handle: int, pages: list[int], packed: PackedAdapter) -> None:
         self._write(pages, packed)
@@ -70,10 +90,32 @@ class GpuRunner(Runner):
             if number == len(self._descriptions):
                 more = torch.zeros_like(self._descriptions)
                 self._descriptions = torch.cat((self._descriptions, more))
+                self._graphs.clear()  # they read the old ones
             described = describe(layout.layers, self._groups, self._grain, rank)
             self._descriptions[number].copy_(torch.from_numpy(described))
             self._numbers_here[layout_number] = number, rank
         return self._numbers_here[layout_number]
+
+    def _compute(self, step: RunStep) -> Tensor:
+        extras = self._extras.keys() & {row.adapter for row in step.rows}
+        rows = sum(len(row.tokens) for row in step.rows)
+        all_decode = step.decodes == rows and all(row.samples for row in step.rows)
+        if extras or not all_decode or rows > max(self._graph_sizes, default=0):
+            return super()._compute(step)
+        adapted = [s for s in segments(step.rows) if s.adapter in self._adapters]
+        handles = list(dict.fromkeys(s.adapter for s in adapted))
+        index = {handle: at for at, handle in enumerate(handles)}
+        size = next(size for size in self._graph_sizes if size >= rows)
+        graph = self._graph(size, variant_of(rows, len(adapted)))
+        flat = [(s.begin, s.end, index[s.adapter]) for s in adapted]
+        places = [self._adapters[handle].place for handle in handles]
+        return graph.run(flat_tokens(step.rows, self._sampled), attention_batch(step), flat, places)
+
+    def _graph(self, size: int, variant: Variant | None) -> DecodeGraph:
+        if (size, variant) not in self._graphs:
+            assert self._card is not None, "`use_graphs` makes it"
+            self._graphs[size, variant] = DecodeGraph(self._card, self._descriptions, size, variant, self._capture)
+        return self._graphs[size, variant]
 
     def _forward(self, step: RunStep, extras: ExtrasStep | None) -> Tensor:
         attended = attention_batch(step)

@@ -143,7 +143,8 @@ class Runner:
         )
 
     def plan_again(self, step: RunStep) -> Plan:
-        """Another rank's step with this one's part of the weights; it samples nothing."""
+        """Another rank's step with this one's part of the weights; it samples nothing, and is told whom to unplace."""
+        self._leaving.clear()
         return Plan(step, tuple(self._packed[handle] for handle, _ in step.uploads))
 
     @torch.inference_mode()
@@ -164,6 +165,10 @@ class Runner:
             self._unplace(handle)
         for (handle, pages), packed in zip(step.uploads, plan.weights, strict=True):
             self.upload(handle, pages, packed)
+        return self._compute(step)
+
+    def _compute(self, step: RunStep) -> Tensor:
+        """The logits of a step whose adapters are in their places."""
         extras = self._extras_of(step)
         hidden = self._forward(step, extras)
         last = sampled_positions(step.rows)

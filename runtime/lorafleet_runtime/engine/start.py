@@ -13,9 +13,9 @@ from lorafleet_runtime.config import EngineConfig
 from lorafleet_runtime.core.fairness.counters import CounterTable
 from lorafleet_runtime.core.fairness.policies import read_spec
 from lorafleet_runtime.core.host_tier import HostTier
+from lorafleet_runtime.core.limits import Limits
 from lorafleet_runtime.core.pages import PAGE_TOKENS, pages_for_tokens
 from lorafleet_runtime.core.room import Room
-from lorafleet_runtime.core.scheduler import Limits
 from lorafleet_runtime.engine.adapter_loader import AdapterLoader, AdapterReader
 from lorafleet_runtime.engine.disk_tier import DiskTier
 from lorafleet_runtime.engine.engine import Engine
@@ -114,7 +114,7 @@ def _start(
     reader = AdapterReader(
         decoder_config, elements, model.dtype, config.max_lora_rank, shard, config.partition, base, grain
     )
-    runner, loader = _parts(model, total_pages, reader, ranks)
+    runner, loader = _parts(config, model, total_pages, reader, ranks)
     if config.memory_bytes and config.device == "cpu":  # asked for; a share that was chosen here is taken as it is used
         progress("taking the pool's memory", 0.95)
         take(runner.pool)
@@ -139,13 +139,16 @@ def overlaps(config: EngineConfig, cores: int, computing: int) -> bool:
 
 
 def _parts(
-    model: Decoder, total_pages: int, reader: AdapterReader, ranks: Ranks | None
+    config: EngineConfig, model: Decoder, total_pages: int, reader: AdapterReader, ranks: Ranks | None
 ) -> tuple[Runner, AdapterLoader]:
     """What runs steps and what reads adapters, on one rank or on all."""
     if ranks is None and model.ops.aligns_adapters:
         from lorafleet_runtime.engine.gpu_runner import GpuRunner  # Triton takes a second, and is not everywhere
 
-        return GpuRunner(model, total_pages), AdapterLoader(reader)
+        gpu = GpuRunner(model, total_pages)
+        if model.embedding.device.type == "cuda":
+            gpu.use_graphs(config.max_num_seqs, config.max_lora_rank)
+        return gpu, AdapterLoader(reader)
     if ranks is None:
         return Runner(model, total_pages), AdapterLoader(reader)
     loader = RankedLoader(reader, ranks)

@@ -1,4 +1,4 @@
-"""A pool with adapters in it, a step over them, and what must come out, in float64. Whatever no kernel may read is NaN."""
+"""A pool with adapters in it, a step over them, and what must come out, in float64. What no kernel may read is NaN."""
 
 from __future__ import annotations
 

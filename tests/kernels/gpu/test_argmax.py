@@ -8,6 +8,8 @@ import torch
 from lorafleet_kernels import reference
 from lorafleet_kernels.gpu.argmax import TritonArgmax
 
+pytestmark = pytest.mark.interpreted
+
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 

@@ -14,6 +14,8 @@ from lorafleet_kernels.gpu.attention_plan import Bounds, DevicePlan, plan_attent
 from lorafleet_kernels.reference_attention import ReferenceAttention, Scratch
 from tests.kernels.gpu.attention_twin import DTYPES, LAYER, TOLERANCES, a_case, longhand, worst
 
+pytestmark = pytest.mark.interpreted
+
 SIZES = HeadSizes(6, 2, 64, 1e-6)
 
 

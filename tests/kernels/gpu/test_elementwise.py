@@ -10,6 +10,8 @@ from lorafleet_kernels import reference
 from lorafleet_kernels.gpu import elementwise
 from tests.kernels.gpu.lora_kit import NOISE, TOLERANCE, TYPES
 
+pytestmark = pytest.mark.interpreted
+
 EPS = 1e-6
 
 

@@ -108,7 +108,7 @@ def test_layouts_that_the_kernels_cannot_read_are_refused_by_name() -> None:
         describe(layout.layers, shapes(USUAL), GRAIN, max_rank=7)
     with pytest.raises(ValueError, match="rows begin at multiples of 128 elements, the kernels read them at 64"):
         describe(layout.layers, shapes(USUAL), 64, max_rank=8)
-    with pytest.raises(ValueError, match="4 rows of A for rank 8.*--lora-partition=replicated"):
+    with pytest.raises(ValueError, match=r"4 rows of A for rank 8.*--lora-partition=replicated"):
         describe([{"o": (replace(o, a_rows=4),)}], shapes(USUAL), GRAIN, max_rank=8)
     with pytest.raises(ValueError, match="has no int32 number"):
         describe([{"o": (replace(o, b=1 << 31),)}], shapes(USUAL), GRAIN, max_rank=8)

@@ -8,6 +8,8 @@ import torch
 from lorafleet_kernels.gpu.lora_config import LoraConfig, Tiles, Variant
 from tests.kernels.gpu.lora_kit import LAYER, ODD, TYPES, USUAL, Case, Ranks, close, make, narrow, shapes
 
+pytestmark = pytest.mark.interpreted
+
 VARIANTS = tuple(Variant)
 MIXED: tuple[Ranks, ...] = (
     {"q_proj": 1, "k_proj": 3, "v_proj": 2, "down_proj": 1},

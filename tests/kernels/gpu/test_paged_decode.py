@@ -12,6 +12,8 @@ from lorafleet_kernels.gpu.attention import AttentionShape, DecodeScratch, atten
 from lorafleet_kernels.gpu.attention_tiles import DecodeTiles
 from tests.kernels.gpu.attention_twin import DTYPES, LAYER, TOLERANCES, Case, a_case, longhand, worst
 
+pytestmark = pytest.mark.interpreted
+
 
 def run(case: Case, shape: AttentionShape | None = None) -> torch.Tensor:
     return case.attention(case.pool.clone(), shape)(LAYER, case.qkv.clone(), *case.norms)

@@ -8,6 +8,8 @@ import torch
 from lorafleet_kernels.batch import HeadSizes
 from tests.kernels.gpu.attention_twin import DTYPES, LAYER, TOLERANCES, Case, a_case, longhand, worst
 
+pytestmark = pytest.mark.interpreted
+
 
 def run(case: Case) -> torch.Tensor:
     return case.attention(case.pool.clone())(LAYER, case.qkv.clone(), *case.norms)

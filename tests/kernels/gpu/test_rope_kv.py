@@ -8,11 +8,14 @@ import torch
 from lorafleet_kernels.batch import HeadSizes
 from tests.kernels.gpu.attention_twin import DTYPES, LAYER, TOLERANCES, Case, a_case, rotated, worst
 
+pytestmark = pytest.mark.interpreted
+
 
 def run(case: Case, pool: torch.Tensor) -> torch.Tensor:
     """Rotates a copy of the case's qkv, which it returns, and writes to `pool`."""
     qkv = case.qkv.clone()
-    case.attention(pool)._rotate_and_write(pool[LAYER], qkv, *case.norms)
+    q_norm, k_norm = case.norms
+    case.attention(pool)._rotate_and_write(pool[LAYER], qkv, q_norm, k_norm, None)
     return qkv
 
 

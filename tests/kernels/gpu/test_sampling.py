@@ -11,6 +11,8 @@ from lorafleet_runtime.engine.philox import uniforms
 from lorafleet_runtime.engine.sampling import Row, sample
 from lorafleet_runtime.protocol import Sampling
 
+pytestmark = pytest.mark.interpreted
+
 ALL = -torch.inf
 
 

@@ -14,9 +14,10 @@ from lorafleet_runtime.core.fairness.cost import MICRO, Linear
 from lorafleet_runtime.core.fairness.counters import CounterTable
 from lorafleet_runtime.core.fairness.fair_queue import FairQueue
 from lorafleet_runtime.core.fairness.policies import make_queue, read_spec
+from lorafleet_runtime.core.limits import Limits
 from lorafleet_runtime.core.pace import Pace, Rate
 from lorafleet_runtime.core.room import Room
-from lorafleet_runtime.core.scheduler import Limits, Scheduler
+from lorafleet_runtime.core.scheduler import Scheduler
 from lorafleet_runtime.core.sequence import Sequence
 from lorafleet_runtime.protocol import Sampling
 from lorafleet_sim.serving import Engine, Timing

@@ -8,8 +8,9 @@ from collections.abc import Callable
 import pytest
 
 from lorafleet_runtime.core.invariants import leaks, violations
+from lorafleet_runtime.core.limits import Limits
 from lorafleet_runtime.core.room import Room
-from lorafleet_runtime.core.scheduler import Limits, Scheduler
+from lorafleet_runtime.core.scheduler import Scheduler
 from lorafleet_runtime.core.sequence import Sequence
 from lorafleet_runtime.protocol import Sampling
 

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 
 from lorafleet_runtime.core.fairness.counters import CounterTable
 from lorafleet_runtime.core.fairness.policies import make_queue, read_spec
+from lorafleet_runtime.core.limits import Limits
 from lorafleet_runtime.core.prefix import Prefix
 from lorafleet_runtime.core.residency import Adapter
 from lorafleet_runtime.core.room import Room
-from lorafleet_runtime.core.scheduler import Limits, Scheduler
+from lorafleet_runtime.core.scheduler import Scheduler
 from lorafleet_runtime.core.sequence import Sequence
 from lorafleet_runtime.protocol import Sampling
 

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from bench.soak_device import TaggedDevice
 from lorafleet_runtime.core.batch import Batch, Row
 from lorafleet_runtime.core.invariants import leaks, violations
+from lorafleet_runtime.core.limits import Limits
 from lorafleet_runtime.core.pages import PAGE_TOKENS
 from lorafleet_runtime.core.room import Room
-from lorafleet_runtime.core.scheduler import Limits, Scheduler
+from lorafleet_runtime.core.scheduler import Scheduler
 from lorafleet_runtime.core.sequence import Sequence
 from lorafleet_runtime.core.speculation import accepted
 from lorafleet_runtime.protocol import Sampling

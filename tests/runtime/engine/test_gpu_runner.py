@@ -12,6 +12,7 @@ import torch
 
 from lorafleet_runtime.config import EngineConfig
 from lorafleet_runtime.engine.engine import Engine
+from lorafleet_runtime.engine.gpu_graphs import captured, sizes_up_to
 from lorafleet_runtime.engine.gpu_runner import GpuRunner
 from lorafleet_runtime.engine.start import start
 from lorafleet_runtime.model.tiny import random_adapter, save_adapter, save_tiny_model, tiny_config
@@ -71,11 +72,13 @@ def serve(engine: Engine) -> dict[str, list[int]]:
     return outputs
 
 
+@pytest.mark.interpreted
 def test_requests_on_ragged_batches_of_adapters_get_the_plain_operations_tokens(
     make: Callable[..., Engine],
 ) -> None:
     expected = serve(make("reference"))
     engine = make("triton")
+    assert engine._model.joined
     assert isinstance(engine._runner, GpuRunner)
 
     assert serve(engine) == expected
@@ -83,6 +86,43 @@ def test_requests_on_ragged_batches_of_adapters_get_the_plain_operations_tokens(
     assert {len(tokens) for tokens in expected.values()} == {2, 3}
 
 
+@pytest.mark.interpreted
+def test_decode_steps_that_are_replayed_over_the_same_memory_give_the_same_tokens(
+    make: Callable[..., Engine],
+) -> None:
+    expected = serve(make("reference"))
+    engine = make("triton")
+    runner = engine._runner
+    assert isinstance(runner, GpuRunner)
+    replays = []
+
+    def capture(step: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+        """As a graph does, but anew every time: always over the same buffers."""
+
+        def replay() -> torch.Tensor:
+            replays.append(step)
+            return step()
+
+        return replay if not torch.cuda.is_available() else captured(step)
+
+    runner.use_graphs(6, 8, capture)
+
+    assert serve(engine) == expected
+    assert torch.cuda.is_available() or len(set(replays)) > 1
+
+
+def test_there_is_a_graph_for_every_number_of_rows_and_few_rows_are_computed_in_vain() -> None:
+    for most in (1, 2, 3, 6, 8, 64, 100, 256):
+        sizes = sizes_up_to(most)
+        assert sizes[-1] == most
+        assert list(sizes) == sorted(set(sizes))
+        for rows in range(1, most + 1):
+            size = next(size for size in sizes if size >= rows)
+            assert size - rows < max(rows, 2)
+            assert rows < 64 or size - rows < 16
+
+
+@pytest.mark.interpreted
 def test_guesses_at_further_tokens_change_none(make: Callable[..., Engine]) -> None:
     says = [Sampling(max_tokens=8, temperature=1, seed=i, logit_bias={i: 1e3, 9: 1e3}) for i in range(3)]
     requests = [

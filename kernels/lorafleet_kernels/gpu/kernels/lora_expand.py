@@ -90,13 +90,13 @@ def expand_rows(
 
 
 def specializations() -> list[Specialization]:
-    """Every form that `lora_config` can choose, for two sizes of pages; and for a model of odd widths."""
+    """Every form that `lora_config` can choose; one of them also for pages of no power of two, and for odd widths."""
     widths = {"y_stride", "width_0", "width_1", "width_2"}
     forms = []
     for dtype in TYPES:
         for tiles in tile_expands():
             for page, divisible in ((1 << 15, True), (5 << 13, True), (1 << 12, False)):
-                if page == 1 << 15 or tiles.m == 16:
+                if page == 1 << 15 or tiles == tile_expands()[0]:
                     constants = {"BLOCK_M": tiles.m, "BLOCK_N": tiles.n, "BLOCK_R": tiles.k, "UPCAST": False}
                     forms.append(
                         Specialization(

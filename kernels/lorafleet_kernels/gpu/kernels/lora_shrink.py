@@ -60,10 +60,10 @@ def shrink_tiles(
 def shrink_rows(
     x, pool, planes, row_adapters, adapters, pages, layouts,
     x_stride, plane_stride, planes_width, layout_stride, K,
-    PAGE: tl.constexpr, GRAIN: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr, UPCAST: tl.constexpr,
+    PAGE: tl.constexpr, GRAIN: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """The same with grid (rows, lanes, splits): where hardly two rows have the same adapter, a tile of them would be
-    padding. Bytes bound it, not products, so it does without tensor cores. UPCAST changes nothing: all is float32."""
+    padding. Bytes bound it, not products, so it does without tensor cores."""
     row = tl.program_id(0)
     adapter = tl.load(row_adapters + row)
     if adapter < 0:
@@ -95,13 +95,13 @@ def shrink_rows(
 
 
 def specializations() -> list[Specialization]:
-    """Every form that `lora_config` can choose, for pages of 2¹⁵ elements (8 heads of keys and values of 128) and for
-    one whose size is no power of two; and for a model of odd widths."""
+    """Every form that `lora_config` can choose, for pages of 2¹⁵ elements (8 heads of keys and values of 128); one of
+    them also for pages of no power of two, and for a model of odd widths."""
     forms = []
     for dtype in TYPES:
         for tiles in tile_shrinks():
             for page, divisible in ((1 << 15, True), (5 << 13, True), (1 << 12, False)):
-                if page != 1 << 15 and tiles.m > 16:
+                if page != 1 << 15 and tiles != tile_shrinks()[0]:
                     continue
                 forms.append(
                     Specialization(
@@ -125,7 +125,7 @@ def specializations() -> list[Specialization]:
                     shrink_rows,
                     _arguments(dtype, "row_adapters"),
                     {"PAGE": 1 << 15, "GRAIN": rows.k, "BLOCK_N": rows.n, "BLOCK_K": rows.k,
-                     "STAGES": rows.stages, "UPCAST": False},
+                     "STAGES": rows.stages},
                     rows.warps,
                     rows.stages,
                     divisible=frozenset({"x_stride", "K"}),

@@ -1,7 +1,8 @@
 """Rotation of queries and keys, and the keys' and values' way to their pages: one launch a layer.
 
-Twin: `reference.rotated_heads` and `reference.kv_write`. One program takes a few heads of one token: it reads every
-element of qkv once and writes it once, queries where they came from."""
+Twin: `reference.rotated_heads` and `reference.kv_write`, after `reference.lora_segment` where adapters take part. One
+program takes a few heads of one token, behind an expand one head: it reads every element of qkv once and writes it
+once, queries where they came from."""
 
 from __future__ import annotations
 
@@ -9,35 +10,29 @@ import triton
 import triton.language as tl
 
 from lorafleet_kernels.gpu.attention_tiles import PAGE_TOKENS, SHIPPED_SIZES
+from lorafleet_kernels.gpu.kernels.lora_delta import slice_delta
 from lorafleet_kernels.gpu.specialization import Specialization
 
 HEADS_AT_ONCE = 8
 WARPS = 4
+RANKS_AT_ONCE = 16
 
 
-@triton.jit(do_not_specialize=["heads", "kv_heads"])
-def rope_kv_kernel(
-    qkv, q_norm, k_norm, cos, sin, positions, slots, pool,
-    heads, kv_heads, qkv_stride, page_stride, half_stride, token_stride, head_stride, eps,
-    SIZE: tl.constexpr, BLOCK_HALF: tl.constexpr, BLOCK_HEADS: tl.constexpr, PAGE: tl.constexpr, NORMS: tl.constexpr,
+@triton.jit
+def finish_heads(
+    low, high, here, head, token, slot, q_norm, k_norm, cos, sin, positions, pool,
+    heads, kv_heads, page_stride, half_stride, token_stride, head_stride, eps,
+    SIZE: tl.constexpr, BLOCK_HALF: tl.constexpr, PAGE: tl.constexpr, NORMS: tl.constexpr,
 ):  # fmt: skip
-    """Grid: tokens × blocks of heads. `slots [T]`: page · PAGE + offset, -1: the row is padding."""
-    token = tl.program_id(0).to(tl.int64)
-    slot = tl.load(slots + token)
-    if slot < 0:
-        return
-    DTYPE: tl.constexpr = qkv.dtype.element_ty
+    """Norms, rotation and all writes of some heads of one token: `low, high [heads, BLOCK_HALF]` float32 are their
+    halves, `here` points at the lower ones in qkv."""
+    DTYPE: tl.constexpr = pool.dtype.element_ty
     HALF: tl.constexpr = SIZE // 2
-    head = tl.program_id(1) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)
     d = tl.arange(0, BLOCK_HALF)
     inside = d < HALF
     is_query = head < heads
     rotates = head < heads + kv_heads
     exists = head < heads + 2 * kv_heads
-    mask = exists[:, None] & inside[None, :]
-    here = qkv + token * qkv_stride + head[:, None] * SIZE + d[None, :]
-    low = tl.load(here, mask=mask, other=0.0).to(tl.float32)
-    high = tl.load(here + HALF, mask=mask, other=0.0).to(tl.float32)
     rotated_low, rotated_high = low, high
     if NORMS:
         mean = (tl.sum(low * low, 1) + tl.sum(high * high, 1)) / SIZE
@@ -74,29 +69,109 @@ def rope_kv_kernel(
     tl.store(there + HALF, new_high, mask=cached_mask)
 
 
+@triton.jit(do_not_specialize=["heads", "kv_heads"])
+def rope_kv_kernel(
+    qkv, q_norm, k_norm, cos, sin, positions, slots, pool,
+    heads, kv_heads, qkv_stride, page_stride, half_stride, token_stride, head_stride, eps,
+    SIZE: tl.constexpr, BLOCK_HALF: tl.constexpr, BLOCK_HEADS: tl.constexpr, PAGE: tl.constexpr, NORMS: tl.constexpr,
+):  # fmt: skip
+    """Grid: tokens × blocks of heads. `slots [T]`: page · PAGE + offset, -1: the row is padding."""
+    token = tl.program_id(0).to(tl.int64)
+    slot = tl.load(slots + token)
+    if slot < 0:
+        return
+    head = tl.program_id(1) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)
+    d = tl.arange(0, BLOCK_HALF)
+    mask = (head < heads + 2 * kv_heads)[:, None] & (d < SIZE // 2)[None, :]
+    here = qkv + token * qkv_stride + head[:, None] * SIZE + d[None, :]
+    low = tl.load(here, mask=mask, other=0.0).to(tl.float32)
+    high = tl.load(here + SIZE // 2, mask=mask, other=0.0).to(tl.float32)
+    finish_heads(
+        low, high, here, head, token, slot, q_norm, k_norm, cos, sin, positions, pool,
+        heads, kv_heads, page_stride, half_stride, token_stride, head_stride, eps, SIZE, BLOCK_HALF, PAGE, NORMS,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["heads", "kv_heads", "plane_stride", "planes_width", "layout_stride", "splits"])
+def expand_rope_kv_kernel(
+    qkv, q_norm, k_norm, cos, sin, positions, slots, pool, weights, planes, row_adapters, adapters, pages, layouts,
+    heads, kv_heads, qkv_stride, page_stride, half_stride, token_stride, head_stride, eps,
+    plane_stride, planes_width, layout_stride, splits,
+    SIZE: tl.constexpr, BLOCK_HALF: tl.constexpr, PAGE: tl.constexpr, NORMS: tl.constexpr,
+    WEIGHTS_PAGE: tl.constexpr, GRAIN: tl.constexpr, BLOCK_R: tl.constexpr, ALIGNED: tl.constexpr,
+):  # fmt: skip
+    """The same of qkv and its adapters' deltas, from the planes that shrink left. Grid: tokens × heads."""
+    token = tl.program_id(0).to(tl.int64)
+    slot = tl.load(slots + token)
+    if slot < 0:
+        return
+    DTYPE: tl.constexpr = pool.dtype.element_ty
+    one = tl.program_id(1)
+    number = (one >= heads).to(tl.int32) + (one >= heads + kv_heads).to(tl.int32)
+    first = tl.where(number == 0, one, (one - heads) % kv_heads) * SIZE
+    width = tl.where(number == 0, heads, kv_heads) * SIZE
+    adapter = tl.load(row_adapters + token)
+    head = one + tl.arange(0, 1)
+    d = tl.arange(0, BLOCK_HALF)
+    mask = (d < SIZE // 2)[None, :]
+    here = qkv + token * qkv_stride + head[:, None] * SIZE + d[None, :]
+    low = tl.load(here, mask=mask, other=0.0).to(tl.float32)
+    high = tl.load(here + SIZE // 2, mask=mask, other=0.0).to(tl.float32)
+    low += slice_delta(
+        planes, weights, adapters, pages, layouts, plane_stride, planes_width, layout_stride, splits,
+        token, adapter, first, width, number, WEIGHTS_PAGE, GRAIN, BLOCK_HALF, BLOCK_R, ALIGNED,
+    )[None, :]  # fmt: skip
+    high += slice_delta(
+        planes, weights, adapters, pages, layouts, plane_stride, planes_width, layout_stride, splits,
+        token, adapter, first + SIZE // 2, width, number, WEIGHTS_PAGE, GRAIN, BLOCK_HALF, BLOCK_R, ALIGNED,
+    )[None, :]  # fmt: skip
+    # Rounded as expand rounds; beyond the half, what was added belongs to others.
+    low = tl.where(mask, low.to(DTYPE).to(tl.float32), 0.0)
+    high = tl.where(mask, high.to(DTYPE).to(tl.float32), 0.0)
+    finish_heads(
+        low, high, here, head, token, slot, q_norm, k_norm, cos, sin, positions, pool,
+        heads, kv_heads, page_stride, half_stride, token_stride, head_stride, eps, SIZE, BLOCK_HALF, PAGE, NORMS,
+    )  # fmt: skip
+
+
+def aligned(size: int, grain: int) -> bool:
+    """Whether halves of heads lie between multiples of the grain, as `slice_delta` may be promised."""
+    half = size // 2
+    return half & (half - 1) == 0 and grain % half == 0
+
+
+def expand_warps(size: int) -> int:
+    """A half of a head is little for more than one warp, unless it is long."""
+    return 1 if size <= 64 else 2
+
+
 def specializations() -> list[Specialization]:
-    """Every head size and element type, with and without norms over the heads."""
+    """Every head size and element type, with and without norms over the heads, alone and behind an expand."""
     return [
-        Specialization(
-            name=f"rope_kv {dtype} d{size}{' norms' if norms else ''}",
-            kernel=rope_kv_kernel,
-            arguments={
-                **dict.fromkeys(("qkv", "q_norm", "k_norm", "cos", "sin"), f"*{dtype}"),
-                **dict.fromkeys(("positions", "slots"), "*i32"),
-                "pool": f"*{dtype}",
-                **dict.fromkeys(("heads", "kv_heads"), "i32"),
-                **dict.fromkeys(("qkv_stride", "page_stride", "half_stride", "token_stride", "head_stride"), "i32"),
-                "eps": "fp32",
-            },
-            constants={
-                "SIZE": size, "BLOCK_HALF": triton.next_power_of_2(size // 2), "BLOCK_HEADS": HEADS_AT_ONCE,
-                "PAGE": PAGE_TOKENS, "NORMS": norms,
-            },
-            warps=WARPS,
-            stages=1,
-            divisible=frozenset({"qkv_stride", "page_stride", "half_stride", "token_stride", "head_stride"}),
-        )
+        _form(dtype, size, norms, grain)
         for dtype in ("bf16", "fp16")
         for size in SHIPPED_SIZES
         for norms in (False, True)
-    ]  # fmt: skip
+        for grain in (None, 16, 128)
+    ]
+
+
+def _form(dtype: str, size: int, norms: bool, grain: int | None) -> Specialization:
+    """Behind an expand where a grain is given."""
+    tensors = dict.fromkeys(("qkv", "q_norm", "k_norm", "cos", "sin", "pool"), f"*{dtype}")
+    strides = ("qkv_stride", "page_stride", "half_stride", "token_stride", "head_stride")
+    arguments = tensors | dict.fromkeys(("positions", "slots"), "*i32") | {"eps": "fp32"}
+    arguments |= dict.fromkeys(("heads", "kv_heads", *strides), "i32")
+    constants = {"SIZE": size, "BLOCK_HALF": triton.next_power_of_2(size // 2), "PAGE": PAGE_TOKENS, "NORMS": norms}
+    name = f"rope_kv {dtype} d{size}{' norms' if norms else ''}"
+    if grain is None:
+        constants["BLOCK_HEADS"] = HEADS_AT_ONCE
+        return Specialization(name, rope_kv_kernel, arguments, constants, WARPS, 1, divisible=frozenset(strides))
+    arguments |= {"weights": f"*{dtype}", "planes": "*fp32"}
+    arguments |= dict.fromkeys(("row_adapters", "adapters", "pages", "layouts"), "*i32")
+    arguments |= dict.fromkeys(("plane_stride", "planes_width", "layout_stride", "splits"), "i32")
+    constants |= {"WEIGHTS_PAGE": 1 << 15, "GRAIN": grain, "BLOCK_R": RANKS_AT_ONCE, "ALIGNED": aligned(size, grain)}
+    return Specialization(
+        f"expand_{name} grain{grain}", expand_rope_kv_kernel, arguments, constants, expand_warps(size), 2,
+        divisible=frozenset(strides),
+    )  # fmt: skip

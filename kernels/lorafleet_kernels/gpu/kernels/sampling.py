@@ -11,9 +11,9 @@ import triton.language as tl
 
 from lorafleet_kernels.gpu.specialization import Specialization
 
-BLOCK = 4096
+BLOCK = 2048
 WARPS = 8
-MOST_BLOCKS = 128
+MOST_BLOCKS = 256
 
 
 @triton.jit

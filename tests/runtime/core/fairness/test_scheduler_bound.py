@@ -6,8 +6,9 @@ import random
 
 from lorafleet_runtime.core.fairness.cost import MICRO, Linear
 from lorafleet_runtime.core.fairness.fair_queue import FairQueue
+from lorafleet_runtime.core.limits import Limits
 from lorafleet_runtime.core.room import Room
-from lorafleet_runtime.core.scheduler import Limits, Scheduler
+from lorafleet_runtime.core.scheduler import Scheduler
 from lorafleet_sim.fairness_metrics import Gaps
 from tests.runtime.core.fairness.kit import for_seeds, sequence
 

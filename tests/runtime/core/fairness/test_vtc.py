@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from lorafleet_runtime.core.fairness.cost import MICRO
 from lorafleet_runtime.core.fairness.fair_queue import FairQueue
+from lorafleet_runtime.core.limits import Limits
 from lorafleet_runtime.core.room import Room
-from lorafleet_runtime.core.scheduler import Limits, Scheduler
+from lorafleet_runtime.core.scheduler import Scheduler
 from lorafleet_runtime.core.sequence import Sequence
 from lorafleet_runtime.protocol import Sampling
 
