@@ -14,9 +14,18 @@ LONGEST, SHORTEST = 4, 2
 FIRST_CHANCE = 0.5
 NEW = 0.2
 """Weight of the newest guess in the chance of the next."""
-WORTH = 0.4
-"""A guess is proposed if its chance to be right, with all before it, is as good as that. It costs a row of a step that
-reads all weights anyway; beside many others a row costs more."""
+LEAST_WORTH = 0.3
+"""Chances are estimates: a guess with less is never proposed."""
+FREE_TOKENS = 24
+"""So many tokens take as long to compute as a step takes to read its weights. Measured on two cores with matrix tiles;
+more on a GPU, where this rule is only too careful."""
+
+
+def worth(tokens: int) -> float:
+    """The chance to be right, with all guesses before it, that pays for one more token in a step of so many.
+
+    A step takes read + tokens · each; without guesses a token made costs that over its tokens. A guess costs `each`."""
+    return max(LEAST_WORTH, tokens / (tokens + FREE_TOKENS))
 
 
 class Drafter:
@@ -47,25 +56,25 @@ class Drafter:
                 ends[key] = end
         self._read = max(self._read, until)
 
-    def propose(self, tokens: Sequence[int], most: int) -> list[int]:
-        """What probably follows the tokens that it has read, which are the first of `tokens`: as many as are worth it.
-        What repeats itself is followed beyond its end."""
+    def propose(self, tokens: Sequence[int], most: int, least: float = LEAST_WORTH) -> list[int]:
+        """What probably follows the tokens that it has read, which are the first of `tokens`: at most so many, of which
+        the last has a chance of `least`. What repeats itself is followed beyond its end."""
         drafts: list[int] = []
-        for _ in zip(range(most), self._worthy(), strict=False):
+        for _ in zip(range(most), self._chances(least), strict=False):
             at = self._from + len(drafts)
             drafts.append(tokens[at] if at < self._read else drafts[at - self._read])
         return drafts
 
     def expected(self, most: int) -> float:
         """How many of as many proposals will be right, on average."""
-        return sum(chance for _, chance in zip(range(most), self._worthy(), strict=False))
+        return sum(chance for _, chance in zip(range(most), self._chances(LEAST_WORTH), strict=False))
 
-    def _worthy(self) -> Iterator[float]:
+    def _chances(self, least: float) -> Iterator[float]:
         """Each further guess's chance to be right with all before it, while that is enough."""
         if self._from < 0:
             return
         chance, size = self.chances[self._size], self._size
-        while chance >= WORTH:
+        while chance >= least:
             yield chance
             size = min(size + 1, LONGEST)
             chance *= self.chances[size]

@@ -10,7 +10,7 @@ from collections.abc import Sequence as Values
 from dataclasses import replace
 
 from lorafleet_runtime.core.batch import Row, Step
-from lorafleet_runtime.core.drafts import Drafter
+from lorafleet_runtime.core.drafts import Drafter, worth
 from lorafleet_runtime.core.room import Room
 from lorafleet_runtime.core.sequence import UNKNOWN, Sequence
 
@@ -45,6 +45,7 @@ class Speculation:
         if not self.most:
             return
         self._left_over = step.budget > 0
+        tokens = sum(row.count for row in step.rows.values())
         for row in list(step.rows.values()):
             sequence, drafter = row.sequence, row.sequence.drafter
             if drafter is None or not row.decodes or not row.samples or sequence.tokens[-1] == UNKNOWN:
@@ -52,10 +53,11 @@ class Speculation:
             # The last token that may be made is sampled, never guessed.
             length = len(sequence.tokens)
             left = min(sequence.sampling.max_tokens - sequence.output_len, max_model_len - length) - 1
-            drafts = drafter.propose(sequence.tokens, min(self.most, step.budget, left))
+            drafts = drafter.propose(sequence.tokens, min(self.most, step.budget, left), worth(tokens))
             if drafts:
                 fitting = room.extend_freely(sequence, 1 + len(drafts), running) - 1
                 step.widen(replace(row, drafts=tuple(drafts[:fitting])))
+                tokens += fitting
 
     def land(self, row: Row, made: int) -> None:
         """A row ran, and its sequence has so many tokens more."""

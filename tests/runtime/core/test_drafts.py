@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorafleet_runtime.core.drafts import LONGEST, SHORTEST, Drafter
+from lorafleet_runtime.core.drafts import LONGEST, SHORTEST, Drafter, worth
 
 TOKENS = st.lists(st.integers(0, 3), max_size=60)
 
@@ -89,6 +89,15 @@ def test_a_sequence_whose_guesses_are_wrong_proposes_nothing_until_it_repeats_ag
     tokens += 2 * list(range(100, 130))
     drafter.read(tokens, len(tokens))
     assert len(drafter.propose(tokens, 16)) > 5
+
+
+@pytest.mark.parametrize(("tokens", "chance"), [(1, 0.3), (8, 0.3), (24, 0.5), (72, 0.75), (1000, 0.98)])
+def test_a_guess_has_to_be_the_surer_the_more_a_step_computes_anyway(tokens: int, chance: float) -> None:
+    assert worth(tokens) == pytest.approx(chance, abs=0.01)
+    repeats = [1, 2, 3, 4] * 5
+    drafter = drafter_of(repeats, chance=0.9)
+    expected = next(count for count in range(17) if 0.9 ** (count + 1) < worth(tokens) or count == 16)
+    assert len(drafter.propose(repeats, 16, worth(tokens))) == expected
 
 
 @pytest.mark.parametrize(("prompt_len", "judged"), [(0, True), (6, False)])

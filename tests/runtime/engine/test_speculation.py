@@ -32,7 +32,7 @@ class Foresight(Drafter):
         self._said = said
         self._rng = rng
 
-    def propose(self, tokens: Sequence[int], most: int) -> list[int]:
+    def propose(self, tokens: Sequence[int], most: int, least: float = 0.0) -> list[int]:
         at = len(tokens) - self._start
         right = [*self._said[at : at + most], *(self._rng.randrange(256) for _ in range(most))]
         return [token if self._rng.random() < 0.8 else self._rng.randrange(256) for token in right[:most]]
