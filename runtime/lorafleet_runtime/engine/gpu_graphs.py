@@ -128,23 +128,30 @@ class DecodeGraph:
         return step
 
 
-def captured(step: Callable[[], Tensor]) -> Replay:
-    """As a CUDA graph, on the current device."""
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(WARM_UP):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        result = step()
+class Captures:
+    """CUDA graphs of one device, which share what memory they need between their launches: none runs beside another,
+    and a result is used before the next replay."""
 
-    def replay() -> Tensor:
-        graph.replay()
-        return result
+    def __init__(self) -> None:
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._pool = torch.cuda.graph_pool_handle()
 
-    return replay
+    def __call__(self, step: Callable[[], Tensor]) -> Replay:
+        """A function as a graph. It must not look at a result, nor copy from the host."""
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            for _ in range(WARM_UP):
+                step()
+        torch.cuda.current_stream().wait_stream(self._stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+            result = step()
+
+        def replay() -> Tensor:
+            graph.replay()
+            return result
+
+        return replay
 
 
 def variant_of(rows: int, segments: int) -> Variant | None:

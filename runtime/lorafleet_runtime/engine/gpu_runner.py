@@ -17,7 +17,7 @@ from lorafleet_kernels.gpu.operations import TritonOperations
 from lorafleet_kernels.gpu.step_buffer import batch_in
 from lorafleet_kernels.native_lora import LORA_GROUPS
 from lorafleet_runtime.engine.extras_step import ExtrasStep
-from lorafleet_runtime.engine.gpu_graphs import Capture, Card, DecodeGraph, captured, sizes_up_to, variant_of
+from lorafleet_runtime.engine.gpu_graphs import Capture, Captures, Card, DecodeGraph, sizes_up_to, variant_of
 from lorafleet_runtime.engine.runner import Runner
 from lorafleet_runtime.engine.step_plan import RunStep, Segment, attention_batch, flat_tokens, segments
 from lorafleet_runtime.model.config import GROUPS, DecoderConfig
@@ -52,14 +52,14 @@ class GpuRunner(Runner):
         self._descriptions = torch.zeros(shape, dtype=torch.int32, device=self.device)
         self._graphs: dict[tuple[int, Variant | None], DecodeGraph] = {}
         self._graph_sizes: tuple[int, ...] = ()
-        self._capture: Capture = captured
+        self._capture: Capture | None = None
         self._card: Card | None = None
 
-    def use_graphs(self, rows: int, max_rank: int, capture: Capture = captured) -> None:
+    def use_graphs(self, rows: int, max_rank: int, capture: Capture | None = None) -> None:
         """Run decode steps of up to `rows` rows, and ranks of adapters up to `max_rank`, as graphs from now on; all are
         captured here."""
         shape, scratch = self._ops.heads(self.model.heads)
-        self._capture = capture
+        self._capture = capture or Captures()
         self._card = Card(
             self.model, self.pool, self._kv, shape, scratch, self._groups, self._grain, self._ops.card.processors,
             max_rank,
@@ -113,7 +113,7 @@ class GpuRunner(Runner):
 
     def _graph(self, size: int, variant: Variant | None) -> DecodeGraph:
         if (size, variant) not in self._graphs:
-            assert self._card is not None, "`use_graphs` makes it"
+            assert self._card is not None and self._capture is not None, "`use_graphs` makes them"
             self._graphs[size, variant] = DecodeGraph(self._card, self._descriptions, size, variant, self._capture)
         return self._graphs[size, variant]
 

@@ -108,7 +108,7 @@ def _start(
     give_back()
     elements = page_elements(model.config.kv_dim)
     base: BaseWeights = DecoderWeights(model)
-    if ranks is not None:
+    if ranks is not None or config.device == "cuda":  # from the file: adapters are read on the host
         base = CheckpointWeights(Path(config.model), decoder_config, model.dtype)
     grain = grain_for(model.config, elements) if model.ops.aligns_adapters else 1
     reader = AdapterReader(
@@ -131,10 +131,10 @@ def _start(
 
 
 def overlaps(config: EngineConfig, cores: int, computing: int) -> bool:
-    """Whether a step is scheduled while the one before it runs. On a CPU with every core computing, that would take
-    from a step what it saves it, and a request that comes meanwhile would wait a step longer for nothing."""
+    """Whether a step is scheduled while the one before it runs: beside a GPU, or where a CPU has a core left. With all
+    cores computing, that would take from a step what it saves it, and who comes meanwhile would wait for nothing."""
     if config.overlap == "auto":
-        return config.tensor_parallel == 1 and computing < cores
+        return config.tensor_parallel == 1 and (config.device == "cuda" or computing < cores)
     return config.overlap == "on"
 
 

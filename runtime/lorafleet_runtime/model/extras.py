@@ -178,4 +178,5 @@ def extra_views(vectors: Tensor, layout: ExtrasLayout) -> ExtraViews:
     for name, s in layout.spreads.items():
         blocks = vectors[:, s.begin : s.begin + s.rows * s.width].view(-1, s.rows, s.width)
         spreads[name] = SpreadView(blocks, s.count)
-    return ExtraViews(layers, spreads, {prefix: torch.tensor(ids) for prefix, ids in layout.tokens.items()})
+    tokens = {prefix: torch.tensor(ids, device=vectors.device) for prefix, ids in layout.tokens.items()}
+    return ExtraViews(layers, spreads, tokens)

@@ -171,7 +171,7 @@ def vectors_in(pool: Tensor, pages: list[int]) -> Tensor:
     """
     if is_run(pages):
         return pool[:, pages[0] : pages[0] + len(pages)].flatten(1)
-    return pool.index_select(1, torch.tensor(pages)).flatten(1)
+    return pool.index_select(1, torch.tensor(pages, device=pool.device)).flatten(1)
 
 
 def views(pool: Tensor, pages: list[int], layout: Layout) -> tuple[Mapping[str, GroupView], ...]:

@@ -83,17 +83,18 @@ def test_an_adapter_that_overflows_ends_its_own_requests_alone(make: Callable[..
         assert (end.reason, end.error.partition(":")[0]) == ("error", "numeric_overflow")
 
 
-@pytest.mark.parametrize(("overlap", "ranks", "cores", "computing", "expected"), [
-    ("auto", 1, 4, 3, True),
-    ("auto", 1, 2, 2, False),  # every core computes
-    ("auto", 2, 8, 4, False),  # the other ranks do not know what was sampled
-    ("on", 1, 2, 2, True),
-    ("off", 1, 8, 1, False),
+@pytest.mark.parametrize(("overlap", "device", "ranks", "cores", "computing", "expected"), [
+    ("auto", "cpu", 1, 4, 3, True),
+    ("auto", "cpu", 1, 2, 2, False),  # every core computes
+    ("auto", "cpu", 2, 8, 4, False),  # the other ranks do not know what was sampled
+    ("auto", "cuda", 1, 2, 2, True),  # the cores wait for it
+    ("on", "cpu", 1, 2, 2, True),
+    ("off", "cpu", 1, 8, 1, False),
 ])  # fmt: skip
 def test_steps_overlap_where_a_core_is_left_unless_told(
-    overlap: str, ranks: int, cores: int, computing: int, expected: bool
+    overlap: str, device: str, ranks: int, cores: int, computing: int, expected: bool
 ) -> None:
-    config = EngineConfig("m", "m", tensor_parallel=ranks, overlap=overlap)
+    config = EngineConfig("m", "m", device=device, tensor_parallel=ranks, overlap=overlap)
     assert overlaps(config, cores, computing) is expected
 
 
