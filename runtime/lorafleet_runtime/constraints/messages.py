@@ -4,15 +4,11 @@ A mask is one bit a token, the lowest bit of the first byte for id 0: 1 where th
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
-from typing import IO
 
 import msgspec
 
 from lorafleet_runtime.constraints.constraint import Constraint, Vocabulary
-
-_LENGTH = struct.Struct("<I")
 
 
 class Open(msgspec.Struct, frozen=True, tag=True):
@@ -57,22 +53,5 @@ class Mask(msgspec.Struct, frozen=True, tag=True):
 
 ToWorker = Vocabulary | Open | Advance | Close
 FromWorker = Opened | Mask
-encode = msgspec.msgpack.Encoder().encode
 decode_to_worker: Callable[[bytes], ToWorker] = msgspec.msgpack.Decoder(ToWorker).decode
 decode_from_worker: Callable[[bytes], FromWorker] = msgspec.msgpack.Decoder(FromWorker).decode
-
-
-def frame(message: ToWorker | FromWorker) -> bytes:
-    """A message with its length before it."""
-    body = encode(message)
-    return _LENGTH.pack(len(body)) + body
-
-
-def read_frame(pipe: IO[bytes]) -> bytes | None:
-    """The next message's bytes; None when the other end is gone, in the middle of a frame too."""
-    head = pipe.read(_LENGTH.size)
-    if len(head) < _LENGTH.size:
-        return None
-    (length,) = _LENGTH.unpack(head)
-    body = pipe.read(length)
-    return body if len(body) == length else None

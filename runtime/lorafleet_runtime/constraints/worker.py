@@ -28,10 +28,9 @@ from lorafleet_runtime.constraints.messages import (
     Open,
     Opened,
     decode_to_worker,
-    frame,
-    read_frame,
 )
 from lorafleet_runtime.constraints.trial import bound_memory, refusal
+from lorafleet_runtime.frames import frame, read_frame
 
 KEPT = 64
 """Compiled constraints that are kept for the next request with the same one."""

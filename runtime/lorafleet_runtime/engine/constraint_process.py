@@ -11,7 +11,8 @@ import sys
 import threading
 from collections.abc import Callable
 
-from lorafleet_runtime.constraints.messages import FromWorker, ToWorker, decode_from_worker, frame, read_frame
+from lorafleet_runtime.constraints.messages import FromWorker, ToWorker, decode_from_worker
+from lorafleet_runtime.frames import frame, read_frame
 
 COMMAND = (sys.executable, "-m", "lorafleet_runtime.constraints.worker")
 

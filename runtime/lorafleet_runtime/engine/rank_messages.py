@@ -4,15 +4,11 @@ A step's plan is whole in itself, so that a rank keeps no sequences: tokens of t
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
-from typing import IO
 
 import msgspec
 
 from lorafleet_runtime.engine.step_plan import RunStep
-
-_LENGTH = struct.Struct("<I")
 
 
 class Load(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -93,22 +89,5 @@ class Failed(msgspec.Struct, frozen=True, tag=True, array_like=True):
 Order = ReadAdapter | DropAdapter | RegisterAdapter | StoreAdapter | FetchAdapter | ForgetAdapter
 ToRank = Load | Begin | Order | RunStep
 FromRank = Loaded | AdapterRead | AdapterFetched | Failed
-encode = msgspec.msgpack.Encoder().encode
 decode_to_rank: Callable[[bytes], ToRank] = msgspec.msgpack.Decoder(ToRank).decode
 decode_from_rank: Callable[[bytes], FromRank] = msgspec.msgpack.Decoder(FromRank).decode
-
-
-def frame(message: ToRank | FromRank) -> bytes:
-    """A message with its length before it."""
-    body = encode(message)
-    return _LENGTH.pack(len(body)) + body
-
-
-def read_frame(pipe: IO[bytes]) -> bytes | None:
-    """The next message's bytes; None when the other end is gone, in the middle of a frame too."""
-    head = pipe.read(_LENGTH.size)
-    if len(head) < _LENGTH.size:
-        return None
-    (length,) = _LENGTH.unpack(head)
-    body = pipe.read(length)
-    return body if len(body) == length else None

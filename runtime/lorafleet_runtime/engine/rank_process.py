@@ -32,11 +32,10 @@ from lorafleet_runtime.engine.rank_messages import (
     Loaded,
     ToRank,
     decode_to_rank,
-    frame,
-    read_frame,
 )
 from lorafleet_runtime.engine.runner import Runner, page_elements
 from lorafleet_runtime.engine.step_plan import RunStep
+from lorafleet_runtime.frames import frame, read_frame
 from lorafleet_runtime.model.calibration import choose_forms
 from lorafleet_runtime.model.checkpoint import read_config
 from lorafleet_runtime.model.checkpoint_weights import CheckpointWeights

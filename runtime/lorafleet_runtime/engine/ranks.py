@@ -29,10 +29,9 @@ from lorafleet_runtime.engine.rank_messages import (
     Load,
     ToRank,
     decode_from_rank,
-    frame,
-    read_frame,
 )
 from lorafleet_runtime.errors import RankDied
+from lorafleet_runtime.frames import frame, read_frame
 
 log = structlog.get_logger("engine")
 
