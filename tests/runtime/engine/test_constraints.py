@@ -222,8 +222,8 @@ def test_tenants_take_turns_at_compiling(engine: Engine) -> None:
 def test_who_hangs_or_kills_the_process_of_masks_loses_its_request_and_others_go_on(
     engine: Engine, number: signal.Signals
 ) -> None:
-    expected = run(engine, ask("second", DATE, seed=2))["second"]
     requests = [ask("first", Constraint("regex", "[ab]{200}")), ask("second", DATE, seed=2)]
+    expected = {each.request_id: run(engine, each)[each.request_id] for each in requests}
     deltas: list[Delta] = []
     for request in requests:
         engine.handle(request)
@@ -233,11 +233,12 @@ def test_who_hangs_or_kills_the_process_of_masks_loses_its_request_and_others_go
     assert pid is not None
     os.kill(pid, number)
     rest = run(engine)
-    first = [d for d in [*deltas, *rest["first"]] if d.request_id == "first"]
-    second = [d for d in [*deltas, *rest["second"]] if d.request_id == "second"]
+    got = {name: [d for d in deltas if d.request_id == name] + rest[name] for name in expected}
 
-    assert first[-1].error.startswith("constraint_too_slow: ")
-    assert second == expected
+    # Whose mask was being made when it happened is chance, and whether one was when it died.
+    lost = [name for name in expected if got[name][-1].error.startswith("constraint_too_slow: ")]
+    assert len(lost) == 1 if number == signal.SIGSTOP else len(lost) <= 1
+    assert all(got[name] == expected[name] for name in expected if name not in lost)
     assert engine._constraints.pid != pid
     assert re.fullmatch(DATE.text, text(run(engine, ask("next", DATE))["next"]))
 
