@@ -27,7 +27,7 @@ class Scratch:
 
 
 class ReferenceAttention:
-    """Callable as `dispatch.Attention`."""
+    """Callable as `operations.Attention`."""
 
     def __init__(
         self, pool: Tensor, batch: AttentionBatch, sizes: HeadSizes, tables: tuple[Tensor, Tensor], scratch: Scratch

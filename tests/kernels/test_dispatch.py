@@ -7,8 +7,9 @@ import sys
 import pytest
 import torch
 
-from lorafleet_kernels.dispatch import Operations, operations
+from lorafleet_kernels.dispatch import operations
 from lorafleet_kernels.gpu.operations import TritonOperations
+from lorafleet_kernels.operations import Operations
 
 CPU = torch.device("cpu")
 

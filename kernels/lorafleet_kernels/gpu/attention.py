@@ -78,7 +78,7 @@ class DecodeScratch:
 
 
 class TritonAttention:
-    """Callable as `dispatch.Attention`. Rows beyond the step's, in a captured graph, stay as the memory was."""
+    """Callable as `operations.Attention`. Rows beyond the step's, in a captured graph, stay as the memory was."""
 
     def __init__(
         self, pool: Tensor, plan: DevicePlan, shape: AttentionShape, tables: tuple[Tensor, Tensor],

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from lorafleet_kernels.batch import AttentionBatch, HeadSizes
-from lorafleet_kernels.dispatch import Attention, Operations
 from lorafleet_kernels.gpu import elementwise
 from lorafleet_kernels.gpu.argmax import TritonArgmax
 from lorafleet_kernels.gpu.attention import AttentionShape, DecodeScratch, attention_of_step
 from lorafleet_kernels.gpu.card import Card
 from lorafleet_kernels.gpu.layers import GpuLayer, TritonLayers
+from lorafleet_kernels.operations import Attention, Operations
 
 LEAST_ROWS = 64
 

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lorafleet_kernels.batch import HeadSizes
-from lorafleet_kernels.dispatch import WholeLayers, operations
+from lorafleet_kernels.dispatch import operations
 from lorafleet_kernels.native_forward import LayerWeights
+from lorafleet_kernels.operations import WholeLayers
 from lorafleet_runtime.model.collectives import Collectives
 from lorafleet_runtime.model.config import DecoderConfig
 from lorafleet_runtime.model.linear import Linear

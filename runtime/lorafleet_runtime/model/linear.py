@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lorafleet_kernels.dispatch import Operations
+from lorafleet_kernels.operations import Operations
 from lorafleet_runtime.model.threads import on_all_threads
 
 CHECK_ROWS = (1, 8, 32)

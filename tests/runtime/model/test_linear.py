@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lorafleet_kernels.dispatch import Operations, operations
+from lorafleet_kernels.dispatch import operations
+from lorafleet_kernels.operations import Operations
 from lorafleet_runtime.model import calibration
 from lorafleet_runtime.model.calibration import choose_forms
 from lorafleet_runtime.model.decoder import Decoder
