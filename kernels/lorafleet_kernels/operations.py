@@ -1,5 +1,5 @@
-"""The operations of a decoder, as the decoder calls them: native code's where there is some, else the reference's. A GPU's
-are a class of their own. `dispatch` chooses."""
+"""The operations of a decoder, as the decoder calls them: native code's where there is some, else the reference's. A
+GPU's are a class of their own. `dispatch` chooses."""
 
 from __future__ import annotations
 
