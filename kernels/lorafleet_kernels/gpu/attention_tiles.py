@@ -58,6 +58,7 @@ def padded(size: int) -> int:
 
 
 def group_tile(group: int) -> int:
+    """Rows of the tile that holds the query heads of one key-value head."""
     return max(GROUP_TILE, padded(group))
 
 
@@ -97,6 +98,7 @@ def decode_forms(size: int, group: int) -> dict[DecodeTiles, set[str]]:
 
 
 def prefill_forms(size: int) -> dict[PrefillTiles, set[str]]:
+    """All that `prefill_tiles` may choose for 16-bit elements, each once, and the cards where it may."""
     forms: dict[PrefillTiles, set[str]] = {}
     for capability, card in CARDS.items():
         forms.setdefault(prefill_tiles(size, 1, torch.bfloat16, capability), set()).add(card)

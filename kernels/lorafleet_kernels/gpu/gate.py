@@ -92,6 +92,7 @@ def table(verdicts: Sequence[Verdict]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
     parser = argparse.ArgumentParser(prog="python -m lorafleet_kernels.gpu.gate", description=__doc__)
     parser.add_argument("module", nargs="*", help="modules to check, by their full name (default: all kernels)")
     parser.add_argument("--target", default=",".join(CARDS), help=f"cards, from {', '.join(CARDS)} (default: all)")

@@ -10,4 +10,5 @@ change."""
 
 
 def options(tiles: Tiles) -> dict[str, int | bool]:
+    """Keyword arguments of a launch of that form."""
     return {"num_warps": tiles.warps, "num_stages": tiles.stages} | FUSED

@@ -107,19 +107,23 @@ def choose(step: StepShape, group: GroupShape, grain: int, processors: int) -> L
 
 
 def tile_shrinks() -> list[Tiles]:
+    """All forms of shrink by tiles that `choose` may give; the gate compiles them."""
     return [_shrink(m, n) for m, n in product(_M, _RANKS)] + [_narrow_shrink(_M[0], g) for g in NARROW]
 
 
 def tile_expands() -> list[Tiles]:
+    """The same, of expand by tiles."""
     usual = [_expand(m, k) for m, k in product(_M, _RANKS) if k <= _MOST_RANKS[m]]
     return usual + [_narrow_expand(_M[0], g) for g in NARROW]
 
 
 def row_shrinks() -> list[Tiles]:
+    """The same, of shrink by rows."""
     return [_row_shrink(), *(_narrow_shrink(1, g) for g in NARROW)]
 
 
 def row_expands() -> list[Tiles]:
+    """The same, of expand by rows."""
     return [_row_expand(), *(_narrow_expand(1, g) for g in NARROW)]
 
 

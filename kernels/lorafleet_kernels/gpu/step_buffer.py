@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from lorafleet_kernels.gpu.lora_batch import LoraBatch
@@ -15,8 +17,5 @@ def batch_in(buffer: Tensor, sizes: StepSizes, layouts: Tensor, grain: int) -> L
     """
     parts = {}
     for name, (begin, shape) in sizes.places.items():
-        length = 1
-        for extent in shape:
-            length *= extent
-        parts[name] = buffer[begin : begin + length].view(shape)
+        parts[name] = buffer[begin : begin + math.prod(shape)].view(shape)
     return LoraBatch(layouts=layouts, grain=grain, **parts)

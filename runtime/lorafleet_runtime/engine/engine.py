@@ -214,8 +214,8 @@ class Engine:
         match taken(message, self._room.residency, self._scheduler, time.monotonic()):
             case Sequence() as sequence:
                 self._scheduler.add(sequence)
-            case refusal:
-                self._rejected.append(refusal)
+            case answer:
+                self._rejected.append(answer)
 
     def _give_up(self) -> None:
         """Answer those whose first token would come too late."""

@@ -30,7 +30,7 @@ WARM_UP = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Card:
+class Shared:
     """What all graphs of one runner share. `kv [layers, P, 2, 16, kv_heads, D]` and `pool` are the same memory."""
 
     model: Decoder
@@ -64,30 +64,32 @@ def sizes_up_to(rows: int) -> tuple[int, ...]:
 class DecodeGraph:
     """Steps of up to `rows` sequences, one token each, by one variant of the LoRA kernels or without adapters."""
 
-    def __init__(self, card: Card, descriptions: Tensor, rows: int, variant: Variant | None, capture: Capture) -> None:
+    def __init__(
+        self, shared: Shared, descriptions: Tensor, rows: int, variant: Variant | None, capture: Capture
+    ) -> None:
         """`descriptions`: of layouts, which stay where they are."""
-        self._cut = card.shape.cut
-        self._bounds = Bounds(rows, rows, 0, card.pool.shape[1] + rows)
+        self._cut = shared.shape.cut
+        self._bounds = Bounds(rows, rows, 0, shared.pool.shape[1] + rows)
         self._forms: dict[str, GroupForm] = {}
         self._m = 1
         if variant is not None:
             # Tiles serve segments of four rows and more, so there are few of them; rows serve any number.
             segments = max(1, rows // 4) if variant is Variant.TILES else rows
-            step = StepShape(rows, segments, card.max_rank)
-            forms = {name: choose(step, group, card.grain, card.processors) for name, group in card.groups.items()}
-            self._forms = {name: GroupForm(card.groups[name], form) for name, form in forms.items()}
+            step = StepShape(rows, segments, shared.max_rank)
+            forms = {name: choose(step, g, shared.grain, shared.processors) for name, g in shared.groups.items()}
+            self._forms = {name: GroupForm(shared.groups[name], form) for name, form in forms.items()}
             self._m = max(form.shrink.m for form in forms.values())
         items = most_items(rows, rows, self._m) if self._m > 1 else 0
-        self._sizes = StepSizes(rows, items, rows, card.pool.shape[1])
+        self._sizes = StepSizes(rows, items, rows, shared.pool.shape[1])
         attention = self._bounds.length(self._cut)
         total = attention + self._sizes.total + rows
-        device = card.pool.device
+        device = shared.pool.device
         self._host = torch.zeros(total, dtype=torch.int32, pin_memory=device.type == "cuda")
         self._memory: NDArray[np.int32] = self._host.numpy()
         self._parts = (attention, attention + self._sizes.total)
         self._device = torch.zeros(total, dtype=torch.int32, device=device)
         self._idle()
-        self._replay = capture(self._function(card, descriptions))
+        self._replay = capture(self._function(shared, descriptions))
 
     def run(
         self, tokens: Sequence[int], batch: AttentionBatch, segments: Sequence[Rows], places: Sequence[AdapterPlace]
@@ -110,20 +112,20 @@ class DecodeGraph:
             fill_step(self._memory[attention:lora], self._sizes, [], [], self._m)
         self._device.copy_(self._host)
 
-    def _function(self, card: Card, descriptions: Tensor) -> Callable[[], Tensor]:
+    def _function(self, shared: Shared, descriptions: Tensor) -> Callable[[], Tensor]:
         attention, lora_end = self._parts
         rows = self._bounds.tokens
         plan = DevicePlan.view(self._device[:attention], self._bounds, self._cut)
-        attend = TritonAttention(card.kv, plan, card.shape, card.model.rope, card.decode)
+        attend = TritonAttention(shared.kv, plan, shared.shape, shared.model.rope, shared.decode)
         lora: LoraStep | None = None
         if self._forms:
-            batch = batch_in(self._device[attention:lora_end], self._sizes, descriptions, card.grain)
-            scratch = Scratch.of(self._forms, rows, card.max_rank, card.pool.device)
-            lora = LoraStep(card.pool, batch, self._forms, scratch, card.max_rank)
+            batch = batch_in(self._device[attention:lora_end], self._sizes, descriptions, shared.grain)
+            scratch = Scratch.of(self._forms, rows, shared.max_rank, shared.pool.device)
+            lora = LoraStep(shared.pool, batch, self._forms, scratch, shared.max_rank)
         tokens = self._device[lora_end:]
 
         def step() -> Tensor:
-            return card.model.logits(card.model.forward(tokens, attend, lora))
+            return shared.model.logits(shared.model.forward(tokens, attend, lora))
 
         return step
 

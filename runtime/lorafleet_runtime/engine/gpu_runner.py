@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,13 +12,14 @@ from lorafleet_kernels.gpu.lora import GroupForm, LoraStep, Scratch
 from lorafleet_kernels.gpu.lora_batch import DESCRIPTION
 from lorafleet_kernels.gpu.lora_config import GroupShape, StepShape, Variant, block_m, choose
 from lorafleet_kernels.gpu.lora_host import AdapterPlace, StepSizes, describe, fill_step, most_items
+from lorafleet_kernels.gpu.lora_host import Segment as Rows
 from lorafleet_kernels.gpu.operations import TritonOperations
 from lorafleet_kernels.gpu.step_buffer import batch_in
 from lorafleet_kernels.native_lora import LORA_GROUPS
 from lorafleet_runtime.engine.extras_step import ExtrasStep
-from lorafleet_runtime.engine.gpu_graphs import Capture, Captures, Card, DecodeGraph, sizes_up_to, variant_of
+from lorafleet_runtime.engine.gpu_graphs import Capture, Captures, DecodeGraph, Shared, sizes_up_to, variant_of
 from lorafleet_runtime.engine.runner import Runner
-from lorafleet_runtime.engine.step_plan import RunStep, Segment, attention_batch, flat_tokens, segments
+from lorafleet_runtime.engine.step_plan import RunStep, attention_batch, flat_tokens, segments
 from lorafleet_runtime.model.config import GROUPS, DecoderConfig
 from lorafleet_runtime.model.decoder import Decoder
 from lorafleet_runtime.model.extras import extra_views
@@ -53,14 +53,14 @@ class GpuRunner(Runner):
         self._graphs: dict[tuple[int, Variant | None], DecodeGraph] = {}
         self._graph_sizes: tuple[int, ...] = ()
         self._capture: Capture | None = None
-        self._card: Card | None = None
+        self._shared: Shared | None = None
 
     def use_graphs(self, rows: int, max_rank: int, capture: Capture | None = None) -> None:
         """Run decode steps of up to `rows` rows, and ranks of adapters up to `max_rank`, as graphs from now on; all are
         captured here."""
         shape, scratch = self._ops.heads(self.model.heads)
         self._capture = capture or Captures()
-        self._card = Card(
+        self._shared = Shared(
             self.model, self.pool, self._kv, shape, scratch, self._groups, self._grain, self._ops.card.processors,
             max_rank,
         )  # fmt: skip
@@ -102,36 +102,37 @@ class GpuRunner(Runner):
         all_decode = step.decodes == rows and all(row.samples for row in step.rows)
         if extras or not all_decode or rows > max(self._graph_sizes, default=0):
             return super()._compute(step)
-        adapted = [s for s in segments(step.rows) if s.adapter in self._adapters]
-        handles = list(dict.fromkeys(s.adapter for s in adapted))
-        index = {handle: at for at, handle in enumerate(handles)}
+        adapted, placed = self._adapted(step)
         size = next(size for size in self._graph_sizes if size >= rows)
         graph = self._graph(size, variant_of(rows, len(adapted)))
-        flat = [(s.begin, s.end, index[s.adapter]) for s in adapted]
-        places = [self._adapters[handle].place for handle in handles]
-        return graph.run(flat_tokens(step.rows, self._sampled), attention_batch(step), flat, places)
+        places = [each.place for each in placed]
+        return graph.run(flat_tokens(step.rows, self._sampled), attention_batch(step), adapted, places)
+
+    def _adapted(self, step: RunStep) -> tuple[list[Rows], list[_Placed]]:
+        """The rows that have an adapter's deltas, and the adapters that they number."""
+        found = [s for s in segments(step.rows) if s.adapter in self._adapters]
+        handles = list(dict.fromkeys(s.adapter for s in found))
+        index = {handle: at for at, handle in enumerate(handles)}
+        return [(s.begin, s.end, index[s.adapter]) for s in found], [self._adapters[handle] for handle in handles]
 
     def _graph(self, size: int, variant: Variant | None) -> DecodeGraph:
         if (size, variant) not in self._graphs:
-            assert self._card is not None and self._capture is not None, "`use_graphs` makes them"
-            self._graphs[size, variant] = DecodeGraph(self._card, self._descriptions, size, variant, self._capture)
+            assert self._shared is not None and self._capture is not None, "`use_graphs` makes them"
+            self._graphs[size, variant] = DecodeGraph(self._shared, self._descriptions, size, variant, self._capture)
         return self._graphs[size, variant]
 
     def _forward(self, step: RunStep, extras: ExtrasStep | None) -> Tensor:
         attended = attention_batch(step)
         attend = self._ops.attention(self._kv, attended, self.model.heads, self.model.rope)
-        lora = self._lora_step(segments(step.rows), len(attended.positions))
+        lora = self._lora_step(step, len(attended.positions))
         hook = lora if extras is None else extras.before(lora)
         tokens = self._to_device(np.asarray(flat_tokens(step.rows, self._sampled), np.int64))
         return self.model.forward(tokens, attend, hook, extras)
 
-    def _lora_step(self, found: Sequence[Segment], rows: int) -> LoraStep | None:
-        adapted = [s for s in found if s.adapter in self._adapters]
+    def _lora_step(self, step: RunStep, rows: int) -> LoraStep | None:
+        adapted, placed = self._adapted(step)
         if not adapted:
             return None
-        handles = list(dict.fromkeys(s.adapter for s in adapted))
-        index = {handle: at for at, handle in enumerate(handles)}
-        placed = [self._adapters[handle] for handle in handles]
         rank = max(each.rank for each in placed)
         shape = StepShape(rows, len(adapted), rank)
         m = block_m(rows, len(adapted), self._grain)
@@ -139,8 +140,7 @@ class GpuRunner(Runner):
         items = most_items(rows, len(adapted), m) if m > 1 else 0
         sizes = StepSizes(rows, items, len(placed), pages)
         buffer = np.empty(sizes.total, np.int32)
-        flat = [(s.begin, s.end, index[s.adapter]) for s in adapted]
-        fill_step(buffer, sizes, flat, [each.place for each in placed], m)
+        fill_step(buffer, sizes, adapted, [each.place for each in placed], m)
         processors = self._ops.card.processors
         forms = {name: GroupForm(g, choose(shape, g, self._grain, processors)) for name, g in self._groups.items()}
         batch = batch_in(self._to_device(buffer), sizes, self._descriptions, self._grain)
