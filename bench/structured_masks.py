@@ -13,7 +13,7 @@ from bench.record import Result
 from bench.structured_schemas import PERSON
 from lorafleet_runtime.constraints.constraint import Constraint, Vocabulary
 from lorafleet_runtime.constraints.language import Language, advance, mask
-from lorafleet_runtime.engine.sampling import Row, sample
+from lorafleet_runtime.engine.sampling.sampler import Row, sample
 from lorafleet_runtime.protocol import Sampling
 
 

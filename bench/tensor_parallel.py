@@ -29,7 +29,7 @@ from lorafleet_runtime.config import EngineConfig
 from lorafleet_runtime.core.batch import Batch, Row
 from lorafleet_runtime.core.sequence import Sequence as Tokens
 from lorafleet_runtime.engine.engine import Engine
-from lorafleet_runtime.engine.rank_messages import decode_to_rank
+from lorafleet_runtime.engine.ranks.messages import decode_to_rank
 from lorafleet_runtime.engine.start import start
 from lorafleet_runtime.engine.step_plan import RunStep, planned_rows
 from lorafleet_runtime.frames import frame

@@ -16,14 +16,14 @@ from lorafleet_runtime.core.limits import Limits
 from lorafleet_runtime.core.room import Room
 from lorafleet_runtime.core.scheduler import Scheduler
 from lorafleet_runtime.core.sequence import Sequence
-from lorafleet_runtime.engine.adapter_loader import AdapterLoader
-from lorafleet_runtime.engine.adapters import Adapters
-from lorafleet_runtime.engine.disk_tier import DiskTier
+from lorafleet_runtime.engine.adapters.disk_tier import DiskTier
+from lorafleet_runtime.engine.adapters.loader import AdapterLoader
+from lorafleet_runtime.engine.adapters.registry import Adapters
 from lorafleet_runtime.engine.flights import Flights, Landed
 from lorafleet_runtime.engine.intake import refusal, taken
 from lorafleet_runtime.engine.report import Totals, counters, deltas_of, model_info, pages_info
 from lorafleet_runtime.engine.runner import Runner
-from lorafleet_runtime.engine.sampling import Sampled
+from lorafleet_runtime.engine.sampling.sampler import Sampled
 from lorafleet_runtime.engine.sharing import SharingReport
 from lorafleet_runtime.engine.throughput import Throughput
 from lorafleet_runtime.model.config import DecoderConfig

@@ -12,7 +12,7 @@ from itertools import islice
 
 from lorafleet_runtime.core.batch import Batch
 from lorafleet_runtime.engine.runner import Runner
-from lorafleet_runtime.engine.sampling import Sampled
+from lorafleet_runtime.engine.sampling.sampler import Sampled
 from lorafleet_runtime.engine.step_plan import Plan
 
 

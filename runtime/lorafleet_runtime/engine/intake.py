@@ -5,7 +5,7 @@ from __future__ import annotations
 from lorafleet_runtime.core.residency import Residency
 from lorafleet_runtime.core.scheduler import Scheduler
 from lorafleet_runtime.core.sequence import Sequence
-from lorafleet_runtime.engine.penalties import reads_output
+from lorafleet_runtime.engine.sampling.penalties import reads_output
 from lorafleet_runtime.protocol import AddRequest, Delta
 
 

@@ -21,7 +21,7 @@ import zmq
 from lorafleet_runtime.config import EngineConfig
 from lorafleet_runtime.engine.memory import give_back
 from lorafleet_runtime.engine.pulse import Pulse
-from lorafleet_runtime.engine.ranks import Ranks
+from lorafleet_runtime.engine.ranks.ranks import Ranks
 from lorafleet_runtime.errors import RankDied
 from lorafleet_runtime.logs import configure_logs
 from lorafleet_runtime.protocol import Deltas, EngineState, Shutdown, decode_to_engine, encode

@@ -8,8 +8,8 @@ from lorafleet_runtime.core.eviction import PURPOSES
 from lorafleet_runtime.core.room import Room
 from lorafleet_runtime.core.scheduler import Scheduler
 from lorafleet_runtime.core.sequence import Sequence
-from lorafleet_runtime.engine.constraints import Constraints
-from lorafleet_runtime.engine.sampling import Sampled
+from lorafleet_runtime.engine.constrained.requests import Constraints
+from lorafleet_runtime.engine.sampling.sampler import Sampled
 from lorafleet_runtime.model.decoder import Decoder
 from lorafleet_runtime.protocol import Counters, Delta, ModelInfo, PagesInfo, Sampling, TokenLogprobs
 

@@ -16,13 +16,13 @@ from lorafleet_kernels.native_lora import AdapterTable, TableTemplate
 from lorafleet_runtime.core.batch import Batch
 from lorafleet_runtime.core.pages import PAGE_TOKENS
 from lorafleet_runtime.core.residency import Adapter
-from lorafleet_runtime.engine.choosing import choose
-from lorafleet_runtime.engine.constraints import Constraints
-from lorafleet_runtime.engine.extras_step import ExtrasStep
-from lorafleet_runtime.engine.lora_stack import LoraStacks
-from lorafleet_runtime.engine.lora_step import LoraStep
-from lorafleet_runtime.engine.sampling import Sampled
-from lorafleet_runtime.engine.slora_step import SloraStep
+from lorafleet_runtime.engine.adapters.extras_step import ExtrasStep
+from lorafleet_runtime.engine.adapters.lora_stack import LoraStacks
+from lorafleet_runtime.engine.adapters.lora_step import LoraStep
+from lorafleet_runtime.engine.constrained.requests import Constraints
+from lorafleet_runtime.engine.ranks.slora_step import SloraStep
+from lorafleet_runtime.engine.sampling.choosing import choose
+from lorafleet_runtime.engine.sampling.sampler import Sampled
 from lorafleet_runtime.engine.step_plan import (
     Plan,
     RunStep,

@@ -16,16 +16,16 @@ from lorafleet_runtime.core.host_tier import HostTier
 from lorafleet_runtime.core.limits import Limits
 from lorafleet_runtime.core.pages import PAGE_TOKENS, pages_for_tokens
 from lorafleet_runtime.core.room import Room
-from lorafleet_runtime.engine.adapter_loader import AdapterLoader, AdapterReader
-from lorafleet_runtime.engine.disk_tier import DiskTier
+from lorafleet_runtime.engine.adapters.disk_tier import DiskTier
+from lorafleet_runtime.engine.adapters.loader import AdapterLoader, AdapterReader
 from lorafleet_runtime.engine.engine import Engine
-from lorafleet_runtime.engine.gpu_memory import best_dtype_of_card, device_for, pool_bytes
+from lorafleet_runtime.engine.gpu.memory import best_dtype_of_card, device_for, pool_bytes
 from lorafleet_runtime.engine.load import load_rank
 from lorafleet_runtime.engine.memory import available_bytes, give_back, keep_freed
-from lorafleet_runtime.engine.ranked_disk import RankedDisk
-from lorafleet_runtime.engine.ranked_loader import RankedLoader
-from lorafleet_runtime.engine.ranked_runner import RankedRunner
-from lorafleet_runtime.engine.ranks import Ranks
+from lorafleet_runtime.engine.ranks.disk import RankedDisk
+from lorafleet_runtime.engine.ranks.loader import RankedLoader
+from lorafleet_runtime.engine.ranks.ranks import Ranks
+from lorafleet_runtime.engine.ranks.runner import RankedRunner
 from lorafleet_runtime.engine.runner import Runner, page_elements
 from lorafleet_runtime.engine.threads import available_cores, choose_threads
 from lorafleet_runtime.errors import ConfigError
@@ -143,7 +143,7 @@ def _parts(
 ) -> tuple[Runner, AdapterLoader]:
     """What runs steps and what reads adapters, on one rank or on all."""
     if ranks is None and model.ops.aligns_adapters:
-        from lorafleet_runtime.engine.gpu_runner import GpuRunner  # Triton takes a second, and is not everywhere
+        from lorafleet_runtime.engine.gpu.runner import GpuRunner  # Triton takes a second, and is not everywhere
 
         gpu = GpuRunner(model, total_pages)
         if model.embedding.device.type == "cuda":

@@ -13,8 +13,8 @@ from lorafleet_kernels.batch import AttentionBatch
 from lorafleet_runtime.core.batch import Batch, Row
 from lorafleet_runtime.core.pages import pages_for_tokens
 from lorafleet_runtime.core.sequence import UNKNOWN
-from lorafleet_runtime.engine.penalties import Row as SamplingRow
-from lorafleet_runtime.engine.penalties import reads_output
+from lorafleet_runtime.engine.sampling.penalties import Row as SamplingRow
+from lorafleet_runtime.engine.sampling.penalties import reads_output
 from lorafleet_runtime.model.lora import PackedAdapter
 
 BASE = -1

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from lorafleet_kernels.gpu.sampling import Draws, TritonSampler
-from lorafleet_runtime.engine.philox import uniforms
-from lorafleet_runtime.engine.sampling import Row, sample
+from lorafleet_runtime.engine.sampling.philox import uniforms
+from lorafleet_runtime.engine.sampling.sampler import Row, sample
 from lorafleet_runtime.protocol import Sampling
 
 pytestmark = pytest.mark.interpreted

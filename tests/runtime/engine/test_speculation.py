@@ -17,7 +17,7 @@ from lorafleet_runtime.core.sequence import Sequence as Run
 from lorafleet_runtime.core.speculation import Speculation
 from lorafleet_runtime.engine.engine import Engine
 from lorafleet_runtime.engine.report import deltas_of
-from lorafleet_runtime.engine.sampling import Sampled
+from lorafleet_runtime.engine.sampling.sampler import Sampled
 from lorafleet_runtime.errors import ConfigError
 from lorafleet_runtime.protocol import AddRequest, Sampling
 from tests.runtime.engine.traffic import End, Outcome, load, requests, serve

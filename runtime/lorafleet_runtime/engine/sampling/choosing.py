@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lorafleet_runtime.engine.constraints import Masks
-from lorafleet_runtime.engine.sampling import Row, Sampled, is_plain, sample
+from lorafleet_runtime.engine.constrained.requests import Masks
+from lorafleet_runtime.engine.sampling.sampler import Row, Sampled, is_plain, sample
 
 
 def choose(logits: Tensor, rows: Sequence[Row], masks: Masks, argmax: Callable[[Tensor], Tensor]) -> list[Sampled]:

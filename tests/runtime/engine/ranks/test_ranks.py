@@ -14,11 +14,11 @@ import pytest
 import torch
 
 from lorafleet_runtime.config import EngineConfig
-from lorafleet_runtime.engine.adapter_loader import Loaded
+from lorafleet_runtime.engine.adapters.loader import Loaded
 from lorafleet_runtime.engine.engine import Engine
-from lorafleet_runtime.engine.rank_messages import AdapterRead
-from lorafleet_runtime.engine.ranked_loader import outcome
-from lorafleet_runtime.engine.ranks import Ranks
+from lorafleet_runtime.engine.ranks.loader import outcome
+from lorafleet_runtime.engine.ranks.messages import AdapterRead
+from lorafleet_runtime.engine.ranks.ranks import Ranks
 from lorafleet_runtime.engine.start import start
 from lorafleet_runtime.errors import ConfigError, RankDied
 from lorafleet_runtime.model.config import LORA_TARGETS

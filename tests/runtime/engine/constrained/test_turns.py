@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from lorafleet_runtime.engine.turns import Turns
+from lorafleet_runtime.engine.constrained.turns import Turns
 
 
 def test_tenants_take_turns_and_each_keeps_its_order() -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 import structlog
 
 from lorafleet_runtime.config import EngineConfig
-from lorafleet_runtime.engine.rank_messages import (
+from lorafleet_runtime.engine.ranks.messages import (
     AdapterFetched,
     AdapterRead,
     Failed,
@@ -60,7 +60,7 @@ class Ranks:
         self._sending = threading.Lock()
         self._processes: list[subprocess.Popen[bytes]] = []
         for rank in range(1, self.size):
-            command = [sys.executable, "-m", "lorafleet_runtime.engine.rank_process"]
+            command = [sys.executable, "-m", "lorafleet_runtime.engine.ranks.process"]
             command += ["--rank", str(rank), "--rendezvous", str(self.rendezvous)]
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
             self._processes.append(process)

@@ -16,8 +16,8 @@ from lorafleet_kernels.gpu.lora_host import Segment as Rows
 from lorafleet_kernels.gpu.operations import TritonOperations
 from lorafleet_kernels.gpu.step_buffer import batch_in
 from lorafleet_kernels.native_lora import LORA_GROUPS
-from lorafleet_runtime.engine.extras_step import ExtrasStep
-from lorafleet_runtime.engine.gpu_graphs import Capture, Captures, DecodeGraph, Shared, sizes_up_to, variant_of
+from lorafleet_runtime.engine.adapters.extras_step import ExtrasStep
+from lorafleet_runtime.engine.gpu.graphs import Capture, Captures, DecodeGraph, Shared, sizes_up_to, variant_of
 from lorafleet_runtime.engine.runner import Runner
 from lorafleet_runtime.engine.step_plan import RunStep, attention_batch, flat_tokens, segments
 from lorafleet_runtime.model.config import GROUPS, DecoderConfig

@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from lorafleet_runtime.core.residency import Adapter
-from lorafleet_runtime.engine.rank_group import RankGroup
-from lorafleet_runtime.engine.rank_messages import Begin, ForgetAdapter, RegisterAdapter, StoreAdapter
-from lorafleet_runtime.engine.ranked_loader import RankedLoader
-from lorafleet_runtime.engine.ranks import Ranks
+from lorafleet_runtime.engine.ranks.group import RankGroup
+from lorafleet_runtime.engine.ranks.loader import RankedLoader
+from lorafleet_runtime.engine.ranks.messages import Begin, ForgetAdapter, RegisterAdapter, StoreAdapter
+from lorafleet_runtime.engine.ranks.ranks import Ranks
 from lorafleet_runtime.engine.runner import Runner
 from lorafleet_runtime.engine.step_plan import Plan
 from lorafleet_runtime.model.collectives import Partition

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lorafleet_runtime.config import EngineConfig
-from lorafleet_runtime.engine.gpu_memory import device_for, pool_bytes, step_bytes
+from lorafleet_runtime.engine.gpu.memory import device_for, pool_bytes, step_bytes
 from lorafleet_runtime.errors import ConfigError
 from lorafleet_runtime.model.tiny import tiny_config
 

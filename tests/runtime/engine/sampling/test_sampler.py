@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lorafleet_runtime.engine.philox import philox4x32, uniforms
-from lorafleet_runtime.engine.sampling import Row, Sampled, sample
+from lorafleet_runtime.engine.sampling.philox import philox4x32, uniforms
+from lorafleet_runtime.engine.sampling.sampler import Row, Sampled, sample
 from lorafleet_runtime.protocol import Sampling
 
 VOCABULARY = 97

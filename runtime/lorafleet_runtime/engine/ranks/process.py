@@ -1,6 +1,6 @@
 """A rank other than the first, as a process: it repeats on its part what the first rank tells it.
 
-`python -m lorafleet_runtime.engine.rank_process --rank I --rendezvous FILE`, started by `engine.ranks`.
+`python -m lorafleet_runtime.engine.ranks.process --rank I --rendezvous FILE`, started by `engine.ranks`.
 Frames come on standard input and answers go to standard output; it ends when standard input does."""
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import BinaryIO
 import torch
 
 from lorafleet_runtime.config import EngineConfig
-from lorafleet_runtime.engine.adapter_loader import AdapterReader
-from lorafleet_runtime.engine.disk_tier import DiskTier
+from lorafleet_runtime.engine.adapters.disk_tier import DiskTier
+from lorafleet_runtime.engine.adapters.loader import AdapterReader
 from lorafleet_runtime.engine.load import load_rank
 from lorafleet_runtime.engine.memory import give_back, keep_freed
-from lorafleet_runtime.engine.rank_adapters import Fetched, RankAdapters, Read
-from lorafleet_runtime.engine.rank_group import RankGroup
-from lorafleet_runtime.engine.rank_messages import (
+from lorafleet_runtime.engine.ranks.adapters import Fetched, RankAdapters, Read
+from lorafleet_runtime.engine.ranks.group import RankGroup
+from lorafleet_runtime.engine.ranks.messages import (
     Begin,
     Failed,
     FromRank,
@@ -100,7 +100,7 @@ def _listen(pipe: BinaryIO, inbox: queue.SimpleQueue[ToRank | Read | Fetched]) -
 
 def main() -> None:
     """Entry point of the process."""
-    parser = argparse.ArgumentParser(prog="lorafleet_runtime.engine.rank_process", description=__doc__)
+    parser = argparse.ArgumentParser(prog="lorafleet_runtime.engine.ranks.process", description=__doc__)
     parser.add_argument("--rank", type=int, required=True)
     parser.add_argument("--rendezvous", required=True)
     arguments = parser.parse_args()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lorafleet_runtime.engine.disk_tier import DiskTier
+from lorafleet_runtime.engine.adapters.disk_tier import DiskTier
 from lorafleet_runtime.engine.engine import Engine
 from lorafleet_runtime.model.tiny import random_adapter, save_adapter
 from lorafleet_runtime.protocol import AbortRequest, AddRequest, Delta, LoadAdapter, Sampling, UnloadAdapter

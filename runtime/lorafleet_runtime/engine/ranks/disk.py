@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lorafleet_runtime.engine.disk_tier import DiskTier
-from lorafleet_runtime.engine.ranks import Ranks
+from lorafleet_runtime.engine.adapters.disk_tier import DiskTier
+from lorafleet_runtime.engine.ranks.ranks import Ranks
 from lorafleet_runtime.model.errors import InvalidAdapter
 
 

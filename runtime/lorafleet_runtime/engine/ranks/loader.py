@@ -5,9 +5,9 @@ from __future__ import annotations
 import queue
 from dataclasses import dataclass, field
 
-from lorafleet_runtime.engine.adapter_loader import AdapterLoader, AdapterReader, Loaded
-from lorafleet_runtime.engine.rank_messages import AdapterRead, DropAdapter, ReadAdapter
-from lorafleet_runtime.engine.ranks import Ranks
+from lorafleet_runtime.engine.adapters.loader import AdapterLoader, AdapterReader, Loaded
+from lorafleet_runtime.engine.ranks.messages import AdapterRead, DropAdapter, ReadAdapter
+from lorafleet_runtime.engine.ranks.ranks import Ranks
 from lorafleet_runtime.protocol import LoadAdapter
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from lorafleet_runtime.core.host_tier import HostTier
 from lorafleet_runtime.core.residency import Adapter
+from lorafleet_runtime.engine.adapters.disk_tier import DiskTier
 from lorafleet_runtime.engine.background import background_thread
-from lorafleet_runtime.engine.disk_tier import DiskTier
 from lorafleet_runtime.engine.runner import Runner
 from lorafleet_runtime.model.errors import AdapterError
 

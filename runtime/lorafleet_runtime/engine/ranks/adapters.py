@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lorafleet_runtime.core.residency import Adapter
-from lorafleet_runtime.engine.adapter_loader import AdapterReader, explain
+from lorafleet_runtime.engine.adapters.disk_tier import DiskTier
+from lorafleet_runtime.engine.adapters.loader import AdapterReader, explain
 from lorafleet_runtime.engine.background import background_thread
-from lorafleet_runtime.engine.disk_tier import DiskTier
-from lorafleet_runtime.engine.rank_messages import (
+from lorafleet_runtime.engine.ranks.messages import (
     AdapterFetched,
     AdapterRead,
     DropAdapter,

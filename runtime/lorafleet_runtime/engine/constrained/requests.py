@@ -13,8 +13,8 @@ import structlog
 
 from lorafleet_runtime.constraints.constraint import Constraint, Vocabulary
 from lorafleet_runtime.constraints.messages import Advance, Close, FromWorker, Mask, Open, Opened
-from lorafleet_runtime.engine.constraint_process import ConstraintProcess
-from lorafleet_runtime.engine.turns import Turns
+from lorafleet_runtime.engine.constrained.process import ConstraintProcess
+from lorafleet_runtime.engine.constrained.turns import Turns
 from lorafleet_runtime.protocol import AddRequest
 
 log = structlog.get_logger("engine")

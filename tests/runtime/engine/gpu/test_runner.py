@@ -12,8 +12,8 @@ import torch
 
 from lorafleet_runtime.config import EngineConfig
 from lorafleet_runtime.engine.engine import Engine
-from lorafleet_runtime.engine.gpu_graphs import Captures, sizes_up_to
-from lorafleet_runtime.engine.gpu_runner import GpuRunner
+from lorafleet_runtime.engine.gpu.graphs import Captures, sizes_up_to
+from lorafleet_runtime.engine.gpu.runner import GpuRunner
 from lorafleet_runtime.engine.start import start
 from lorafleet_runtime.model.tiny import random_adapter, save_adapter, save_tiny_model, tiny_config
 from lorafleet_runtime.protocol import AddRequest, LoadAdapter, Sampling

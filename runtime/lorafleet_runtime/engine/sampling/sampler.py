@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lorafleet_kernels.reference import argmax
-from lorafleet_runtime.engine.penalties import Row, adjust, changes
-from lorafleet_runtime.engine.philox import uniforms
+from lorafleet_runtime.engine.sampling.penalties import Row, adjust, changes
+from lorafleet_runtime.engine.sampling.philox import uniforms
 from lorafleet_runtime.protocol import Sampling
 
 __all__ = ["Row", "Sampled", "sample"]

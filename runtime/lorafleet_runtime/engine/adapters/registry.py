@@ -9,10 +9,10 @@ from torch import Tensor
 from lorafleet_runtime.core.adapter_room import why_no_room
 from lorafleet_runtime.core.host_tier import HostTier
 from lorafleet_runtime.core.residency import Adapter, Residency
-from lorafleet_runtime.engine.adapter_loader import AdapterLoader, Loaded
-from lorafleet_runtime.engine.adapter_news import Teller
-from lorafleet_runtime.engine.disk_tier import DiskTier
-from lorafleet_runtime.engine.host_memory import HostMemory
+from lorafleet_runtime.engine.adapters.disk_tier import DiskTier
+from lorafleet_runtime.engine.adapters.host_memory import HostMemory
+from lorafleet_runtime.engine.adapters.loader import AdapterLoader, Loaded
+from lorafleet_runtime.engine.adapters.news import Teller
 from lorafleet_runtime.engine.runner import Runner
 from lorafleet_runtime.model.lora import PackedAdapter
 from lorafleet_runtime.protocol import AdapterNews, AdapterState, LoadAdapter

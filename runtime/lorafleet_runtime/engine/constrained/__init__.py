@@ -1,0 +1,1 @@
+"""Requests whose output is constrained, and the process that compiles their constraints."""
