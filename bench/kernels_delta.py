@@ -183,7 +183,7 @@ def _ways(work: DeltaWork, device: Device) -> tuple[Call, Call]:
                 pending = step.pending(i, "qkv", work.y[i])
             else:
                 step(i, "qkv", work.x[i], work.y[i])
-            held.attention._rotate_and_write(held.pool[i], work.y[i], None, None, pending)
+            held.attention._rotate_and_write(i, work.y[i], None, None, pending)
 
         return lambda i: rotate(i, True), lambda i: rotate(i, False)
     if case.group == "gate_up":

@@ -176,13 +176,13 @@ def _queries(rows: int, device: Device, config: DecoderConfig) -> tuple[Tensor, 
 
 
 def _decodes(held: Context, qkv: Tensor, out: Tensor) -> None:
-    for pool in held.pool:
-        held.attention._decode(pool, qkv, out)
+    for layer in range(len(held.pool)):
+        held.attention._decode(layer, qkv, out)
 
 
 def _prefills(held: Context, qkv: Tensor, out: Tensor) -> None:
-    for pool in held.pool:
-        held.attention._prefill(pool, qkv, out)
+    for layer in range(len(held.pool)):
+        held.attention._prefill(layer, qkv, out)
 
 
 def _dense(q: Tensor, k: Tensor, v: Tensor, times: int) -> None:

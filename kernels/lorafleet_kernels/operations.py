@@ -15,6 +15,7 @@ from lorafleet_kernels.native import Native, NativeAttention, fits, turn_back
 from lorafleet_kernels.native_forward import LayerWeights, NativeLayers
 from lorafleet_kernels.native_lora import AdapterTable, NativeLora
 from lorafleet_kernels.reference_attention import ReferenceAttention, Scratch
+from lorafleet_kernels.reference_fp8 import ReferenceFp8Attention
 
 
 class Attention(Protocol):
@@ -48,6 +49,11 @@ class Operations:
     def native(self) -> bool:
         """Whether adapters' tables and native operations are in use."""
         return self._native is not None
+
+    @property
+    def take_fp8(self) -> bool:
+        """Whether keys and values may be of 8 bits: native operations know the model's type only."""
+        return self._native is None
 
     @property
     def aligns_adapters(self) -> bool:
@@ -100,9 +106,13 @@ class Operations:
         return self._native
 
     def attention(
-        self, pool: Tensor, batch: AttentionBatch, sizes: HeadSizes, tables: tuple[Tensor, Tensor]
-    ) -> Attention:
-        """For one step over `pool [layers, P, 2, 16, kv_heads, size]`; `tables`: cos and sin `[positions, 1, size]`."""
+        self, pool: Tensor, batch: AttentionBatch, sizes: HeadSizes, tables: tuple[Tensor, Tensor],
+        scales: Tensor | None = None,
+    ) -> Attention:  # fmt: skip
+        """For one step over `pool [layers, P, 2, 16, kv_heads, size]`; `tables`: cos and sin `[positions, 1, size]`.
+        `scales [layers, P, kv_heads, 16, 2]`: of a pool of 8 bits (`reference_fp8`), for operations that `take_fp8`."""
+        if scales is not None:
+            return ReferenceFp8Attention(pool, scales, batch, sizes, tables)
         if self._native is None or not fits(sizes):
             return ReferenceAttention(pool, batch, sizes, tables, self._scratch)
         return NativeAttention(self._native, pool, batch, sizes, tables)

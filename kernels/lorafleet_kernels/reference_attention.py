@@ -37,9 +37,9 @@ class ReferenceAttention:
         device = pool.device
         positions = torch.tensor(batch.positions, device=device)
         self._cos, self._sin = tables[0][positions], tables[1][positions]
-        self._slots = ops.kv_slots(torch.tensor(_pages_of_tokens(batch), device=device), positions % ops.PAGE_TOKENS)
-        self._decode = _decode_meta(batch, pool.dtype, device)
-        self._prefill = _prefill_metas(batch, device)
+        self._slots = ops.kv_slots(torch.tensor(pages_of_tokens(batch), device=device), positions % ops.PAGE_TOKENS)
+        self._decode = decode_meta(batch, pool.dtype, device)
+        self._prefill = prefill_metas(batch, device)
         self._scratch = scratch.pages(self._decode.pages.shape[0] if self._decode else 0, pool)
 
     def __call__(self, layer: int, qkv: Tensor, q_norm: Tensor | None, k_norm: Tensor | None) -> Tensor:
@@ -58,12 +58,14 @@ class ReferenceAttention:
         return out.flatten(1)
 
 
-def _pages_of_tokens(batch: AttentionBatch) -> list[int]:
+def pages_of_tokens(batch: AttentionBatch) -> list[int]:
+    """The page of each of the step's tokens."""
     owners = (pages for count, pages in zip(batch.counts, batch.pages, strict=True) for _ in range(count))
     return [pages[position // ops.PAGE_TOKENS] for position, pages in zip(batch.positions, owners, strict=True)]
 
 
-def _decode_meta(batch: AttentionBatch, dtype: torch.dtype, device: torch.device) -> ops.DecodeMeta | None:
+def decode_meta(batch: AttentionBatch, dtype: torch.dtype, device: torch.device) -> ops.DecodeMeta | None:
+    """Of the step's decode rows; `dtype`: that of queries. None where there are none."""
     rows = batch.decodes
     if not rows:
         return None
@@ -77,13 +79,16 @@ def _decode_meta(batch: AttentionBatch, dtype: torch.dtype, device: torch.device
     return ops.DecodeMeta(rows, torch.tensor(table, device=device), bias[:, None, None, :])
 
 
-def _prefill_metas(batch: AttentionBatch, device: torch.device) -> list[ops.PrefillMeta]:
+def prefill_metas(
+    batch: AttentionBatch, device: torch.device, *, from_pages: bool = False
+) -> list[ops.PrefillMeta]:
+    """Of the step's chunks. `from_pages`: the first of a prompt is read from its pages too."""
     metas: list[ops.PrefillMeta] = []
     begin = batch.decodes
     for count, pages in zip(batch.counts[batch.decodes :], batch.pages[batch.decodes :], strict=True):
         start = batch.positions[begin]
         mask = None
-        if start:
+        if start or from_pages:
             after = torch.arange(start, start + count, device=device).unsqueeze(1)
             mask = torch.arange(start + count, device=device).unsqueeze(0) <= after
         metas.append(ops.PrefillMeta(begin, begin + count, start, torch.tensor(pages, device=device), mask))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lorafleet_runtime import __version__
-from lorafleet_runtime.config import DEVICES, DTYPES, OVERLAPS, PARTITIONS, EngineConfig, parse_size
+from lorafleet_runtime.config import DEVICES, DTYPES, KV_DTYPES, OVERLAPS, PARTITIONS, EngineConfig, parse_size
 from lorafleet_runtime.errors import ConfigError
 from lorafleet_runtime.frontend.options import ServeOptions
 from lorafleet_runtime.logs import configure_logs
@@ -48,6 +48,7 @@ def _options(parsed: argparse.Namespace) -> ServeOptions:
         served_name=parsed.served_name or Path(parsed.model).name.removesuffix(".gguf"),
         dtype=parsed.dtype,
         device=parsed.device,
+        kv_dtype=parsed.kv_dtype,
         max_model_len=parsed.max_model_len,
         max_num_seqs=parsed.max_num_seqs,
         max_batched_tokens=parsed.max_batched_tokens,
@@ -111,6 +112,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--admin-port", type=int, default=8001, help="admin port; 0 picks a free one")
     add("--device", choices=DEVICES, default="auto", help="auto: a GPU where there is one")
     add("--dtype", choices=DTYPES, default="auto", help="auto: what this device runs fastest")
+    add("--kv-dtype", choices=KV_DTYPES, default="auto",
+        help="of keys and values in the pool: auto: --dtype; fp8: a byte each, on GPUs")  # fmt: skip
     add("--max-model-len", type=int, default=0, help="context in tokens; 0: the model's own")
     add("--max-num-seqs", type=int, default=64, help="requests in one batch")
     add("--max-batched-tokens", type=int, default=512, help="tokens of one step")

@@ -15,6 +15,7 @@ from lorafleet_runtime.errors import ConfigError
 
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+KV_DTYPES = ("auto", "fp8")
 PARTITIONS = ("replicated", "slora")
 OVERLAPS = ("auto", "on", "off")
 _DECIMAL = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -42,6 +43,7 @@ class EngineConfig:
     served_name: str
     dtype: str = "auto"
     device: str = "auto"
+    kv_dtype: str = "auto"  # of keys and values in the pool: the model's own, or e4m3
     max_model_len: int = 0
     max_num_seqs: int = 64
     max_batched_tokens: int = 512
@@ -68,6 +70,7 @@ class EngineConfig:
             (self.device != "cuda" or self.tensor_parallel == 1, "--device", self.device,
              "needs --tensor-parallel 1: several ranks run on CPUs only as yet"),
             (self.dtype in DTYPES, "--dtype", self.dtype, f"must be one of {', '.join(DTYPES)}"),
+            (self.kv_dtype in KV_DTYPES, "--kv-dtype", self.kv_dtype, f"must be one of {', '.join(KV_DTYPES)}"),
             (self.max_model_len >= 0, "--max-model-len", self.max_model_len, "must not be negative"),
             (self.max_num_seqs >= 1, "--max-num-seqs", self.max_num_seqs, "must be at least 1"),
             (self.max_batched_tokens >= self.max_num_seqs, "--max-batched-tokens", self.max_batched_tokens,

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from lorafleet_kernels.reference_fp8 import FP8
+
 PAGE_TOKENS = 16
 GROUP_TILE = 16
 """Rows of the smallest tile of the tensor cores: fewer query heads a key-value head are padded to it."""
@@ -62,11 +64,19 @@ def group_tile(group: int) -> int:
     return max(GROUP_TILE, padded(group))
 
 
+def half_tile(size: int) -> int:
+    """Words of two features (`kernels.fp8_pairs`) that a tile's side takes; the tensor cores want 16."""
+    return max(16, padded(size) // 2)
+
+
 def decode_tiles(size: int, group: int, dtype: torch.dtype, capability: Capability) -> DecodeTiles:
-    """Bound by memory: at least two pages at a time, the next in flight, several programs a processor to hide what
-    each waits for. Page ids take two of the five stages, so two pairs of keys and values are in shared memory."""
+    """Of `dtype` in the pool. Bound by memory: at least two pages at a time, the next in flight, several programs a
+    processor to hide what each waits for. Page ids take two of the five stages, so two pairs of keys and values are in
+    shared memory."""
     width = padded(size) * dtype.itemsize
     wide_group = group_tile(group) > GROUP_TILE
+    if dtype == FP8:
+        return _fp8_decode_tiles(width, wide_group, capability)
     if width <= 128:
         return DecodeTiles(64, 4, 5, resident=2 if _has_little(capability) or wide_group else 4)
     if width <= 256:
@@ -74,9 +84,19 @@ def decode_tiles(size: int, group: int, dtype: torch.dtype, capability: Capabili
     return DecodeTiles(32, 8, 5 if width <= 512 else 2, resident=1)
 
 
+def _fp8_decode_tiles(width: int, wide_group: bool, capability: Capability) -> DecodeTiles:
+    """Sums and keys take as many registers as those of 16 bits, so tiles are no longer; where a processor has room,
+    more of them are in flight."""
+    resident = 2 if _has_little(capability) or wide_group else 4
+    if width <= 64:
+        return DecodeTiles(32 if wide_group else 64, 4, 5, resident)
+    return DecodeTiles(32, 4, 7, resident) if width <= 128 else DecodeTiles(32, 8, 5, resident=1)
+
+
 def prefill_tiles(size: int, group: int, dtype: torch.dtype, capability: Capability) -> PrefillTiles:
-    """Bound by the tensor cores: as many rows as the registers hold beside a tile of scores. Hopper reads queries from
-    shared memory, others from registers, which are then too few for large tiles."""
+    """`dtype`: the model's, whatever the pool's. Bound by the tensor cores: as many rows as the registers hold beside a
+    tile of scores. Hopper reads queries from shared memory, others from registers, which are then too few for large
+    tiles."""
     width = padded(size) * dtype.itemsize
     if width <= 128 or (width <= 256 and capability[0] == 9):
         tiles = PrefillTiles(128, 64, 8, 3)
@@ -87,12 +107,12 @@ def prefill_tiles(size: int, group: int, dtype: torch.dtype, capability: Capabil
     return replace(tiles, rows=max(tiles.rows, padded(group)))
 
 
-def decode_forms(size: int, group: int) -> dict[DecodeTiles, set[str]]:
-    """All that `decode_tiles` may choose for 16-bit elements, each once, and the cards where it may."""
+def decode_forms(size: int, group: int, dtype: torch.dtype = torch.bfloat16) -> dict[DecodeTiles, set[str]]:
+    """All that `decode_tiles` may choose for such elements, each once, and the cards where it may."""
     forms: dict[DecodeTiles, set[str]] = {}
     for capability, card in CARDS.items():
         # How many are resident is a matter of the split, not of the code.
-        tiles = replace(decode_tiles(size, group, torch.bfloat16, capability), resident=1)
+        tiles = replace(decode_tiles(size, group, dtype, capability), resident=1)
         forms.setdefault(tiles, set()).add(card)
     return forms
 

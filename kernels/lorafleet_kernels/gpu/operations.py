@@ -27,7 +27,7 @@ class TritonOperations(Operations):
         self.card = Card.of(device)
         self._dtype = dtype
         self._device = device
-        self._heads: dict[HeadSizes, tuple[AttentionShape, DecodeScratch]] = {}
+        self._heads: dict[tuple[HeadSizes, torch.dtype], tuple[AttentionShape, DecodeScratch]] = {}
         self._argmax: TritonArgmax | None = None
         self._rows = 0
 
@@ -51,17 +51,18 @@ class TritonOperations(Operations):
         return self._argmax(logits)
 
     def attention(
-        self, pool: Tensor, batch: AttentionBatch, sizes: HeadSizes, tables: tuple[Tensor, Tensor]
-    ) -> Attention:
-        shape, scratch = self.heads(sizes)
-        return attention_of_step(pool, batch, shape, tables, scratch)
+        self, pool: Tensor, batch: AttentionBatch, sizes: HeadSizes, tables: tuple[Tensor, Tensor],
+        scales: Tensor | None = None,
+    ) -> Attention:  # fmt: skip
+        shape, scratch = self.heads(sizes, pool.dtype)
+        return attention_of_step(pool, batch, shape, tables, scratch, scales)
 
-    def heads(self, sizes: HeadSizes) -> tuple[AttentionShape, DecodeScratch]:
-        """How attention over such heads is launched, and the memory that all its launches share."""
-        if sizes not in self._heads:
-            shape = AttentionShape.of(sizes, self._dtype, self.card.capability, self.card.processors)
-            self._heads[sizes] = shape, DecodeScratch.of(shape, self._device)
-        return self._heads[sizes]
+    def heads(self, sizes: HeadSizes, kv: torch.dtype) -> tuple[AttentionShape, DecodeScratch]:
+        """How attention over such heads in a pool of `kv` is launched, and the memory that all its launches share."""
+        if (sizes, kv) not in self._heads:
+            shape = AttentionShape.of(sizes, self._dtype, self.card.capability, self.card.processors, kv)
+            self._heads[sizes, kv] = shape, DecodeScratch.of(shape, self._device)
+        return self._heads[sizes, kv]
 
     def fused_layers(self, layers: Sequence[GpuLayer], eps: float) -> TritonLayers:
         return TritonLayers(layers, eps)

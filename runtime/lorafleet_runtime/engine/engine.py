@@ -181,7 +181,7 @@ class Engine:
             phase="Ready",
             progress=1.0,
             model=model_info(self._model, self._limits.max_model_len, self._max_rank, self._parameters),
-            pages=pages_info(self._room, self._runner.pool[:, 0].nbytes),
+            pages=pages_info(self._room, self._runner.page_bytes),
             host=HostInfo(memory.tier.budget, memory.tier.used),
             load=LoadInfo(
                 running=scheduler.running,

@@ -14,12 +14,12 @@ from torch import Tensor
 from lorafleet_kernels.native import NativeAttention
 from lorafleet_kernels.native_lora import AdapterTable, TableTemplate
 from lorafleet_runtime.core.batch import Batch
-from lorafleet_runtime.core.pages import PAGE_TOKENS
 from lorafleet_runtime.core.residency import Adapter
 from lorafleet_runtime.engine.adapters.extras_step import ExtrasStep
 from lorafleet_runtime.engine.adapters.lora_stack import LoraStacks
 from lorafleet_runtime.engine.adapters.lora_step import LoraStep
 from lorafleet_runtime.engine.constrained.requests import Constraints
+from lorafleet_runtime.engine.pool import Pool, page_bytes
 from lorafleet_runtime.engine.ranks.slora_step import SloraStep
 from lorafleet_runtime.engine.sampling.choosing import choose
 from lorafleet_runtime.engine.sampling.sampler import Sampled
@@ -37,7 +37,6 @@ from lorafleet_runtime.model.collectives import Partition
 from lorafleet_runtime.model.decoder import Decoder, LoraHook
 from lorafleet_runtime.model.extras import ExtraViews, extra_views
 from lorafleet_runtime.model.lora import GroupView, Layout, PackedAdapter, matrices, vectors_in
-from lorafleet_runtime.model.on_demand import zeros_on_demand
 from lorafleet_runtime.model.threads import on_all_threads
 
 STACK_BYTES = 256 * 2**20
@@ -46,12 +45,6 @@ STACK_BYTES = 256 * 2**20
 PROBED_PAGES = 16
 NOT_HERE = torch.empty(0)
 """In place of a golden copy that is on disk."""
-
-
-def page_elements(kv_dim: int, kv: torch.dtype, seen_as: torch.dtype) -> int:
-    """Elements of one page in one layer, which is as large as keys and values of 16 tokens in `kv`, where it is read as
-    `seen_as`: adapters may have other elements than keys and values."""
-    return PAGE_TOKENS * 2 * kv_dim * kv.itemsize // seen_as.itemsize
 
 
 class Runner:
@@ -65,16 +58,10 @@ class Runner:
         config = model.config
         self.model = model
         self.constraints = Constraints()
-        kv = kv or model.dtype
         self.device = model.embedding.device
-        shape = (config.num_layers, total_pages, page_elements(config.kv_dim, kv, model.dtype))
-        on_cpu = self.device.type == "cpu"
-        if on_cpu:
-            self.pool = zeros_on_demand(shape, model.dtype)
-        else:
-            self.pool = torch.zeros(shape, dtype=model.dtype, device=self.device)
-        heads = (config.num_kv_heads, config.head_dim)
-        self._kv = self.pool.view(kv).view(config.num_layers, total_pages, 2, PAGE_TOKENS, *heads)
+        pool = Pool.of(config, total_pages, model.dtype, kv or model.dtype, self.device)
+        self.pool, self._kv, self._scales = pool.weights, pool.kv, pool.scales
+        self.page_bytes = page_bytes(config, kv or model.dtype)
         self._slora = partition == "slora" and model.collectives is not None
         self._on_tables = model.ops.native and not self._slora
         self._views: dict[int, tuple[Mapping[str, GroupView], ...]] = {}
@@ -82,7 +69,7 @@ class Runner:
         self._templates: dict[int, TableTemplate] = {}  # by the layout's number
         self._extras: dict[int, ExtraViews] = {}  # of the adapters that have any
         self._layout_of: dict[int, int] = {}  # numbers of layouts
-        self._stacks = LoraStacks(STACK_BYTES if on_cpu else 0)
+        self._stacks = LoraStacks(STACK_BYTES if self.device.type == "cpu" else 0)
         self._sampled: list[int] = []  # by the last step
         # What follows belongs to whoever makes plans, the above to whoever runs them.
         self._packed: dict[int, PackedAdapter] = {}
@@ -216,7 +203,8 @@ class Runner:
         return ExtrasStep(segments(step.rows), sampling, self._extras, self.model.config.rms_norm_eps)
 
     def _forward(self, step: RunStep, extras: ExtrasStep | None) -> Tensor:
-        attend = self.model.ops.attention(self._kv, attention_batch(step), self.model.heads, self.model.rope)
+        attended = attention_batch(step)
+        attend = self.model.ops.attention(self._kv, attended, self.model.heads, self.model.rope, self._scales)
         lora = self._lora(step)
         hook = lora if extras is None else extras.before(lora)
         if not isinstance(attend, NativeAttention):  # which asks for its threads itself

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import torch
 
+from lorafleet_kernels.reference_fp8 import FP8_SIZE
 from lorafleet_runtime.config import EngineConfig
 from lorafleet_runtime.core.fairness.counters import CounterTable
 from lorafleet_runtime.core.fairness.policies import read_spec
 from lorafleet_runtime.core.host_tier import HostTier
 from lorafleet_runtime.core.limits import Limits
-from lorafleet_runtime.core.pages import PAGE_TOKENS, pages_for_tokens
+from lorafleet_runtime.core.pages import pages_for_tokens
 from lorafleet_runtime.core.room import Room
 from lorafleet_runtime.engine.adapters.disk_tier import DiskTier
 from lorafleet_runtime.engine.adapters.loader import AdapterLoader, AdapterReader
@@ -22,11 +23,12 @@ from lorafleet_runtime.engine.engine import Engine
 from lorafleet_runtime.engine.gpu.memory import best_dtype_of_card, device_for, pool_bytes
 from lorafleet_runtime.engine.load import load_rank
 from lorafleet_runtime.engine.memory import available_bytes, give_back, keep_freed
+from lorafleet_runtime.engine.pool import kv_dtype_of, page_bytes, page_elements
 from lorafleet_runtime.engine.ranks.disk import RankedDisk
 from lorafleet_runtime.engine.ranks.loader import RankedLoader
 from lorafleet_runtime.engine.ranks.ranks import Ranks
 from lorafleet_runtime.engine.ranks.runner import RankedRunner
-from lorafleet_runtime.engine.runner import Runner, page_elements
+from lorafleet_runtime.engine.runner import Runner
 from lorafleet_runtime.engine.threads import available_cores, choose_threads
 from lorafleet_runtime.errors import ConfigError
 from lorafleet_runtime.model.base_weights import BaseWeights
@@ -96,6 +98,9 @@ def _start(
         ranks.load(config)
     shard = Shard(0, config.tensor_parallel)
     model = load_rank(config, decoder_config, shard, lambda f: progress("loading weights", 0.9 * f))
+    kv = kv_dtype_of(config.kv_dtype, model.dtype)
+    if kv != model.dtype:
+        _check_kv(model)
     progress("measuring what is fastest on this machine", 0.9)
     set_threads(config.threads or available_cores())
     choose_forms(model)  # first: in another form, more threads may look useless
@@ -103,10 +108,10 @@ def _start(
         set_threads(choose_threads(model))
     if ranks is not None:
         ranks.wait_until_loaded()
-    total_pages = _total_pages(config, model.config)
+    total_pages = _total_pages(config, model.config, page_bytes(model.config, kv))
     limits = Limits(config.max_model_len, config.max_num_seqs, config.max_batched_tokens, config.speculate)
     give_back()
-    elements = page_elements(model.config.kv_dim, model.dtype, model.dtype)
+    elements = page_elements(model.config.kv_dim, kv, model.dtype)
     base: BaseWeights = DecoderWeights(model)
     if ranks is not None or config.device == "cuda":  # from the file: adapters are read on the host
         base = CheckpointWeights(Path(config.model), decoder_config, model.dtype)
@@ -114,7 +119,7 @@ def _start(
     reader = AdapterReader(
         decoder_config, elements, model.dtype, config.max_lora_rank, shard, config.partition, base, grain
     )
-    runner, loader = _parts(config, model, total_pages, reader, ranks)
+    runner, loader = _parts(config, model, total_pages, kv, reader, ranks)
     if config.memory_bytes and config.device == "cpu":  # asked for; a share that was chosen here is taken as it is used
         progress("taking the pool's memory", 0.95)
         take(runner.pool)
@@ -139,20 +144,20 @@ def overlaps(config: EngineConfig, cores: int, computing: int) -> bool:
 
 
 def _parts(
-    config: EngineConfig, model: Decoder, total_pages: int, reader: AdapterReader, ranks: Ranks | None
+    config: EngineConfig, model: Decoder, total_pages: int, kv: torch.dtype, reader: AdapterReader, ranks: Ranks | None
 ) -> tuple[Runner, AdapterLoader]:
     """What runs steps and what reads adapters, on one rank or on all."""
     if ranks is None and model.ops.aligns_adapters:
         from lorafleet_runtime.engine.gpu.runner import GpuRunner  # Triton takes a second, and is not everywhere
 
-        gpu = GpuRunner(model, total_pages)
+        gpu = GpuRunner(model, total_pages, kv)
         if model.embedding.device.type == "cuda":
             gpu.use_graphs(config.max_num_seqs, config.max_lora_rank)
         return gpu, AdapterLoader(reader)
     if ranks is None:
-        return Runner(model, total_pages), AdapterLoader(reader)
+        return Runner(model, total_pages, kv=kv), AdapterLoader(reader)
     loader = RankedLoader(reader, ranks)
-    return RankedRunner(model, total_pages, reader.partition, ranks, loader), loader
+    return RankedRunner(model, total_pages, reader.partition, ranks, loader, kv), loader
 
 
 def _max_model_len(config: EngineConfig, decoder: DecoderConfig) -> int:
@@ -164,9 +169,22 @@ def _max_model_len(config: EngineConfig, decoder: DecoderConfig) -> int:
     return config.max_model_len or decoder.max_position_embeddings
 
 
-def _total_pages(config: EngineConfig, decoder: DecoderConfig) -> int:
+def _check_kv(model: Decoder) -> None:
+    """Raises ConfigError where this model's keys and values cannot be of 8 bits here."""
+    if not model.ops.take_fp8:
+        raise ConfigError(
+            "--kv-dtype fp8: the operations of CPUs keep keys and values in the model's type only: leave --kv-dtype at "
+            "auto, or set LORAFLEET_KERNELS=reference for plain torch, which is several times slower"
+        )
+    if model.config.head_dim % FP8_SIZE:
+        raise ConfigError(
+            f"--kv-dtype fp8 needs heads of a multiple of {FP8_SIZE} features; this model's have "
+            f"{model.config.head_dim}: leave --kv-dtype at auto"
+        )
+
+
+def _total_pages(config: EngineConfig, decoder: DecoderConfig, page_bytes: int) -> int:
     """Pages of one rank's pool; `decoder` is what one rank runs. All ranks are on this machine, in its memory."""
-    page_bytes = decoder.num_layers * PAGE_TOKENS * 2 * decoder.kv_dim * getattr(torch, config.dtype).itemsize
     if config.device == "cuda":
         memory = config.memory_bytes or pool_bytes(config, decoder)
     else:

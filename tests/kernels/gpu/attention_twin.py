@@ -74,17 +74,20 @@ def rotated(case: Case) -> tuple[Tensor, Tensor, Tensor]:
     return reference.rotated_heads(case.qkv.double(), case.sizes, cos, sin, q_norm, k_norm)
 
 
-def longhand(case: Case, forget: int = 0, scale: float = 1.0) -> Tensor:
-    """`[T, heads · D]` in float64. `forget` so many of each row's last tokens, or `scale` all scores, to be wrong."""
+def longhand(case: Case, forget: int = 0, scale: float = 1.0, pages: Tensor | None = None) -> Tensor:
+    """`[T, heads · D]` in float64. `forget` so many of each row's last tokens, or `scale` all scores, to be wrong.
+    `pages`: where all keys and values are, the step's own too, in place of the case's."""
     q, k, v = rotated(case)
     sizes = case.sizes
     out = torch.empty_like(q)
     row = 0
-    for count, pages in zip(case.batch.counts, case.batch.pages, strict=True):
+    for count, own in zip(case.batch.counts, case.batch.pages, strict=True):
         cached = case.batch.positions[row]
-        held = case.pool[LAYER, pages].double()
-        keys = torch.cat((held[:, 0].flatten(0, 1)[:cached], k[row : row + count]))
-        values = torch.cat((held[:, 1].flatten(0, 1)[:cached], v[row : row + count]))
+        held = (case.pool[LAYER] if pages is None else pages)[own].double()
+        keys, values = held[:, 0].flatten(0, 1), held[:, 1].flatten(0, 1)
+        if pages is None:
+            keys = torch.cat((keys[:cached], k[row : row + count]))
+            values = torch.cat((values[:cached], v[row : row + count]))
         for i in range(count):
             seen = max(1, cached + i + 1 - forget)
             for head in range(sizes.heads):

@@ -15,7 +15,7 @@ def run(case: Case, pool: torch.Tensor) -> torch.Tensor:
     """Rotates a copy of the case's qkv, which it returns, and writes to `pool`."""
     qkv = case.qkv.clone()
     q_norm, k_norm = case.norms
-    case.attention(pool)._rotate_and_write(pool[LAYER], qkv, q_norm, k_norm, None)
+    case.attention(pool)._rotate_and_write(LAYER, qkv, q_norm, k_norm, None)
     return qkv
 
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lorafleet_runtime.engine.runner import Runner, page_elements
+from lorafleet_runtime.engine.pool import page_elements
+from lorafleet_runtime.engine.runner import Runner
 from lorafleet_runtime.engine.step_plan import BASE, Plan, PlannedRow, RunStep
 from lorafleet_runtime.model.adapter_weights import AdapterWeights, LoraPair
 from lorafleet_runtime.model.decoder import Decoder

@@ -55,6 +55,44 @@ def _piece(
     return best, total, mixed
 
 
+@triton.jit
+def is_last(arrived, place, pieces):
+    """Whether this program is the last of `pieces` to have stored its sums; the counter at `place` is zero again."""
+    # All threads' stores come before the one atomic of the program, whose release covers them.
+    tl.debug_barrier()
+    before = tl.atomic_add(arrived + place, 1, sem="acq_rel")
+    if before == pieces - 1:
+        tl.store(arrived + place, 0)
+    return before == pieces - 1
+
+
+@triton.jit
+def added_up(
+    sums, stats, first, step, pieces, g, group, columns, mask, SIZE: tl.constexpr, BLOCK_G: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """What all pieces of a row make of some columns: `first` is the first piece's first head among the sums, and `step`
+    heads further is the next's."""
+    best = tl.full([BLOCK_G], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_G], tl.float32)
+    mixed = tl.zeros([BLOCK_G, BLOCK_D], tl.float32)
+    for other in range(pieces):
+        theirs = first + other * step + g
+        # From L2: another processor wrote them.
+        their_best = tl.load(stats + theirs * 2, mask=g < group, other=0.0, cache_modifier=".cg")
+        their_total = tl.load(stats + theirs * 2 + 1, mask=g < group, other=1.0, cache_modifier=".cg")
+        their_sums = tl.load(
+            sums + theirs[:, None] * SIZE + columns[None, :], mask=mask, other=0.0, cache_modifier=".cg"
+        )
+        new_best = tl.maximum(best, their_best)
+        fade = tl.exp2(best - new_best)
+        gain = tl.exp2(their_best - new_best)
+        total = total * fade + their_total * gain
+        mixed = mixed * fade[:, None] + their_sums * gain[:, None]
+        best = new_best
+    return mixed / total[:, None]
+
+
 @triton.jit(do_not_specialize=["group"])
 def paged_decode_kernel(
     q, out, pool, pages, items, bounds, sums, stats, arrived,
@@ -96,29 +134,10 @@ def paged_decode_kernel(
             tl.store(sums + (mine + g)[:, None] * SIZE + d[None, :], mixed, mask=mask)
             tl.store(stats + (mine + g) * 2, best, mask=g < group)
             tl.store(stats + (mine + g) * 2 + 1, total, mask=g < group)
-            # All threads' stores come before the one atomic of the program, whose release covers them.
-            tl.debug_barrier()
-            before = tl.atomic_add(arrived + slot * kv_heads + head, 1, sem="acq_rel")
-            if before == pieces - 1:
-                tl.store(arrived + slot * kv_heads + head, 0)
-                best = tl.full([BLOCK_G], float("-inf"), tl.float32)
-                total = tl.zeros([BLOCK_G], tl.float32)
-                mixed = tl.zeros([BLOCK_G, BLOCK_D], tl.float32)
-                for other in range(pieces):
-                    theirs = first + other * kv_heads * group + g
-                    # From L2: another processor wrote them.
-                    their_best = tl.load(stats + theirs * 2, mask=g < group, other=0.0, cache_modifier=".cg")
-                    their_total = tl.load(stats + theirs * 2 + 1, mask=g < group, other=1.0, cache_modifier=".cg")
-                    their_sums = tl.load(
-                        sums + theirs[:, None] * SIZE + d[None, :], mask=mask, other=0.0, cache_modifier=".cg"
-                    )
-                    new_best = tl.maximum(best, their_best)
-                    fade = tl.exp2(best - new_best)
-                    gain = tl.exp2(their_best - new_best)
-                    total = total * fade + their_total * gain
-                    mixed = mixed * fade[:, None] + their_sums * gain[:, None]
-                    best = new_best
-                result = mixed / total[:, None]
+            if is_last(arrived, slot * kv_heads + head, pieces):
+                result = added_up(
+                    sums, stats, first, kv_heads * group, pieces, g, group, d, mask, SIZE, BLOCK_G, BLOCK_D
+                )
                 tl.store(out + row * out_stride + columns, result.to(out.dtype.element_ty), mask=mask)
 
 

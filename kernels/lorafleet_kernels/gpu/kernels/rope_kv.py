@@ -1,8 +1,8 @@
 """Rotation of queries and keys, and the keys' and values' way to their pages: one launch a layer.
 
-Twin: `reference.rotated_heads` and `reference.kv_write`, after `reference.lora_segment` where adapters take part. One
-program takes a few heads of one token, behind an expand one head: it reads every element of qkv once and writes it
-once, queries where they came from."""
+Twin: `reference.rotated_heads` and `reference.kv_write`, or for FP8 that of `reference_fp8`; where adapters take part,
+after `reference.lora_segment`. One program takes a few heads of one token, behind an expand one head: it reads every
+element of qkv once and writes it once, queries where they came from."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from lorafleet_kernels.gpu.attention_tiles import PAGE_TOKENS, SHIPPED_SIZES
+from lorafleet_kernels.gpu.kernels.fp8_pairs import bfloat16_bits, exponents, packed
 from lorafleet_kernels.gpu.kernels.lora_delta import slice_delta
 from lorafleet_kernels.gpu.specialization import Specialization
 
@@ -20,13 +21,14 @@ RANKS_AT_ONCE = 16
 
 @triton.jit
 def finish_heads(
-    low, high, here, head, token, slot, q_norm, k_norm, cos, sin, positions, pool,
+    low, high, here, head, token, slot, q_norm, k_norm, cos, sin, positions, pool, scales,
     heads, kv_heads, page_stride, half_stride, token_stride, head_stride, eps,
-    SIZE: tl.constexpr, BLOCK_HALF: tl.constexpr, PAGE: tl.constexpr, NORMS: tl.constexpr,
+    SIZE: tl.constexpr, BLOCK_HALF: tl.constexpr, PAGE: tl.constexpr, NORMS: tl.constexpr, FP8: tl.constexpr,
 ):  # fmt: skip
     """Norms, rotation and all writes of some heads of one token: `low, high [heads, BLOCK_HALF]` float32 are their
-    halves, `here` points at the lower ones in qkv."""
-    DTYPE: tl.constexpr = pool.dtype.element_ty
+    halves, `here` points at the lower ones in qkv. FP8: `pool` and its strides are int16 words, `scales
+    [P, kv_heads, PAGE, 2]` the bits of bfloat16."""
+    DTYPE: tl.constexpr = q_norm.dtype.element_ty
     HALF: tl.constexpr = SIZE // 2
     d = tl.arange(0, BLOCK_HALF)
     inside = d < HALF
@@ -62,18 +64,27 @@ def finish_heads(
     cached = exists & (head >= heads)
     kv_head = tl.where(rotates, head - heads, head - heads - kv_heads)
     offset = kv_head.to(tl.int64) * head_stride + tl.where(rotates, 0, 1).to(tl.int64) * half_stride
-    row = (slot // PAGE).to(tl.int64) * page_stride + (slot % PAGE).to(tl.int64) * token_stride
+    page = (slot // PAGE).to(tl.int64)
+    row = page * page_stride + (slot % PAGE).to(tl.int64) * token_stride
     there = pool + row + offset[:, None] + d[None, :]
     cached_mask = cached[:, None] & inside[None, :]
-    tl.store(there, new_low, mask=cached_mask)
-    tl.store(there + HALF, new_high, mask=cached_mask)
+    if FP8:
+        wide_low, wide_high = new_low.to(tl.float32), new_high.to(tl.float32)
+        exponent = exponents(wide_low, wide_high)
+        tl.store(there, packed(wide_low, wide_high, exponent), mask=cached_mask)
+        place = ((page * kv_heads + kv_head) * PAGE + slot % PAGE) * 2 + tl.where(rotates, 0, 1)
+        tl.store(scales + place, bfloat16_bits(exponent), mask=cached)
+    else:
+        tl.store(there, new_low, mask=cached_mask)
+        tl.store(there + HALF, new_high, mask=cached_mask)
 
 
 @triton.jit(do_not_specialize=["heads", "kv_heads"])
 def rope_kv_kernel(
-    qkv, q_norm, k_norm, cos, sin, positions, slots, pool,
+    qkv, q_norm, k_norm, cos, sin, positions, slots, pool, scales,
     heads, kv_heads, qkv_stride, page_stride, half_stride, token_stride, head_stride, eps,
     SIZE: tl.constexpr, BLOCK_HALF: tl.constexpr, BLOCK_HEADS: tl.constexpr, PAGE: tl.constexpr, NORMS: tl.constexpr,
+    FP8: tl.constexpr,
 ):  # fmt: skip
     """Grid: tokens × blocks of heads. `slots [T]`: page · PAGE + offset, -1: the row is padding."""
     token = tl.program_id(0).to(tl.int64)
@@ -87,17 +98,18 @@ def rope_kv_kernel(
     low = tl.load(here, mask=mask, other=0.0).to(tl.float32)
     high = tl.load(here + SIZE // 2, mask=mask, other=0.0).to(tl.float32)
     finish_heads(
-        low, high, here, head, token, slot, q_norm, k_norm, cos, sin, positions, pool,
-        heads, kv_heads, page_stride, half_stride, token_stride, head_stride, eps, SIZE, BLOCK_HALF, PAGE, NORMS,
+        low, high, here, head, token, slot, q_norm, k_norm, cos, sin, positions, pool, scales,
+        heads, kv_heads, page_stride, half_stride, token_stride, head_stride, eps, SIZE, BLOCK_HALF, PAGE, NORMS, FP8,
     )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["heads", "kv_heads", "plane_stride", "planes_width", "layout_stride", "splits"])
 def expand_rope_kv_kernel(
-    qkv, q_norm, k_norm, cos, sin, positions, slots, pool, weights, planes, row_adapters, adapters, pages, layouts,
+    qkv, q_norm, k_norm, cos, sin, positions, slots, pool, scales,
+    weights, planes, row_adapters, adapters, pages, layouts,
     heads, kv_heads, qkv_stride, page_stride, half_stride, token_stride, head_stride, eps,
     plane_stride, planes_width, layout_stride, splits,
-    SIZE: tl.constexpr, BLOCK_HALF: tl.constexpr, PAGE: tl.constexpr, NORMS: tl.constexpr,
+    SIZE: tl.constexpr, BLOCK_HALF: tl.constexpr, PAGE: tl.constexpr, NORMS: tl.constexpr, FP8: tl.constexpr,
     WEIGHTS_PAGE: tl.constexpr, GRAIN: tl.constexpr, BLOCK_R: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """The same of qkv and its adapters' deltas, from the planes that shrink left. Grid: tokens × heads."""
@@ -105,7 +117,7 @@ def expand_rope_kv_kernel(
     slot = tl.load(slots + token)
     if slot < 0:
         return
-    DTYPE: tl.constexpr = pool.dtype.element_ty
+    DTYPE: tl.constexpr = qkv.dtype.element_ty
     one = tl.program_id(1)
     number = (one >= heads).to(tl.int32) + (one >= heads + kv_heads).to(tl.int32)
     first = tl.where(number == 0, one, (one - heads) % kv_heads) * SIZE
@@ -129,8 +141,8 @@ def expand_rope_kv_kernel(
     low = tl.where(mask, low.to(DTYPE).to(tl.float32), 0.0)
     high = tl.where(mask, high.to(DTYPE).to(tl.float32), 0.0)
     finish_heads(
-        low, high, here, head, token, slot, q_norm, k_norm, cos, sin, positions, pool,
-        heads, kv_heads, page_stride, half_stride, token_stride, head_stride, eps, SIZE, BLOCK_HALF, PAGE, NORMS,
+        low, high, here, head, token, slot, q_norm, k_norm, cos, sin, positions, pool, scales,
+        heads, kv_heads, page_stride, half_stride, token_stride, head_stride, eps, SIZE, BLOCK_HALF, PAGE, NORMS, FP8,
     )  # fmt: skip
 
 
@@ -146,9 +158,11 @@ def expand_warps(size: int) -> int:
 
 
 def specializations() -> list[Specialization]:
-    """Every head size and element type, with and without norms over the heads, alone and behind an expand."""
+    """Every head size and element type, with and without norms over the heads, alone and behind an expand, to a pool
+    of the model's type and of 8 bits."""
     return [
-        _form(dtype, size, norms, grain)
+        _form(dtype, size, norms, grain, fp8)
+        for fp8 in (False, True)
         for dtype in ("bf16", "fp16")
         for size in SHIPPED_SIZES
         for norms in (False, True)
@@ -156,14 +170,16 @@ def specializations() -> list[Specialization]:
     ]
 
 
-def _form(dtype: str, size: int, norms: bool, grain: int | None) -> Specialization:
+def _form(dtype: str, size: int, norms: bool, grain: int | None, fp8: bool) -> Specialization:
     """Behind an expand where a grain is given."""
-    tensors = dict.fromkeys(("qkv", "q_norm", "k_norm", "cos", "sin", "pool"), f"*{dtype}")
+    tensors = dict.fromkeys(("qkv", "q_norm", "k_norm", "cos", "sin"), f"*{dtype}")
+    tensors |= dict.fromkeys(("pool", "scales"), "*i16" if fp8 else f"*{dtype}")
     strides = ("qkv_stride", "page_stride", "half_stride", "token_stride", "head_stride")
     arguments = tensors | dict.fromkeys(("positions", "slots"), "*i32") | {"eps": "fp32"}
     arguments |= dict.fromkeys(("heads", "kv_heads", *strides), "i32")
     constants = {"SIZE": size, "BLOCK_HALF": triton.next_power_of_2(size // 2), "PAGE": PAGE_TOKENS, "NORMS": norms}
-    name = f"rope_kv {dtype} d{size}{' norms' if norms else ''}"
+    constants["FP8"] = fp8
+    name = f"rope_kv {dtype} d{size}{' norms' if norms else ''}{' fp8' if fp8 else ''}"
     if grain is None:
         constants["BLOCK_HEADS"] = HEADS_AT_ONCE
         return Specialization(name, rope_kv_kernel, arguments, constants, WARPS, 1, divisible=frozenset(strides))

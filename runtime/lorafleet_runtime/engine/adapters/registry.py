@@ -126,7 +126,7 @@ class Adapters:
         own = replaced.pages_needed if replaced is not None and replaced.pinned else 0
         return why_no_room(
             adapter, packed.layout.pages, pinned=residency.pinned_pages - own, total=residency.pool.total,
-            page_bytes=self._runner.pool[:, 0].nbytes, max_model_len=self._max_model_len,
+            page_bytes=self._runner.page_bytes, max_model_len=self._max_model_len,
         )  # fmt: skip
 
     def collect(self) -> None:

@@ -31,11 +31,13 @@ WARM_UP = 2
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What all graphs of one runner share. `kv [layers, P, 2, 16, kv_heads, D]` and `pool` are the same memory."""
+    """What all graphs of one runner share. `kv [layers, P, 2, 16, kv_heads, D]` and `pool` are the same memory;
+    `scales`: of keys and values of 8 bits."""
 
     model: Decoder
     pool: Tensor
     kv: Tensor
+    scales: Tensor | None
     shape: AttentionShape
     decode: DecodeScratch
     groups: Mapping[str, GroupShape]
@@ -116,7 +118,7 @@ class DecodeGraph:
         attention, lora_end = self._parts
         rows = self._bounds.tokens
         plan = DevicePlan.view(self._device[:attention], self._bounds, self._cut)
-        attend = TritonAttention(shared.kv, plan, shared.shape, shared.model.rope, shared.decode)
+        attend = TritonAttention(shared.kv, plan, shared.shape, shared.model.rope, shared.decode, shared.scales)
         lora: LoraStep | None = None
         if self._forms:
             batch = batch_in(self._device[attention:lora_end], self._sizes, descriptions, shared.grain)

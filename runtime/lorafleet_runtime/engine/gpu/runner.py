@@ -40,8 +40,8 @@ class _Placed:
 class GpuRunner(Runner):
     """A `Runner` for `TritonOperations`."""
 
-    def __init__(self, model: Decoder, total_pages: int) -> None:
-        super().__init__(model, total_pages)
+    def __init__(self, model: Decoder, total_pages: int, kv: torch.dtype | None = None) -> None:
+        super().__init__(model, total_pages, kv=kv)
         assert isinstance(model.ops, TritonOperations), "another runner serves other operations"
         self._ops = model.ops
         self._grain = grain_for(model.config, self.pool.shape[2])
@@ -58,11 +58,11 @@ class GpuRunner(Runner):
     def use_graphs(self, rows: int, max_rank: int, capture: Capture | None = None) -> None:
         """Run decode steps of up to `rows` rows, and ranks of adapters up to `max_rank`, as graphs from now on; all are
         captured here."""
-        shape, scratch = self._ops.heads(self.model.heads)
+        shape, scratch = self._ops.heads(self.model.heads, self._kv.dtype)
         self._capture = capture or Captures()
         self._shared = Shared(
-            self.model, self.pool, self._kv, shape, scratch, self._groups, self._grain, self._ops.card.processors,
-            max_rank,
+            self.model, self.pool, self._kv, self._scales, shape, scratch, self._groups, self._grain,
+            self._ops.card.processors, max_rank,
         )  # fmt: skip
         self._graph_sizes = sizes_up_to(rows)
         for size in reversed(self._graph_sizes):  # the largest first: the others take its memory again
@@ -123,7 +123,7 @@ class GpuRunner(Runner):
 
     def _forward(self, step: RunStep, extras: ExtrasStep | None) -> Tensor:
         attended = attention_batch(step)
-        attend = self._ops.attention(self._kv, attended, self.model.heads, self.model.rope)
+        attend = self._ops.attention(self._kv, attended, self.model.heads, self.model.rope, self._scales)
         lora = self._lora_step(step, len(attended.positions))
         hook = lora if extras is None else extras.before(lora)
         tokens = self._to_device(np.asarray(flat_tokens(step.rows, self._sampled), np.int64))

@@ -22,6 +22,7 @@ from lorafleet_runtime.engine.adapters.disk_tier import DiskTier
 from lorafleet_runtime.engine.adapters.loader import AdapterReader
 from lorafleet_runtime.engine.load import load_rank
 from lorafleet_runtime.engine.memory import give_back, keep_freed
+from lorafleet_runtime.engine.pool import kv_dtype_of, page_elements
 from lorafleet_runtime.engine.ranks.adapters import Fetched, RankAdapters, Read
 from lorafleet_runtime.engine.ranks.group import RankGroup
 from lorafleet_runtime.engine.ranks.messages import (
@@ -33,7 +34,7 @@ from lorafleet_runtime.engine.ranks.messages import (
     ToRank,
     decode_to_rank,
 )
-from lorafleet_runtime.engine.runner import Runner, page_elements
+from lorafleet_runtime.engine.runner import Runner
 from lorafleet_runtime.engine.step_plan import RunStep
 from lorafleet_runtime.frames import frame, read_frame
 from lorafleet_runtime.model.calibration import choose_forms
@@ -70,10 +71,11 @@ class RankWorker:
         begin = self.inbox.get()
         assert isinstance(begin, Begin), begin
         model.collectives = RankGroup(self._rendezvous, shard.rank, shard.ranks, model.embedding.device)
-        runner = Runner(model, begin.total_pages, config.partition)
+        kv = kv_dtype_of(config.kv_dtype, model.dtype)
+        runner = Runner(model, begin.total_pages, config.partition, kv)
         if config.memory_bytes:
             take(runner.pool)
-        elements = page_elements(model.config.kv_dim, model.dtype, model.dtype)
+        elements = page_elements(model.config.kv_dim, kv, model.dtype)
         base = CheckpointWeights(Path(config.model), decoder, model.dtype)
         reader = AdapterReader(decoder, elements, model.dtype, config.max_lora_rank, shard, config.partition, base)
         adapters = RankAdapters(runner, reader, DiskTier(config.disk), self.inbox.put, self.answer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from lorafleet_runtime.core.residency import Adapter
@@ -20,8 +21,9 @@ class RankedRunner(Runner):
     """A `Runner` whose calls the other ranks repeat on their parts, in the same order. They sample nothing."""
 
     def __init__(
-        self, model: Decoder, total_pages: int, partition: Partition, ranks: Ranks, loader: RankedLoader
-    ) -> None:
+        self, model: Decoder, total_pages: int, partition: Partition, ranks: Ranks, loader: RankedLoader,
+        kv: torch.dtype | None = None,
+    ) -> None:  # fmt: skip
         """Meets the other ranks. Raises RankDied."""
         ranks.send(Begin(total_pages))
         try:
@@ -29,7 +31,7 @@ class RankedRunner(Runner):
         except RuntimeError as error:
             raise ranks.blame(error) from error
         ranks.joined()
-        super().__init__(model, total_pages, partition)
+        super().__init__(model, total_pages, partition, kv)
         self._ranks = ranks
         self._loader = loader
 
