@@ -40,6 +40,7 @@ def test_the_defaults_are_accepted(config: EngineConfig) -> None:
         ("served_name", "", "--served-name"),
         ("model", "/nowhere/at/all", "--model"),
         ("dtype", "int3", "--dtype"),
+        ("kv_dtype", "fp4", "--kv-dtype"),
         ("max_model_len", -1, "--max-model-len"),
         ("max_num_seqs", 0, "--max-num-seqs"),
         ("max_batched_tokens", 63, "--max-batched-tokens"),

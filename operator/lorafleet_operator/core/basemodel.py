@@ -36,6 +36,7 @@ def _engine(fields: Fields) -> Engine:
     default = Engine()
     engine = Engine(
         dtype=cast(Any, fields.choice("dtype", ("auto", "float32", "bfloat16", "float16"), default.dtype)),
+        kv_dtype=cast(Any, fields.choice("kvDtype", ("auto", "fp8"), default.kv_dtype)),
         max_model_len=fields.integer("maxModelLen", 16, 1048576) or default.max_model_len,
         max_num_seqs=fields.integer("maxNumSeqs", 1, 4096) or default.max_num_seqs,
         max_batched_tokens=fields.integer("maxBatchedTokens", 1, 131072) or default.max_batched_tokens,

@@ -64,6 +64,7 @@ class Source:
 @dataclass(frozen=True, slots=True)
 class Engine:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    kv_dtype: Literal["auto", "fp8"] = "auto"
     max_model_len: int = 2048
     max_num_seqs: int = 64
     max_batched_tokens: int = 512

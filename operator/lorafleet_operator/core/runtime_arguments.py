@@ -30,6 +30,8 @@ def engine_arguments(base: BaseModel) -> list[str]:
         argv += ["--host-memory", str(base.lora.host_memory_bytes)]
     if not engine.prefix_caching:
         argv += ["--no-prefix-caching"]
+    if engine.kv_dtype != "auto":
+        argv += ["--kv-dtype", engine.kv_dtype]
     if engine.speculative_tokens:
         argv += ["--speculate", str(engine.speculative_tokens)]
     return [*argv, *fairness_arguments(base.fairness), "--max-lora-rank", str(base.lora.max_rank)]
