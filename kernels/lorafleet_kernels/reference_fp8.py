@@ -1,13 +1,13 @@
 """Keys and values of 8 bits in plain torch: the specification of how they lie in the pool, and its attention.
 
-Elements are e4m3 with a power of two for every token, head and half of a page. Why a scale, and that one:
-- without any (vLLM's and SGLang's default, 1.0) what is below 2^-9 is lost and what is below 2^-6 keeps fewer bits, and
-  values are often that small; keys with channels beyond 448 are cut off. One scale a tensor wants calibration, which
-  every adapter would shift;
-- one for a page would have to change, and its elements with it, when a later token is larger; pages in a prefix are
+Elements are e4m3 with a scale for every token, head and half of a page, in bfloat16 (`docs/adr/0020` has figures):
+- a scale for the model or a tensor (vLLM's and SGLang's default is 1.0) loses what is below 2^-9 and cuts off what is
+  beyond 448; it wants calibration, which every adapter would shift;
+- one for a page would have to change, and its elements with it, when a later token is larger; pages of a prefix are
   shared and must not change. One for a token and head is written with the token, once, by the program that has it;
-- a power of two scales without rounding, and costs nothing in accuracy: a step of e4m3 is a fixed part of a value.
-They lie beside the pool, not in it: pages stay powers of two, and their rows aligned. They take 2 bytes beside a head's
+- a head of keys is ruled by its few largest channels, so it matters how they are rounded: of four scales, which put the
+  largest element on 448, 384, 320 or 256, the one that changes the head least is taken.
+They lie beside the pool, not in it: pages keep their size, and rows their alignment. They take 2 bytes beside a head's
 D. A head that is not finite has a scale that is NaN, so an overflow is seen in the logits as it is without fp8.
 
 Every key and value is read from the pages, a chunk's own too, so what a prompt gives does not depend on how much of it
@@ -31,23 +31,33 @@ FP8 = torch.float8_e4m3fn
 FP8_SIZE = 16
 """Heads of 8 bits are multiples of it, so that each begins at 16 bytes."""
 LARGEST = 448.0
-MOST_EXPONENT = 60
-"""Of a scale, up and down: beyond what any model computes, and within what float32 can multiply by two of them."""
+TOPS = (448.0, 384.0, 320.0, 256.0)
+"""Where scales put a head's largest element: what e4m3 has at the upper end."""
+LEAST_SCALE, MOST_SCALE = 2.0**-60, 2.0**60
+"""Beyond what any model computes, and within what float32 can multiply by two of them."""
 
 
 def quantise(x: Tensor) -> tuple[Tensor, Tensor]:
     """`x [..., D]` → elements `[..., D]` in the order of the pool, and scales `[...]` bfloat16."""
     wide = x.float()
     largest = wide.abs().amax(-1)
-    part, exponent = torch.frexp(largest)
-    exponent = exponent - 9 + (part > LARGEST / 2**9).int()  # the least whose power of two makes 448 of the largest
-    exponent = torch.where(largest > 0, exponent, -MOST_EXPONENT).clamp(-MOST_EXPONENT, MOST_EXPONENT)
-    scales = torch.ldexp(torch.ones_like(largest), exponent)
-    elements = (wide / scales.unsqueeze(-1)).clamp(-LARGEST, LARGEST).to(FP8)
+    least = torch.full_like(largest, torch.inf)
+    scales = torch.ones_like(largest)
+    for top in TOPS:
+        scale = (largest * (1 / top)).clamp(LEAST_SCALE, MOST_SCALE).bfloat16().float()
+        scaled = wide * (1 / scale).unsqueeze(-1)
+        error = (_elements(scaled).float() - scaled).pow(2).sum(-1) * (1 / top**2)
+        scales = torch.where(error < least, scale, scales)
+        least = torch.minimum(error, least)
+    elements = _elements(wide * (1 / scales).unsqueeze(-1)).view(torch.uint8)
     scales = torch.where(largest.isfinite(), scales, torch.nan)
     half = x.shape[-1] // 2
-    pairs = torch.stack((elements[..., :half].view(torch.uint8), elements[..., half:].view(torch.uint8)), -1)
+    pairs = torch.stack((elements[..., :half], elements[..., half:]), -1)
     return pairs.flatten(-2).view(FP8), scales.bfloat16()
+
+
+def _elements(x: Tensor) -> Tensor:
+    return x.clamp(-LARGEST, LARGEST).to(FP8)
 
 
 def restore(data: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:

@@ -28,10 +28,6 @@ HIGH = tl.constexpr("""{ .reg .b32 a, b;
     or.b32 $0, a, b; }""")
 """Two words at once: the compiler would take them apart for each shift, at twice the instructions."""
 
-LEAST, MOST = tl.constexpr(127 - 60), tl.constexpr(127 + 60)
-"""Exponents of scales as float32 has them, of heads of all zeros and beyond what any model computes."""
-
-
 @triton.jit
 def low(words, WIDE: tl.constexpr):
     """Features j of int16 words, as bfloat16 · 2^-120; as float32 · 2^-120 where WIDE."""
@@ -70,37 +66,57 @@ def scales_of(both):
 
 
 @triton.jit
-def exponents(low_half, high_half):
-    """Of the scales of heads `[heads, D/2]` float32, as float32 has them; 255, which is NaN's, for a head that is not
-    finite, so that all that reads it is NaN."""
-    bits_low = low_half.to(tl.int32, bitcast=True) & 0x7FFFFFFF
-    bits_high = high_half.to(tl.int32, bitcast=True) & 0x7FFFFFFF
-    largest = tl.maximum(tl.max(bits_low, 1), tl.max(bits_high, 1))
-    # The least power of two that makes 448 of the largest: 448 is 1.75 · 2^8, so more of a fraction is one more.
-    found = ((largest + 0x1FFFFF) >> 23) - 8
-    found = tl.minimum(tl.maximum(found, LEAST), MOST)
-    return tl.where(largest < 0x7F800000, found, 255)
+def quantised(low_half, high_half):
+    """Heads `[heads, D/2]` float32 → their int16 words, and their scales `[heads]` as the bits of bfloat16; of a head
+    that is not finite those of NaN, so that all that reads it is NaN."""
+    bits = tl.maximum(
+        tl.max(low_half.to(tl.int32, bitcast=True) & 0x7FFFFFFF, 1),
+        tl.max(high_half.to(tl.int32, bitcast=True) & 0x7FFFFFFF, 1),
+    )
+    largest = bits.to(tl.float32, bitcast=True)
+    least = tl.full(bits.shape, float("inf"), tl.float32)
+    scales = tl.full(bits.shape, 1.0, tl.float32)
+    for step in tl.static_range(4):
+        top = 448.0 - 64.0 * step
+        scale = _bfloat16(tl.minimum(tl.maximum(largest * (1 / top), 1 / LIFT), LIFT))
+        inverse = tl.div_rn(tl.full(bits.shape, 1.0, tl.float32), scale)[:, None]
+        error = tl.sum(_error(low_half * inverse), 1) + tl.sum(_error(high_half * inverse), 1)
+        error = error * (1 / (top * top))
+        scales = tl.where(error < least, scale, scales)
+        least = tl.minimum(error, least)
+    inverse = tl.div_rn(tl.full(bits.shape, 1.0, tl.float32), scales)[:, None]
+    words = (_e4m3(low_half * inverse) | (_e4m3(high_half * inverse) << 8)).to(tl.int16)
+    found = tl.where(bits < 0x7F800000, scales.to(tl.int32, bitcast=True) >> 16, 0x7FFF)
+    return words, found.to(tl.int16)
 
 
 @triton.jit
-def bfloat16_bits(exponent):
-    """What `exponents` says as the bits of a bfloat16 in an int16."""
-    return tl.where(exponent == 255, 0x7FFF, exponent << 7).to(tl.int16)
+def _bfloat16(x):
+    """The nearest bfloat16 of positive float32, which stays one: the interpreter would cut off."""
+    bits = x.to(tl.int32, bitcast=True)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) & -65536).to(tl.float32, bitcast=True)
 
 
 @triton.jit
-def packed(low_half, high_half, exponent):
-    """The int16 words of heads `[heads, D/2]` float32 with scales of `exponent [heads]`."""
-    inverse = ((254 - exponent) << 23).to(tl.float32, bitcast=True)[:, None]
-    return (_e4m3(low_half * inverse) | (_e4m3(high_half * inverse) << 8)).to(tl.int16)
+def _nearest(x):
+    """The nearest e4m3 of |x|, as float32, ties to even; what is beyond 448 is 448."""
+    size = tl.minimum(tl.abs(x), 448.0)
+    bits = size.to(tl.int32, bitcast=True)
+    usual = ((bits + 0x7FFFF + ((bits >> 20) & 1)) & -1048576).to(tl.float32, bitcast=True)
+    # Below 2^-6 all steps are 2^-9, as those of float32 are from 2^14 on.
+    return tl.where(size < 0.015625, (size + 16384.0) - 16384.0, usual)
+
+
+@triton.jit
+def _error(x):
+    off = _nearest(x) - tl.abs(x)
+    return off * off
 
 
 @triton.jit
 def _e4m3(x):
-    """The bits of float32 as e4m3 in an int32, rounded to nearest, ties to even; what is beyond 448 is 448."""
-    bits = x.to(tl.int32, bitcast=True)
-    size = tl.minimum(bits & 0x7FFFFFFF, 0x43E00000)
-    usual = ((size + 0x7FFFF + ((size >> 20) & 1)) >> 20) - (120 << 3)
-    # Below 2^-6 all steps are 2^-9, as those of float32 are from 2^14 on.
-    small = (tl.abs(x) + 16384.0).to(tl.int32, bitcast=True) - 0x46800000
-    return tl.where(size < 0x3C800000, small, usual) | ((bits >> 24) & 0x80)
+    """The bits of the nearest e4m3 in an int32."""
+    near = _nearest(x)
+    usual = (near.to(tl.int32, bitcast=True) >> 20) - (120 << 3)
+    small = (near * 512.0).to(tl.int32)
+    return tl.where(near < 0.015625, small, usual) | ((x.to(tl.int32, bitcast=True) >> 24) & 0x80)

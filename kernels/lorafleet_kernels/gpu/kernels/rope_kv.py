@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from lorafleet_kernels.gpu.attention_tiles import PAGE_TOKENS, SHIPPED_SIZES
-from lorafleet_kernels.gpu.kernels.fp8_pairs import bfloat16_bits, exponents, packed
+from lorafleet_kernels.gpu.kernels.fp8_pairs import quantised
 from lorafleet_kernels.gpu.kernels.lora_delta import slice_delta
 from lorafleet_kernels.gpu.specialization import Specialization
 
@@ -69,11 +69,10 @@ def finish_heads(
     there = pool + row + offset[:, None] + d[None, :]
     cached_mask = cached[:, None] & inside[None, :]
     if FP8:
-        wide_low, wide_high = new_low.to(tl.float32), new_high.to(tl.float32)
-        exponent = exponents(wide_low, wide_high)
-        tl.store(there, packed(wide_low, wide_high, exponent), mask=cached_mask)
+        words, scale = quantised(new_low.to(tl.float32), new_high.to(tl.float32))
+        tl.store(there, words, mask=cached_mask)
         place = ((page * kv_heads + kv_head) * PAGE + slot % PAGE) * 2 + tl.where(rotates, 0, 1)
-        tl.store(scales + place, bfloat16_bits(exponent), mask=cached)
+        tl.store(scales + place, scale, mask=cached)
     else:
         tl.store(there, new_low, mask=cached_mask)
         tl.store(there + HALF, new_high, mask=cached_mask)

@@ -144,12 +144,14 @@ def test_replayed_decode_steps_say_the_same(make: Make) -> None:
 
 
 def test_the_same_memory_has_nearly_four_times_the_pages_of_float32_and_adapters_take_more_of_them(make: Make) -> None:
-    full, small = make("reference", kv="auto").state(), make("reference").state()
+    full, small = make("reference", kv="auto").state().pages, make("reference").state().pages
 
-    assert full.pages.bytes == page_bytes(CONFIG, torch.float32) == 2 * 16 * 2 * CONFIG.kv_dim * 4
-    assert small.pages.bytes == page_bytes(CONFIG, FP8) == 2 * 16 * 2 * (CONFIG.kv_dim + 2 * CONFIG.num_kv_heads)
-    assert (full.pages.total, small.pages.total) == (2**20 // full.pages.bytes, 2**20 // small.pages.bytes)
-    assert small.pages.adapters in (4 * full.pages.adapters - offset for offset in range(4))
+    assert full is not None
+    assert small is not None
+    assert full.bytes == page_bytes(CONFIG, torch.float32) == 2 * 16 * 2 * CONFIG.kv_dim * 4
+    assert small.bytes == page_bytes(CONFIG, FP8) == 2 * 16 * 2 * (CONFIG.kv_dim + 2 * CONFIG.num_kv_heads)
+    assert (full.total, small.total) == (2**20 // full.bytes, 2**20 // small.bytes)
+    assert small.adapters in (4 * full.adapters - offset for offset in range(4))
 
 
 def test_a_page_has_as_many_elements_of_an_adapter_as_fit_its_bytes() -> None:
