@@ -64,6 +64,7 @@ def gate(device: torch.device) -> bool:
         [
             lambda: delta_findings(config, device, large if cuda else small),
             lambda: attention_findings(config, device, contexts, chunks),
+            lambda: attention_findings(config, device, contexts, chunks, fp8=True),
             lambda: findings,
         ]
     )

@@ -122,6 +122,11 @@ def kv_bytes(tokens: int, config: DecoderConfig = LLAMA_3_8B) -> int:
     return ITEM * 2 * tokens * config.kv_dim
 
 
+def fp8_kv_bytes(tokens: int, config: DecoderConfig = LLAMA_3_8B) -> int:
+    """The same of 8 bits, with a scale of two bytes for each head's key and value."""
+    return 2 * tokens * (config.kv_dim + 2 * config.num_kv_heads)
+
+
 def prefill_flops(tokens: int, config: DecoderConfig = LLAMA_3_8B) -> int:
     """Causal attention of a fresh prompt in one layer: two products over half of the square."""
     return 2 * tokens * tokens * config.num_heads * config.head_dim

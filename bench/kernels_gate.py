@@ -16,6 +16,7 @@ from lorafleet_kernels import reference
 from lorafleet_kernels.gpu.card import Card
 from lorafleet_kernels.gpu.lora_config import Variant
 from lorafleet_kernels.gpu.specialization import INTERPRETED
+from lorafleet_kernels.reference_fp8 import FP8, restore
 from lorafleet_runtime.model.config import GROUPS, LORA_TARGETS, DecoderConfig
 
 ROUNDED_ONCE = 2.0 ** (-7 if INTERPRETED else -8)
@@ -74,20 +75,23 @@ def add_deltas(y: Tensor, x: Tensor, adapters: StoredAdapters, layer: int, group
 
 
 def attention_findings(
-    config: DecoderConfig, device: torch.device, decodes: Sequence[int], chunks: Sequence[tuple[int, int]]
-) -> list[Finding]:
+    config: DecoderConfig, device: torch.device, decodes: Sequence[int], chunks: Sequence[tuple[int, int]],
+    fp8: bool = False,
+) -> list[Finding]:  # fmt: skip
     """Rotation, KV write, decode and prefill together. The control: scores a fifth too large."""
-    case = context(config, decodes, chunks, device)
+    case = context(config, decodes, chunks, device, fp8=fp8)
     width = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
     qkv = torch.randn(len(case.batch.positions), width, device=device).to(torch.bfloat16)
-    expected, wrong = attended(case, qkv.double(), 0), attended(case, qkv.double(), 0, 1.2)
+    wide = qkv.double()
     got = case.attention(0, qkv, None, None)
-    name = f"attention: {len(decodes)} decode rows up to {max(decodes)}, chunks {list(chunks)}"
+    expected, wrong = attended(case, wide, 0), attended(case, wide, 0, 1.2)
+    name = f"attention{' fp8' if fp8 else ''}: {len(decodes)} decode rows up to {max(decodes)}, chunks {list(chunks)}"
     return [Finding(name, _often(got, expected), _often(wrong, expected))]
 
 
 def attended(case: Context, qkv: Tensor, layer: int, scale: float = 1.0) -> Tensor:
-    """`[T, heads · D]` in float64, of cached keys as the pool has them and the step's own."""
+    """`[T, heads · D]` in float64, of cached keys as the pool has them and the step's own; of 8 bits all as the pool
+    has them, after the step."""
     sizes = case.sizes
     at = torch.tensor(case.batch.positions, device=qkv.device)
     cos, sin = (table.double()[at] for table in case.tables)
@@ -96,14 +100,23 @@ def attended(case: Context, qkv: Tensor, layer: int, scale: float = 1.0) -> Tens
     for count, pages in zip(case.batch.counts, case.batch.pages, strict=True):
         cached = case.batch.positions[row]
         own = slice(row, row + count)
-        held = case.pool[layer, torch.tensor(pages, device=qkv.device)].double().transpose(0, 1).flatten(1, 2)
-        keys = torch.cat((held[0, :cached], k[own])).repeat_interleave(sizes.heads // sizes.kv_heads, dim=1)
-        values = torch.cat((held[1, :cached], v[own])).repeat_interleave(sizes.heads // sizes.kv_heads, dim=1)
+        held = _pages(case, layer, pages).transpose(0, 1).flatten(1, 2)
+        fresh = (k[own], v[own]) if case.scales is None else held[:, cached : cached + count]
+        keys = torch.cat((held[0, :cached], fresh[0])).repeat_interleave(sizes.heads // sizes.kv_heads, dim=1)
+        values = torch.cat((held[1, :cached], fresh[1])).repeat_interleave(sizes.heads // sizes.kv_heads, dim=1)
         scores = torch.einsum("thd,chd->htc", q[own], keys) * scale / sizes.size**0.5
         later = torch.arange(cached + count, device=qkv.device) > at[own, None]
         out[own] = torch.einsum("htc,chd->thd", scores.masked_fill(later, float("-inf")).softmax(-1), values)
         row += count
     return out.flatten(1)
+
+
+def _pages(case: Context, layer: int, pages: Sequence[int]) -> Tensor:
+    """`[N, 2, 16, kv_heads, D]` in float64."""
+    at = torch.tensor(pages, device=case.pool.device)
+    if case.scales is None:
+        return case.pool[layer, at].double()
+    return restore(case.pool[layer].view(torch.uint8)[at].view(FP8), case.scales[layer, at], torch.float64)
 
 
 @dataclass(frozen=True, slots=True)

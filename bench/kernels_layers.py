@@ -22,6 +22,7 @@ from lorafleet_kernels.gpu.attention import AttentionShape, DecodeScratch, Trito
 from lorafleet_kernels.gpu.card import Card
 from lorafleet_kernels.gpu.layers import TritonLayers
 from lorafleet_kernels.gpu.lora import LoraStep
+from lorafleet_kernels.reference_fp8 import FP8
 from lorafleet_runtime.model.config import DecoderConfig
 
 PAGE_TOKENS = reference.PAGE_TOKENS
@@ -90,7 +91,8 @@ class RandomDecoder:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """Decode rows and chunks over a pool of KV, `[layers, P, 2, 16, kv_heads, D]`, pages in random order."""
+    """Decode rows and chunks over a pool of KV, `[layers, P, 2, 16, kv_heads, D]`, pages in random order; of 8 bits
+    where there are `scales [layers, P, kv_heads, 16, 2]`."""
 
     pool: Tensor
     batch: AttentionBatch
@@ -98,11 +100,12 @@ class Context:
     shape: AttentionShape
     tables: tuple[Tensor, Tensor]
     attention: TritonAttention
+    scales: Tensor | None = None
 
 
 def context(
     config: DecoderConfig, decodes: Sequence[int], chunks: Sequence[tuple[int, int]], device: torch.device,
-    dtype: torch.dtype = torch.bfloat16,
+    dtype: torch.dtype = torch.bfloat16, *, fp8: bool = False,
 ) -> Context:  # fmt: skip
     """`decodes`: tokens of each row's context, with its own; `chunks`: (cached, new) tokens of each prompt."""
     sequences = [(length - 1, 1) for length in decodes] + list(chunks)
@@ -111,17 +114,28 @@ def context(
     positions = [cached + i for cached, new in sequences for i in range(new)]
     batch = AttentionBatch(positions, [new for _, new in sequences], [own.tolist() for own in ids], len(decodes))
     torch.manual_seed(2)
-    pool = torch.empty(
-        config.num_layers, sum(counts), 2, PAGE_TOKENS, config.num_kv_heads, config.head_dim, dtype=dtype, device=device
-    ).normal_()
+    shape_of_pool = (config.num_layers, sum(counts), 2, PAGE_TOKENS, config.num_kv_heads, config.head_dim)
+    pool, scales = _pool(shape_of_pool, dtype, device, fp8)
     sizes = HeadSizes(config.num_heads, config.num_kv_heads, config.head_dim, config.rms_norm_eps)
     card = Card.of(device)
-    shape = AttentionShape.of(sizes, dtype, card.capability, card.processors)
+    shape = AttentionShape.of(sizes, dtype, card.capability, card.processors, pool.dtype)
     steps = torch.arange(0, config.head_dim, 2, device=device) / config.head_dim
     angles = torch.outer(torch.arange(max(positions) + 1.0, device=device), config.rope_theta**-steps).repeat(1, 2)
     tables = (angles.cos().to(dtype).unsqueeze(1), angles.sin().to(dtype).unsqueeze(1))
-    attention = attention_of_step(pool, batch, shape, tables, DecodeScratch.of(shape, device))
-    return Context(pool, batch, sizes, shape, tables, attention)
+    attention = attention_of_step(pool, batch, shape, tables, DecodeScratch.of(shape, device), scales)
+    return Context(pool, batch, sizes, shape, tables, attention, scales)
+
+
+def _pool(
+    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, fp8: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Random keys and values, and their scales."""
+    if not fp8:
+        return torch.empty(shape, dtype=dtype, device=device).normal_(), None
+    layers, pages, _, tokens, kv_heads, _ = shape
+    numbers = torch.empty(shape, dtype=torch.uint8, device=device).random_(0, 256).bitwise_and_(0xF7)  # none is NaN
+    scales = torch.full((layers, pages, kv_heads, tokens, 2), 2.0**-6, dtype=torch.bfloat16, device=device)
+    return numbers.view(FP8), scales
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from bench.kernels_cases import (
     adapter_bytes,
     base_bytes,
     copies,
+    fp8_kv_bytes,
     kv_bytes,
     prefill_flops,
     segments,
@@ -42,6 +43,7 @@ MEMORY_SHARE = 0.8
 class DecodeCase:
     name: str
     contexts: tuple[int, ...]
+    fp8: bool = False
 
 
 def attention_cases() -> list[DecodeCase]:
@@ -51,7 +53,8 @@ def attention_cases() -> list[DecodeCase]:
     cases = [DecodeCase(f"{rows} rows of {length}", (length,) * rows) for rows, length in even]
     cases.append(DecodeCase("1 row of 32768, 63 of 512", (32768, *(512,) * 63)))
     cases.append(DecodeCase("128 rows of 128-16384", tuple(128 << (i % 8) for i in range(128))))
-    return cases
+    halved = [(1, 32768), (64, 1024), (64, 8192), (256, 1024)]
+    return cases + [DecodeCase(f"{rows} rows of {length}, fp8", (length,) * rows, True) for rows, length in halved]
 
 
 def attention_results(
@@ -62,11 +65,11 @@ def attention_results(
         if clock.over:
             print(f"attention: the budget ended before {case.name}")
             return found
-        moved = kv_bytes(sum(case.contexts), model)
+        moved = (fp8_kv_bytes if case.fp8 else kv_bytes)(sum(case.contexts), model)
         count = copies(moved, device.cache)
         config = replace(model, num_layers=count)
         try:
-            held = context(config, case.contexts, (), device.device)
+            held = context(config, case.contexts, (), device.device, fp8=case.fp8)
         except torch.cuda.OutOfMemoryError:
             print(f"left out: attention, {case.name}: this card's memory does not hold it")
             continue

@@ -1,6 +1,6 @@
 """Keys and values of 8 bits in plain torch: the specification of how they lie in the pool, and its attention.
 
-Elements are e4m3 with a scale for every token, head and half of a page, in bfloat16 (`docs/adr/0020` has figures):
+Elements are e4m3 with a scale for every token, head and half of a page, in bfloat16 (`docs/adr/0021` has figures):
 - a scale for the model or a tensor (vLLM's and SGLang's default is 1.0) loses what is below 2^-9 and cuts off what is
   beyond 448; it wants calibration, which every adapter would shift;
 - one for a page would have to change, and its elements with it, when a later token is larger; pages of a prefix are
