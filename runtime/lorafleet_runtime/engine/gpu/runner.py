@@ -20,6 +20,7 @@ from lorafleet_kernels.gpu.step_buffer import batch_in
 from lorafleet_kernels.gpu.tokens import known_tokens, stand_in
 from lorafleet_kernels.native_lora import LORA_GROUPS
 from lorafleet_runtime.engine.adapters.extras_step import ExtrasStep
+from lorafleet_runtime.engine.gpu.drawing import GpuTokens
 from lorafleet_runtime.engine.gpu.graphs import Capture, Captures, Shared, Sizes, StepGraphs
 from lorafleet_runtime.engine.gpu.page_copies import PageCopies
 from lorafleet_runtime.engine.runner import Runner
@@ -63,6 +64,7 @@ class GpuRunner(Runner):
         self._descriptions = torch.zeros(shape, dtype=torch.int32, device=self.device)
         self._tokens = torch.zeros(LEAST_SAMPLES, dtype=torch.int32, device=self.device)
         """That the step before sampled."""
+        self._tokens_of = GpuTokens(self._ops)
         self._graphs = StepGraphs.none()
 
     @property

@@ -104,7 +104,8 @@ def test_decode_steps_that_are_replayed_over_the_same_memory_give_the_same_token
     engine = make("triton", overlap=overlap)
     runner = engine._runner
     assert isinstance(runner, GpuRunner)
-    replays, unseen = [], []
+    replays: list[Callable[[], torch.Tensor]] = []
+    unseen: list[int] = []
     take = runner_module.standing_tokens
 
     def standing(step: RunStep) -> list[int]:
