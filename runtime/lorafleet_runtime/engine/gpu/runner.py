@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lorafleet_kernels.batch import AttentionBatch
 from lorafleet_kernels.gpu.attention_plan import DoesNotFit
 from lorafleet_kernels.gpu.lora import GroupForm, LoraStep, Scratch
 from lorafleet_kernels.gpu.lora_batch import DESCRIPTION
@@ -183,18 +184,31 @@ class GpuRunner(Runner):
         adapted, placed = self._adapted(step)
         if not adapted:
             return None
-        rank = max(each.rank for each in placed)
-        shape = StepShape(rows, len(adapted), rank)
-        m = block_m(rows, len(adapted), self._grain)
-        pages = sum(len(each.place.pages) for each in placed)
-        items = most_items(rows, len(adapted), m) if m > 1 else 0
-        sizes = StepSizes(rows, items, len(placed), pages)
-        buffer = np.empty(sizes.total, np.int32)
-        fill_step(buffer, sizes, adapted, [each.place for each in placed], m)
+        shape = StepShape(rows, len(adapted), max(each.rank for each in placed))
+        return self.lora_of(shape, adapted, [each.place for each in placed])
+
+    def forms(self, shape: StepShape) -> dict[str, GroupForm]:
+        """Of every group, in a step of that shape that is no graph."""
         processors = self._ops.card.processors
-        forms = {name: GroupForm(g, choose(shape, g, self._grain, processors)) for name, g in self._groups.items()}
+        return {name: GroupForm(g, choose(shape, g, self._grain, processors)) for name, g in self._groups.items()}
+
+    def alone(self, batch: AttentionBatch, lora: LoraStep | None, sampled: int) -> Tensor:
+        """A step of nobody's: any tokens, and the logits of the last `sampled` of them."""
+        attend = self._ops.attention(self._kv, batch, self.model.heads, self.model.rope)
+        tokens = on_device([0] * len(batch.positions), torch.int64, self.device)
+        return self.model.logits(self.model.forward(tokens, attend, lora)[-sampled:])
+
+    def lora_of(self, shape: StepShape, adapted: Sequence[Rows], places: Sequence[AdapterPlace]) -> LoraStep:
+        """In the form for that shape, over the rows that have an adapter."""
+        m = block_m(shape.rows, shape.segments, self._grain)
+        items = most_items(shape.rows, shape.segments, m) if m > 1 else 0
+        sizes = StepSizes(shape.rows, items, len(places), sum(len(place.pages) for place in places))
+        buffer = np.empty(sizes.total, np.int32)
+        fill_step(buffer, sizes, adapted, places, m)
+        forms = self.forms(shape)
         batch = batch_in(on_device(buffer, torch.int32, self.device), sizes, self._descriptions, self._grain)
-        return LoraStep(self.pool, batch, forms, Scratch.of(forms, rows, rank, self.device), rank)
+        scratch = Scratch.of(forms, shape.rows, shape.max_rank, self.device)
+        return LoraStep(self.pool, batch, forms, scratch, shape.max_rank)
 
 
 def standing_tokens(step: RunStep) -> list[int]:
