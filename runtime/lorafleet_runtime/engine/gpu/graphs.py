@@ -19,10 +19,11 @@ from lorafleet_kernels.batch import AttentionBatch
 from lorafleet_kernels.gpu.attention import AttentionShape, DecodeScratch, TritonAttention
 from lorafleet_kernels.gpu.attention_plan import Bounds, DevicePlan, plan_attention
 from lorafleet_kernels.gpu.lora import GroupForm, LoraStep, Scratch
-from lorafleet_kernels.gpu.lora_config import GroupShape, StepShape, Variant, choose, variant_for
+from lorafleet_kernels.gpu.lora_config import GroupShape, StepShape, Variant, variant_for
 from lorafleet_kernels.gpu.lora_host import AdapterPlace, StepSizes, fill_step, most_items
 from lorafleet_kernels.gpu.lora_host import Segment as Rows
 from lorafleet_kernels.gpu.step_buffer import batch_in
+from lorafleet_kernels.gpu.step_forms import ChooseForms
 from lorafleet_runtime.model.decoder import Decoder
 
 WARM_UP = 2
@@ -40,7 +41,7 @@ class Shared:
     decode: DecodeScratch
     groups: Mapping[str, GroupShape]
     grain: int
-    processors: int
+    forms: ChooseForms
     max_rank: int
 
 
@@ -75,10 +76,9 @@ class DecodeGraph:
         if variant is not None:
             # Tiles serve segments of four rows and more, so there are few of them; rows serve any number.
             segments = max(1, rows // 4) if variant is Variant.TILES else rows
-            step = StepShape(rows, segments, shared.max_rank)
-            forms = {name: choose(step, g, shared.grain, shared.processors) for name, g in shared.groups.items()}
-            self._forms = {name: GroupForm(shared.groups[name], form) for name, form in forms.items()}
-            self._m = max(form.shrink.m for form in forms.values())
+            chosen = shared.forms(StepShape(rows, segments, shared.max_rank))
+            self._forms = {name: GroupForm(shared.groups[name], form) for name, form in chosen.configs.items()}
+            self._m = chosen.m
         items = most_items(rows, rows, self._m) if self._m > 1 else 0
         self._sizes = StepSizes(rows, items, rows, shared.pool.shape[1])
         attention = self._bounds.length(self._cut)

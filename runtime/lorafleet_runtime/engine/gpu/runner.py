@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lorafleet_kernels.gpu.lora import GroupForm, LoraStep, Scratch
 from lorafleet_kernels.gpu.lora_batch import DESCRIPTION
-from lorafleet_kernels.gpu.lora_config import GroupShape, StepShape, Variant, block_m, choose
+from lorafleet_kernels.gpu.lora_config import GroupShape, StepShape, Variant
 from lorafleet_kernels.gpu.lora_host import AdapterPlace, StepSizes, describe, fill_step, most_items
 from lorafleet_kernels.gpu.lora_host import Segment as Rows
 from lorafleet_kernels.gpu.operations import TritonOperations
@@ -46,6 +46,7 @@ class GpuRunner(Runner):
         self._ops = model.ops
         self._grain = grain_for(model.config, self.pool.shape[2])
         self._groups = group_shapes(model.config)
+        self._forms = self._ops.lora_forms(self._groups, self._grain)
         self._adapters: dict[int, _Placed] = {}
         self._numbers_here: dict[int, tuple[int, int]] = {}  # by layout: the number of its description, and its rank
         shape = (LEAST_LAYOUTS, model.config.num_layers, len(LORA_GROUPS), DESCRIPTION)
@@ -61,9 +62,8 @@ class GpuRunner(Runner):
         shape, scratch = self._ops.heads(self.model.heads)
         self._capture = capture or Captures()
         self._shared = Shared(
-            self.model, self.pool, self._kv, shape, scratch, self._groups, self._grain, self._ops.card.processors,
-            max_rank,
-        )  # fmt: skip
+            self.model, self.pool, self._kv, shape, scratch, self._groups, self._grain, self._forms, max_rank
+        )
         self._graph_sizes = sizes_up_to(rows)
         for size in reversed(self._graph_sizes):  # the largest first: the others take its memory again
             for variant in (None, Variant.ROWS, Variant.TILES):
@@ -134,15 +134,14 @@ class GpuRunner(Runner):
         if not adapted:
             return None
         rank = max(each.rank for each in placed)
-        shape = StepShape(rows, len(adapted), rank)
-        m = block_m(rows, len(adapted), self._grain)
+        chosen = self._forms(StepShape(rows, len(adapted), rank))
+        m = chosen.m
         pages = sum(len(each.place.pages) for each in placed)
         items = most_items(rows, len(adapted), m) if m > 1 else 0
         sizes = StepSizes(rows, items, len(placed), pages)
         buffer = np.empty(sizes.total, np.int32)
         fill_step(buffer, sizes, adapted, [each.place for each in placed], m)
-        processors = self._ops.card.processors
-        forms = {name: GroupForm(g, choose(shape, g, self._grain, processors)) for name, g in self._groups.items()}
+        forms = {name: GroupForm(g, chosen.configs[name]) for name, g in self._groups.items()}
         batch = batch_in(self._to_device(buffer), sizes, self._descriptions, self._grain)
         return LoraStep(self.pool, batch, forms, Scratch.of(forms, rows, rank, self.device), rank)
 
