@@ -88,6 +88,8 @@ class EngineConfig:
             (self.overlap != "on" or self.tensor_parallel == 1, "--overlap", self.overlap,
              "needs --tensor-parallel 1: of several ranks one alone knows the tokens that a step samples"),
             (0 <= self.speculate <= MOST_DRAFTS, "--speculate", self.speculate, f"must be in 0..{MOST_DRAFTS}"),
+            (self.autotune == 0 or self.device != "cpu", "--autotune", self.autotune,
+             "needs a GPU: leave out --device cpu, or --autotune"),
             (0 <= self.autotune <= MOST_TUNING, "--autotune", self.autotune, f"must be in 0..{MOST_TUNING} seconds"),
         ]  # fmt: skip
         for holds, flag, value, problem in rules:

@@ -1,4 +1,4 @@
-"""`lorafleet-runtime tune`: measures the forms of the LoRA kernels for one model on this card, and keeps what was found.
+"""`lorafleet-runtime tune`: measures the forms of the LoRA kernels for a model on this card, and keeps what was found.
 
 `serve --autotune` runs it as a process of its own: a card that a kernel has brought down is the child's alone."""
 
@@ -31,6 +31,7 @@ from lorafleet_runtime.engine.runner import page_elements
 from lorafleet_runtime.errors import ConfigError
 from lorafleet_runtime.model.checkpoint import read_config
 from lorafleet_runtime.model.config import DecoderConfig
+from lorafleet_runtime.model.errors import CheckpointError
 from lorafleet_runtime.model.lora import grain_for
 
 log = structlog.get_logger("engine")
@@ -70,14 +71,14 @@ def tune_command(config: EngineConfig, seconds: float, missing: bool, command: s
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise ConfigError("tune: TRITON_INTERPRET=1 is set: Triton would interpret what is to be timed. Unset it")
     dtype = str(best_dtype_of_card()).removeprefix("torch.") if config.dtype == "auto" else config.dtype
-    order = Order.of(replace(config, dtype=dtype), read_config(config.model))
     try:
-        card = _this_card()
+        order = Order.of(replace(config, dtype=dtype), read_config(config.model))
+        card = this_card()
         if missing:
             order = order.without(load(card))
         print(f"{card.name}: {len(order.steps)} steps of {config.model} in {dtype}, in at most {seconds:.0f} s")
         found = tune_and_store(order, card, Stand.here(), Budget(seconds), own_folder(), command, _print)
-    except (CannotStore, ValueError) as error:
+    except (CannotStore, CheckpointError, ValueError) as error:
         raise ConfigError(f"tune: {error}") from error
     print(summary(found, len(order.steps)))
     return 0 if found or not order.steps else 1
@@ -86,7 +87,7 @@ def tune_command(config: EngineConfig, seconds: float, missing: bool, command: s
 def tune_at_start(config: EngineConfig, decoder: DecoderConfig, card: Card | None = None) -> None:
     """Let a child tune what no start has tuned yet, for about `config.autotune` seconds. The default forms serve where
     it fails; the log says so. `config` is decided; `card`: by default the current device's."""
-    if not Order.of(config, decoder).without(load(card or _this_card())).steps:
+    if not Order.of(config, decoder).without(load(card or this_card())).steps:
         return
     options = {
         "--model": config.model, "--dtype": config.dtype, "--max-num-seqs": config.max_num_seqs,
@@ -142,7 +143,7 @@ def summary(found: Sequence[Tuning], steps: int) -> str:
     return f"{len(found)} of {steps} steps: {mean:.3f} times as fast as the default forms (geometric mean)"
 
 
-def _this_card() -> Card:
+def this_card() -> Card:
     return Card.of(torch.device("cuda", torch.cuda.current_device()))
 
 
