@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +15,6 @@ import pytest
 
 from lorafleet_kernels.gpu.card import Card
 from lorafleet_kernels.gpu.lora_config import Tiles
-from lorafleet_kernels.gpu.tuning import store as module
 from lorafleet_kernels.gpu.tuning.document import Document, to_json
 from lorafleet_kernels.gpu.tuning.store import (
     SHIPPED,
@@ -133,7 +133,7 @@ def test_a_write_that_fails_leaves_the_file_as_it_was(tmp_path: Path, monkeypatc
     def full(file: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(CannotStore, match="No space left"):
         store(run([tuning(64, 64)]), CARD, tmp_path)
 
