@@ -16,6 +16,8 @@ from torch import Tensor
 from lorafleet_kernels.batch import AttentionBatch
 from lorafleet_kernels.gpu.attention import AttentionShape, DecodeScratch, TritonAttention
 from lorafleet_kernels.gpu.attention_plan import Bounds, Cut, DevicePlan, plan_attention
+from lorafleet_kernels.gpu.beside import Beside
+from lorafleet_kernels.gpu.layers import FUSED_ROWS
 from lorafleet_kernels.gpu.lora import GroupForm, LoraStep, Scratch
 from lorafleet_kernels.gpu.lora_config import GroupShape, StepShape, Variant, variant_for
 from lorafleet_kernels.gpu.lora_host import AdapterPlace, StepSizes, fill_step, most_items
@@ -140,7 +142,8 @@ class DecodeGraph:
         if self._forms:
             batch = batch_in(described, self._sizes.lora, shared.descriptions, shared.grain)
             scratch = Scratch.of(self._forms, len(tokens), shared.max_rank, shared.pool.device)
-            lora = LoraStep(shared.pool, batch, self._forms, scratch, shared.max_rank)
+            beside = Beside(shared.pool.device) if shared.pool.is_cuda and len(tokens) <= FUSED_ROWS else None
+            lora = LoraStep(shared.pool, batch, self._forms, scratch, shared.max_rank, beside)
 
         def step() -> Tensor:
             known = known_tokens(tokens, shared.sampled)
