@@ -132,7 +132,7 @@ def layer_results(
         if clock.over:
             return found
         adapters = stored(config, (16,) * count, LORA_TARGETS, device.device)
-        step = adapters.step(segments(rows, count), rows, Card.of(device.device).processors)
+        step = adapters.step(segments(rows, count), rows, Card.of(device.device))
         fused = device.time(partial(run, step), layers)
         ratio, ideal = fused / base, 1 + count * adapter_bytes(16, config) / layer_bytes
         metric = f"{count} adapters r16, over base (by bytes {ideal:.3f})"

@@ -106,6 +106,11 @@ def _start(
     choose_forms(model)  # first: in another form, more threads may look useless
     if not config.threads and config.device == "cpu":
         set_threads(choose_threads(model))
+    if config.autotune and config.device == "cuda" and model.ops.aligns_adapters:
+        from lorafleet_runtime.engine.gpu.tune import tune_at_start  # Triton takes a second, and is not everywhere
+
+        progress("tuning adapters' kernels for this card", 0.92)
+        tune_at_start(config, decoder_config)
     if ranks is not None:
         ranks.wait_until_loaded()
     total_pages = _total_pages(config, model.config)

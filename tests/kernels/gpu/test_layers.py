@@ -14,6 +14,7 @@ from bench.kernels_cases import SMALL
 from bench.kernels_layers import RandomDecoder, RandomLayer, context, expands_apart
 from bench.kernels_pools import stored
 from lorafleet_kernels.gpu.beside import Beside
+from lorafleet_kernels.gpu.card import Card
 from lorafleet_kernels.gpu.layers import TritonLayers
 from lorafleet_kernels.gpu.lora import LoraStep
 from lorafleet_runtime.model.config import LORA_TARGETS
@@ -74,7 +75,8 @@ def test_every_shrink_is_beside_its_product_and_before_its_expand(fused: bool, m
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     decoder = RandomDecoder.of(CONFIG, device, torch.float32)
     held = context(CONFIG, [5, 17, 3], (), device, torch.float32)
-    lora = stored(CONFIG, (3, 8), LORA_TARGETS, device, torch.float32).step([(0, 1, 1), (2, 3, 0)], 3, 4)
+    card = Card("interpreted", (9, 0), 4)
+    lora = stored(CONFIG, (3, 8), LORA_TARGETS, device, torch.float32).step([(0, 1, 1), (2, 3, 0)], 3, card)
     x = torch.randn(3, CONFIG.hidden_size, generator=torch.Generator().manual_seed(3)).to(device)
     layers = [Watched(each.input_norm, each.post_norm, each.weights) for each in decoder.layers]
     watched = TritonLayers(layers, CONFIG.rms_norm_eps)

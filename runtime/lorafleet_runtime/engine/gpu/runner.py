@@ -13,7 +13,7 @@ from lorafleet_kernels.batch import AttentionBatch
 from lorafleet_kernels.gpu.attention_plan import DoesNotFit
 from lorafleet_kernels.gpu.lora import GroupForm, LoraStep, Scratch
 from lorafleet_kernels.gpu.lora_batch import DESCRIPTION
-from lorafleet_kernels.gpu.lora_config import LEAST_TILE, GroupShape, StepShape, block_m, choose
+from lorafleet_kernels.gpu.lora_config import LEAST_TILE, GroupShape, StepShape
 from lorafleet_kernels.gpu.lora_host import AdapterPlace, StepSizes, describe, fill_step, most_items
 from lorafleet_kernels.gpu.lora_host import Segment as Rows
 from lorafleet_kernels.gpu.operations import TritonOperations
@@ -55,6 +55,7 @@ class GpuRunner(Runner):
         self._ops = model.ops
         self._grain = grain_for(model.config, self.pool.shape[2])
         self._groups = group_shapes(model.config)
+        self.forms = self._ops.lora_forms(self._groups, self._grain)
         self._adapters: dict[int, _Placed] = {}
         self._pages_of: dict[int, list[int]] = {}
         self._copies = PageCopies(self.pool)
@@ -86,13 +87,12 @@ class GpuRunner(Runner):
         captured here."""
         shape, scratch = self._ops.heads(self.model.heads)
         largest = Sizes.of(rows, self.pool.shape[1], LEAST_TILE, shape.cut).total
-        processors = self._ops.card.processors
 
         def shared() -> Shared:
             numbers = torch.zeros(largest, dtype=torch.int32, device=self.device)
             return Shared(
                 self.model, self.pool, self._kv, self._tokens, numbers, Sending(largest, self.device),
-                self._descriptions, shape, scratch, self._groups, self._grain, processors, max_rank,
+                self._descriptions, shape, scratch, self._groups, self._grain, self.forms, max_rank,
             )  # fmt: skip
 
         self._graphs = StepGraphs(shared, rows, capture or Captures())
@@ -187,11 +187,6 @@ class GpuRunner(Runner):
         shape = StepShape(rows, len(adapted), max(each.rank for each in placed))
         return self.lora_of(shape, adapted, [each.place for each in placed])
 
-    def forms(self, shape: StepShape) -> dict[str, GroupForm]:
-        """Of every group, in a step of that shape that is no graph."""
-        processors = self._ops.card.processors
-        return {name: GroupForm(g, choose(shape, g, self._grain, processors)) for name, g in self._groups.items()}
-
     def alone(self, batch: AttentionBatch, lora: LoraStep | None, sampled: int) -> Tensor:
         """A step of nobody's: any tokens, and the logits of the last `sampled` of them."""
         attend = self._ops.attention(self._kv, batch, self.model.heads, self.model.rope)
@@ -200,12 +195,12 @@ class GpuRunner(Runner):
 
     def lora_of(self, shape: StepShape, adapted: Sequence[Rows], places: Sequence[AdapterPlace]) -> LoraStep:
         """In the form for that shape, over the rows that have an adapter."""
-        m = block_m(shape.rows, shape.segments, self._grain)
-        items = most_items(shape.rows, shape.segments, m) if m > 1 else 0
+        chosen = self.forms(shape)
+        items = most_items(shape.rows, shape.segments, chosen.m) if chosen.m > 1 else 0
         sizes = StepSizes(shape.rows, items, len(places), sum(len(place.pages) for place in places))
         buffer = np.empty(sizes.total, np.int32)
-        fill_step(buffer, sizes, adapted, places, m)
-        forms = self.forms(shape)
+        fill_step(buffer, sizes, adapted, places, chosen.m)
+        forms = {name: GroupForm(g, chosen.configs[name]) for name, g in self._groups.items()}
         batch = batch_in(on_device(buffer, torch.int32, self.device), sizes, self._descriptions, self._grain)
         scratch = Scratch.of(forms, shape.rows, shape.max_rank, self.device)
         return LoraStep(self.pool, batch, forms, scratch, shape.max_rank)

@@ -3,14 +3,14 @@ once beside the pool, so that none stops for a compiler, or ends for want of mem
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from itertools import product
 
 import torch
 
 from lorafleet_kernels.batch import AttentionBatch
-from lorafleet_kernels.gpu.lora import GroupForm
 from lorafleet_kernels.gpu.lora_config import LoraConfig, StepShape
+from lorafleet_kernels.gpu.step_forms import ChooseForms
 from lorafleet_runtime.core.limits import Limits
 from lorafleet_runtime.core.pages import PAGE_TOKENS, pages_for_tokens
 from lorafleet_runtime.engine.constrained.requests import Masks
@@ -19,8 +19,8 @@ from lorafleet_runtime.engine.sampling.sampler import Row
 from lorafleet_runtime.errors import ConfigError
 from lorafleet_runtime.protocol import Sampling
 
-ROWS = (1, 4, 16, 64, 256, 1024)
-SEGMENTS = (1, 4, 16, 64, 256)
+ROWS = tuple(1 << i for i in range(14))
+SEGMENTS = tuple(1 << i for i in range(9))
 RANKS = sorted({most // slices + more for most in (16, 32, 64) for slices in (1, 2, 3) for more in (0, 1)})
 """On both sides of where all ranks of a group fill another tile."""
 
@@ -47,9 +47,7 @@ def warm_up(runner: GpuRunner, limits: Limits, max_rank: int) -> int:
     return steps
 
 
-def shapes_of_all_forms(
-    forms: Callable[[StepShape], Mapping[str, GroupForm]], max_rows: int, max_rank: int
-) -> Iterator[StepShape]:
+def shapes_of_all_forms(forms: ChooseForms, max_rows: int, max_rank: int) -> Iterator[StepShape]:
     """Steps that start every kernel with adapters in it that any step does, the largest first."""
     rows = sorted({min(r, max_rows) for r in (*ROWS, max_rows)}, reverse=True)
     ranks = sorted({min(rank, max_rank) for rank in (1, *RANKS, max_rank)}, reverse=True)
@@ -58,7 +56,7 @@ def shapes_of_all_forms(
         if segments > count:
             continue
         shape = StepShape(count, segments, rank)
-        found = {compiled for name, form in forms(shape).items() for compiled in compiled_for(name, form.config)}
+        found = {compiled for group, config in forms(shape).configs.items() for compiled in compiled_for(group, config)}
         if not found <= seen:
             seen |= found
             yield shape

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorafleet_kernels.gpu.lora import GroupForm
-from lorafleet_kernels.gpu.lora_config import StepShape, choose
+from lorafleet_kernels.gpu.lora_config import StepShape
+from lorafleet_kernels.gpu.step_forms import StepForms, default_forms
 from lorafleet_runtime.core.limits import Limits
 from lorafleet_runtime.engine.gpu.runner import GpuRunner, group_shapes
 from lorafleet_runtime.engine.gpu.warm_up import compiled_for, shapes_of_all_forms, warm_up
@@ -22,9 +20,9 @@ CONFIG = tiny_config("llama")
 GROUPS = group_shapes(CONFIG)
 
 
-def forms(shape: StepShape) -> Mapping[str, GroupForm]:
+def forms(shape: StepShape) -> StepForms:
     """Of a model whose rows begin at a grain of 128, on a card of 132 processors."""
-    return {name: GroupForm(group, choose(shape, group, 128, 132)) for name, group in GROUPS.items()}
+    return default_forms(shape, GROUPS, 128, 132)
 
 
 @given(st.data())
@@ -35,12 +33,12 @@ def test_every_step_finds_its_kernels_compiled(data: st.DataObject) -> None:
     ready = {
         compiled
         for shape in shapes_of_all_forms(forms, max_rows, max_rank)
-        for name, form in forms(shape).items()
-        for compiled in compiled_for(name, form.config)
+        for name, config in forms(shape).configs.items()
+        for compiled in compiled_for(name, config)
     }
 
-    for name, form in forms(StepShape(rows, segments, rank)).items():
-        assert set(compiled_for(name, form.config)) <= ready
+    for name, config in forms(StepShape(rows, segments, rank)).configs.items():
+        assert set(compiled_for(name, config)) <= ready
 
 
 def test_few_steps_are_enough_and_the_largest_comes_first() -> None:
