@@ -13,6 +13,7 @@ import triton.language as tl
 
 from lorafleet_kernels.gpu.attention_tiles import GROUP_TILE, PAGE_TOKENS, SHIPPED_SIZES, decode_forms
 from lorafleet_kernels.gpu.decode_work import ITEM
+from lorafleet_kernels.gpu.kernels.last_arriver import arrives_last
 from lorafleet_kernels.gpu.specialization import Specialization
 
 
@@ -53,17 +54,6 @@ def _piece(
         mixed = tl.dot(weights.to(values.dtype), values, mixed, input_precision="ieee")
         best = new_best
     return best, total, mixed
-
-
-@triton.jit
-def is_last(arrived, place, pieces):
-    """Whether this program is the last of `pieces` to have stored its sums; the counter at `place` is zero again."""
-    # All threads' stores come before the one atomic of the program, whose release covers them.
-    tl.debug_barrier()
-    before = tl.atomic_add(arrived + place, 1, sem="acq_rel")
-    if before == pieces - 1:
-        tl.store(arrived + place, 0)
-    return before == pieces - 1
 
 
 @triton.jit
@@ -134,7 +124,7 @@ def paged_decode_kernel(
             tl.store(sums + (mine + g)[:, None] * SIZE + d[None, :], mixed, mask=mask)
             tl.store(stats + (mine + g) * 2, best, mask=g < group)
             tl.store(stats + (mine + g) * 2 + 1, total, mask=g < group)
-            if is_last(arrived, slot * kv_heads + head, pieces):
+            if arrives_last(arrived + slot * kv_heads + head, pieces):
                 result = added_up(
                     sums, stats, first, kv_heads * group, pieces, g, group, d, mask, SIZE, BLOCK_G, BLOCK_D
                 )

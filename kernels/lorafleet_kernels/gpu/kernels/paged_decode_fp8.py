@@ -12,7 +12,8 @@ import triton.language as tl
 from lorafleet_kernels.gpu.attention_tiles import GROUP_TILE, PAGE_TOKENS, SHIPPED_SIZES, decode_forms, half_tile
 from lorafleet_kernels.gpu.decode_work import ITEM
 from lorafleet_kernels.gpu.kernels.fp8_pairs import LIFT, high, lifted, low, scales_of
-from lorafleet_kernels.gpu.kernels.paged_decode import added_up, is_last
+from lorafleet_kernels.gpu.kernels.last_arriver import arrives_last
+from lorafleet_kernels.gpu.kernels.paged_decode import added_up
 from lorafleet_kernels.gpu.specialization import Specialization
 from lorafleet_kernels.reference_fp8 import FP8
 
@@ -103,7 +104,7 @@ def paged_decode_fp8_kernel(
             tl.store(left + HALF, high_mixed, mask=mask)
             tl.store(stats + (mine + g) * 2, best, mask=g < group)
             tl.store(stats + (mine + g) * 2 + 1, total, mask=g < group)
-            if is_last(arrived, slot * kv_heads + head, pieces):
+            if arrives_last(arrived + slot * kv_heads + head, pieces):
                 for half in tl.static_range(0, SIZE, HALF):
                     result = added_up(
                         sums, stats, first, kv_heads * group, pieces, g, group, half + h, mask, SIZE, BLOCK_G, BLOCK_H
