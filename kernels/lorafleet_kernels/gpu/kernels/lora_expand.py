@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from lorafleet_kernels.gpu.kernels.lora_delta import slice_delta
-from lorafleet_kernels.gpu.kernels.lora_pages import adapter_entry, bridge_dot, in_pool, slice_entry, sum_planes
+from lorafleet_kernels.gpu.kernels.lora_pages import adapter_entry, bridge_dot, in_pool, slice_entry, sum_planes, weight_values
 from lorafleet_kernels.gpu.lora_config import TYPES, row_expands, tile_expands
 from lorafleet_kernels.gpu.specialization import Specialization
 
@@ -60,7 +60,7 @@ def expand_tiles(
             pool + places[:, None] + columns[None, :], mask=(r[:, None] < rank) & wanted[None, :], other=0.0
         )  # fmt: skip
         h = sum_planes(h_rows + r[None, :], own[:, None] & (r[None, :] < rank), plane_stride, splits)
-        acc = bridge_dot(h, b, acc, UPCAST)
+        acc = bridge_dot(h, weight_values(b, y.dtype.element_ty), acc, UPCAST)
     out = y + (first + rows).to(tl.int64)[:, None] * y_stride + (offset + column + columns)[None, :]
     mask = own[:, None] & wanted[None, :]
     base = tl.load(out, mask=mask, other=0.0).to(tl.float32)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lorafleet_kernels.gpu.kernels.lora_pages import adapter_entry, in_pool
+from lorafleet_kernels.gpu.kernels.lora_pages import adapter_entry, in_pool, rank_scales, weight_values
 from lorafleet_kernels.gpu.lora_config import TYPES, row_shrinks, tile_shrinks
 from lorafleet_kernels.gpu.specialization import Specialization
 
@@ -51,8 +51,10 @@ def shrink_tiles(
                 mask=(n[:, None] < ranks) & (k[None, :] < K), other=0.0,
             )  # fmt: skip
             if UPCAST:
-                inputs, a = inputs.to(tl.float32), a.to(tl.float32)
-            acc = tl.dot(inputs, tl.trans(a), acc)
+                inputs = inputs.to(tl.float32)
+            acc = tl.dot(inputs, tl.trans(weight_values(a, inputs.dtype)), acc)
+        if pool.dtype.element_ty.primitive_bitwidth == 8:
+            acc *= rank_scales(pool, table, begin, ranks, n, PAGE, GRAIN)[None, :]
         tl.store(out + n[None, :], acc, mask=own[:, None] & (n[None, :] < ranks))
 
 
@@ -90,8 +92,11 @@ def shrink_rows(
                 pool + places[:, None] + tl.arange(0, BLOCK_K)[None, :],
                 mask=(n[:, None] < ranks) & (k[None, :] < K), other=0.0,
             )  # fmt: skip
-            acc += a.to(tl.float32) * inputs[None, :]
-        tl.store(out + n, tl.sum(acc, axis=1), mask=n < ranks)
+            acc += weight_values(a, tl.float32) * inputs[None, :]
+        h = tl.sum(acc, axis=1)
+        if pool.dtype.element_ty.primitive_bitwidth == 8:
+            h *= rank_scales(pool, table, begin, ranks, n, PAGE, GRAIN)
+        tl.store(out + n, h, mask=n < ranks)
 
 
 def specializations() -> list[Specialization]:
