@@ -48,27 +48,33 @@ NOT_HERE = torch.empty(0)
 """In place of a golden copy that is on disk."""
 
 
-def page_elements(kv_dim: int) -> int:
-    """Elements of one page in one layer: keys and values of 16 tokens."""
-    return PAGE_TOKENS * 2 * kv_dim
+def page_elements(kv_dim: int, kv: torch.dtype, seen_as: torch.dtype) -> int:
+    """Elements of one page in one layer, which is as large as keys and values of 16 tokens in `kv`, where it is read as
+    `seen_as`: adapters may have other elements than keys and values."""
+    return PAGE_TOKENS * 2 * kv_dim * kv.itemsize // seen_as.itemsize
 
 
 class Runner:
     """The pool's memory, the model, and one step over them."""
 
-    def __init__(self, model: Decoder, total_pages: int, partition: Partition = "replicated") -> None:
+    def __init__(
+        self, model: Decoder, total_pages: int, partition: Partition = "replicated", kv: torch.dtype | None = None
+    ) -> None:
+        """`kv`: of keys and values in the pool, the model's own where there is none. `pool` is the same memory as it is
+        for adapters."""
         config = model.config
         self.model = model
         self.constraints = Constraints()
-        self._page_elements = page_elements(config.kv_dim)
+        kv = kv or model.dtype
         self.device = model.embedding.device
-        shape = (config.num_layers, total_pages, self._page_elements)
+        shape = (config.num_layers, total_pages, page_elements(config.kv_dim, kv, model.dtype))
         on_cpu = self.device.type == "cpu"
         if on_cpu:
             self.pool = zeros_on_demand(shape, model.dtype)
         else:
             self.pool = torch.zeros(shape, dtype=model.dtype, device=self.device)
-        self._kv = self.pool.view(config.num_layers, total_pages, 2, PAGE_TOKENS, config.num_kv_heads, config.head_dim)
+        heads = (config.num_kv_heads, config.head_dim)
+        self._kv = self.pool.view(kv).view(config.num_layers, total_pages, 2, PAGE_TOKENS, *heads)
         self._slora = partition == "slora" and model.collectives is not None
         self._on_tables = model.ops.native and not self._slora
         self._views: dict[int, tuple[Mapping[str, GroupView], ...]] = {}

@@ -106,7 +106,7 @@ def _start(
     total_pages = _total_pages(config, model.config)
     limits = Limits(config.max_model_len, config.max_num_seqs, config.max_batched_tokens, config.speculate)
     give_back()
-    elements = page_elements(model.config.kv_dim)
+    elements = page_elements(model.config.kv_dim, model.dtype, model.dtype)
     base: BaseWeights = DecoderWeights(model)
     if ranks is not None or config.device == "cuda":  # from the file: adapters are read on the host
         base = CheckpointWeights(Path(config.model), decoder_config, model.dtype)

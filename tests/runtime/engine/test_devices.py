@@ -18,6 +18,7 @@ from lorafleet_runtime.model.lora import PackedAdapter, pack
 from lorafleet_runtime.model.tiny import random_weights, tiny_config
 
 CONFIG = tiny_config("qwen3")
+PAGE = page_elements(CONFIG.kv_dim, torch.float32, torch.float32)
 TARGETS = ("q_proj", "v_proj", "down_proj")
 
 
@@ -45,7 +46,7 @@ def packed() -> PackedAdapter:
         for target in TARGETS:
             out, k = CONFIG.linear_shape(target)
             pairs[layer, target] = LoraPair(torch.zeros(4, k), torch.zeros(out, 4))
-    return pack(AdapterWeights(4, pairs, TARGETS), CONFIG, page_elements(CONFIG.kv_dim), torch.float32)
+    return pack(AdapterWeights(4, pairs, TARGETS), CONFIG, PAGE, torch.float32)
 
 
 def test_decodes_prompts_and_adapters_in_scattered_pages_stay_on_the_card() -> None:
@@ -68,4 +69,4 @@ def test_decodes_prompts_and_adapters_in_scattered_pages_stay_on_the_card() -> N
 
 def test_an_operation_between_two_devices_is_noticed() -> None:
     with FakeTensorMode(), pytest.raises(RuntimeError, match="devices"):
-        runner().pool[:, 0].add_(torch.zeros(CONFIG.num_layers, page_elements(CONFIG.kv_dim)))
+        runner().pool[:, 0].add_(torch.zeros(CONFIG.num_layers, PAGE))

@@ -73,7 +73,7 @@ class RankWorker:
         runner = Runner(model, begin.total_pages, config.partition)
         if config.memory_bytes:
             take(runner.pool)
-        elements = page_elements(model.config.kv_dim)
+        elements = page_elements(model.config.kv_dim, model.dtype, model.dtype)
         base = CheckpointWeights(Path(config.model), decoder, model.dtype)
         reader = AdapterReader(decoder, elements, model.dtype, config.max_lora_rank, shard, config.partition, base)
         adapters = RankAdapters(runner, reader, DiskTier(config.disk), self.inbox.put, self.answer)
