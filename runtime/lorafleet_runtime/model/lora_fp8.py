@@ -1,7 +1,6 @@
 """Adapters whose matrices are e4m3: half the pages, host memory and disk of two-byte ones, half of what a step reads.
 
-They lie as `lora` says, in bytes. Before a group's A are its ranks' scales, float32, which end at a multiple of the
-grain: rank r's is that of A's row r times that of Bᵀ's, as one number after the first product serves both. What is no
+They lie as `lora` says, in bytes. Up to a group's A go its ranks' scales, float32: rank r's is that of A's row r times that of Bᵀ's, as one number after the first product serves both. What is no
 pair of a projection (`extras`) keeps the pool's type: it is small, or, of the vocabulary, no factor of a sum."""
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from lorafleet_runtime.model.adapter_weights import AdapterWeights
 from lorafleet_runtime.model.config import GROUPS, DecoderConfig
 from lorafleet_runtime.model.errors import InvalidAdapter
 from lorafleet_runtime.model.extras import pack_extras, plan_extras
-from lorafleet_runtime.model.lora import GroupView, Layout, PackedAdapter, Slice, plan_slices, rows_of, signature_of, up
+from lorafleet_runtime.model.lora import GroupView, Layout, PackedAdapter, Slice, plan_slices, rows_of, signature_of
 
 SCALE_BYTES = 4
 
@@ -67,8 +66,7 @@ def fp8_matrices(vectors: Tensor, layout: Layout) -> tuple[Mapping[str, GroupVie
 def scales_of(vector: Tensor, slices: tuple[Slice, ...]) -> Tensor:
     """The scales `[ΣR]` of a group, float32, in a layer's vector of bytes."""
     ranks = sum(s.rank for s in slices)
-    begin = slices[0].a - up(SCALE_BYTES * ranks, slices[0].grain)
-    return vector[begin : begin + SCALE_BYTES * ranks].view(torch.float32)
+    return vector[slices[0].a - SCALE_BYTES * ranks : slices[0].a].view(torch.float32)
 
 
 def _pack_pair(vector: Tensor, s: Slice, weights: AdapterWeights, layer: int, target: str) -> Tensor:

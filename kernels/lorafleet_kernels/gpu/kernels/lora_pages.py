@@ -47,10 +47,10 @@ def weight_values(stored, dtype):
 
 
 @triton.jit
-def rank_scales(pool, table, begin, ranks, n, PAGE: tl.constexpr, GRAIN: tl.constexpr):
+def rank_scales(pool, table, begin, ranks, n, PAGE: tl.constexpr):
     """float32, of each of the rows `n` of an A in e4m3 that begins at `begin`: what h is to be multiplied with. The
-    scales of A's row and of Bᵀ's, as one, lie before A, at a multiple of the grain."""
-    elements = (begin - tl.cdiv(4 * ranks, GRAIN) * GRAIN + 4 * n).to(tl.uint32)
+    scales of A's row and of Bᵀ's, as one, lie before A, up to its first byte."""
+    elements = (begin - 4 * (ranks - n)).to(tl.uint32)
     page = tl.load(table + elements // PAGE, mask=n < ranks, other=0)
     places = page.to(tl.int64) * PAGE + (elements % PAGE).to(tl.int64)
     scales = tl.load((pool + places).to(tl.pointer_type(tl.float32)), mask=n < ranks, other=0.0)
