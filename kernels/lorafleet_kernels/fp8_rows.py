@@ -28,7 +28,8 @@ def quantise(rows: Tensor) -> tuple[Tensor, Tensor]:
     mantissa, exponent = torch.frexp(largest / LARGEST)
     exponent = (exponent - (mantissa == 0.5).int()).clamp(min=EXPONENTS[0])
     if not bool((exponent <= EXPONENTS[1]).all()):
-        raise ValueError(f"{float(largest.max()):g} is above {LARGEST * 2.0 ** EXPONENTS[1]:g}, the most that fp8 holds")
+        most = LARGEST * 2.0 ** EXPONENTS[1]
+        raise ValueError(f"{float(largest.max()):g} is above {most:g}, the most that fp8 holds")
     scales = torch.ldexp(torch.ones_like(largest), exponent)
     return (rows / scales[:, None]).to(torch.float8_e4m3fn).view(torch.uint8), scales
 

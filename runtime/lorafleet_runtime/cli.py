@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lorafleet_runtime import __version__
-from lorafleet_runtime.config import DEVICES, DTYPES, OVERLAPS, PARTITIONS, EngineConfig, parse_size
+from lorafleet_runtime.config import ADAPTER_DTYPES, DEVICES, DTYPES, OVERLAPS, PARTITIONS, EngineConfig, parse_size
 from lorafleet_runtime.errors import ConfigError
 from lorafleet_runtime.frontend.options import ServeOptions
 from lorafleet_runtime.logs import configure_logs
@@ -60,6 +60,7 @@ def _options(parsed: argparse.Namespace) -> ServeOptions:
         tensor_parallel=parsed.tensor_parallel,
         lora_partition=parsed.lora_partition,
         overlap=parsed.overlap,
+        adapter_dtype=parsed.adapter_dtype,
         speculate=parsed.speculate,
     ).check()
     return ServeOptions(
@@ -124,6 +125,8 @@ def _parser() -> argparse.ArgumentParser:
         help="adapters on several ranks: replicated needs no communication, slora keeps nothing twice")  # fmt: skip
     add("--overlap", choices=OVERLAPS, default="auto",
         help="schedule a step while the one before it runs; auto: where a core is left for that")  # fmt: skip
+    add("--adapter-dtype", choices=ADAPTER_DTYPES, default="auto",
+        help="fp8: LoRA matrices take half the memory, on a GPU; auto: they have the model's type")  # fmt: skip
     add("--speculate", type=int, default=0, metavar="N",
         help="check up to N guesses at a request's further tokens in a step, by what it has read and said")  # fmt: skip
     add("--fairness", default="", metavar="JSON", help="how tenants share: a BaseModel's spec.fairness")

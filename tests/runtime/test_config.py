@@ -46,6 +46,7 @@ def test_the_defaults_are_accepted(config: EngineConfig) -> None:
         ("memory_bytes", 5, "--memory"),
         ("max_lora_rank", 1025, "--max-lora-rank"),
         ("threads", -1, "--threads"),
+        ("adapter_dtype", "int4", "--adapter-dtype"),
     ],
 )
 def test_every_bound_names_its_flag(config: EngineConfig, field: str, value: Any, flag: str) -> None:
@@ -53,6 +54,13 @@ def test_every_bound_names_its_flag(config: EngineConfig, field: str, value: Any
 
     with pytest.raises(ConfigError, match=f"^{flag} "):
         changed.check()
+
+
+def test_several_ranks_keep_no_adapters_in_fp8(config: EngineConfig) -> None:
+    fp8 = dataclasses.replace(config, adapter_dtype="fp8").check()
+
+    with pytest.raises(ConfigError, match=r"^--adapter-dtype 'fp8' needs --tensor-parallel 1"):
+        dataclasses.replace(fp8, tensor_parallel=2).check()
 
 
 def test_a_config_survives_the_way_to_the_engine(config: EngineConfig) -> None:

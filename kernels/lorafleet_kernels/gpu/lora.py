@@ -54,8 +54,9 @@ class PendingExpand:
 
 
 class LoraStep:
-    """`pool [layers, P, page elements]` (or the same with a page's own dimensions) holds the weights, of the type of the
-    activations or as `weight_types.as_fp8` gives it; `batch` says what is wanted of them. All tensors may be static: what a captured graph reads is what was copied there last."""
+    """`pool [layers, P, page elements]` (or the same with a page's own dimensions) holds the weights, of the type of
+    activations or as `weight_types.as_fp8` gives it; `batch` says what is wanted of them. All tensors may be static:
+    what a captured graph reads is what was copied there last."""
 
     def __init__(
         self, pool: Tensor, batch: LoraBatch, forms: Mapping[str, GroupForm], scratch: Scratch, max_rank: int

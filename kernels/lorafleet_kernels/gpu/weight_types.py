@@ -1,5 +1,5 @@
-"""What adapters' weights may be in the pool: the type of the activations, or e4m3 (`fp8_rows`), which kernels convert in
-registers. Cards that convert it have a type for it; to the others, and Triton knows no such type there, it is bytes."""
+"""What adapters' weights may be in the pool: of the activations' type, or e4m3 (`fp8_rows`), which kernels convert in
+registers: by an instruction on cards that have one, and on the others, where Triton knows no such type, from bytes."""
 
 from __future__ import annotations
 

@@ -206,7 +206,7 @@ class Runner:
 
     def _write(self, pages: list[int], packed: PackedAdapter) -> None:
         blob = packed.blob.to(self.device, non_blocking=True)
-        self.pool.index_copy_(1, torch.tensor(pages, device=self.device), blob)
+        self.pool.view(blob.dtype).index_copy_(1, torch.tensor(pages, device=self.device), blob)
 
     def _extras_of(self, step: RunStep) -> ExtrasStep | None:
         handles = [row.adapter for row in step.rows]

@@ -96,6 +96,7 @@ def _start(
         ranks.load(config)
     shard = Shard(0, config.tensor_parallel)
     model = load_rank(config, decoder_config, shard, lambda f: progress("loading weights", 0.9 * f))
+    _check_adapter_dtype(config, model)
     progress("measuring what is fastest on this machine", 0.9)
     set_threads(config.threads or available_cores())
     choose_forms(model)  # first: in another form, more threads may look useless
@@ -112,8 +113,9 @@ def _start(
         base = CheckpointWeights(Path(config.model), decoder_config, model.dtype)
     grain = grain_for(model.config, elements) if model.ops.aligns_adapters else 1
     reader = AdapterReader(
-        decoder_config, elements, model.dtype, config.max_lora_rank, shard, config.partition, base, grain
-    )
+        decoder_config, elements, model.dtype, config.max_lora_rank, shard, config.partition, base, grain,
+        fp8=config.adapter_dtype == "fp8",
+    )  # fmt: skip
     runner, loader = _parts(config, model, total_pages, reader, ranks)
     if config.memory_bytes and config.device == "cpu":  # asked for; a share that was chosen here is taken as it is used
         progress("taking the pool's memory", 0.95)
@@ -145,7 +147,7 @@ def _parts(
     if ranks is None and model.ops.aligns_adapters:
         from lorafleet_runtime.engine.gpu.runner import GpuRunner  # Triton takes a second, and is not everywhere
 
-        gpu = GpuRunner(model, total_pages)
+        gpu = GpuRunner(model, total_pages, config.adapter_dtype == "fp8")
         if model.embedding.device.type == "cuda":
             gpu.use_graphs(config.max_num_seqs, config.max_lora_rank)
         return gpu, AdapterLoader(reader)
@@ -153,6 +155,15 @@ def _parts(
         return Runner(model, total_pages), AdapterLoader(reader)
     loader = RankedLoader(reader, ranks)
     return RankedRunner(model, total_pages, reader.partition, ranks, loader), loader
+
+
+def _check_adapter_dtype(config: EngineConfig, model: Decoder) -> None:
+    if config.adapter_dtype == "fp8" and not model.ops.aligns_adapters:
+        raise ConfigError(
+            "--adapter-dtype fp8 needs Triton's kernels, which convert it as they read it; here plain operations "
+            f"compute, on {model.embedding.device.type}: use a GPU with Triton installed and LORAFLEET_KERNELS unset, "
+            "or --adapter-dtype auto"
+        )
 
 
 def _max_model_len(config: EngineConfig, decoder: DecoderConfig) -> int:

@@ -1,7 +1,8 @@
 """Adapters whose matrices are e4m3: half the pages, host memory and disk of two-byte ones, half of what a step reads.
 
-They lie as `lora` says, in bytes. Up to a group's A go its ranks' scales, float32: rank r's is that of A's row r times that of Bᵀ's, as one number after the first product serves both. What is no
-pair of a projection (`extras`) keeps the pool's type: it is small, or, of the vocabulary, no factor of a sum."""
+They lie as `lora` says, in bytes. Up to a group's A go its ranks' scales, float32: rank r's is that of A's row r times
+that of Bᵀ's, as one number after the first product serves both. What is no pair of a projection (`extras`) keeps the
+pool's type: vectors are small, and rows of the vocabulary are no factor of a sum, in which errors would even out."""
 
 from __future__ import annotations
 
@@ -85,8 +86,8 @@ def _pack_pair(vector: Tensor, s: Slice, weights: AdapterWeights, layer: int, ta
 def _view(vector: Tensor, slices: tuple[Slice, ...]) -> GroupView:
     first, scales = slices[0], scales_of(vector, slices)
     a = dequantise(rows_of(vector, first.a, len(scales), first.k, first.a_stride), scales)
-    parts = tuple(
-        LoraPart(s.begin, s.end, dequantise(rows_of(vector, s.b, s.rank, s.end - s.begin, s.b_stride), torch.ones_like(scales[: s.rank])))
-        for s in slices
-    )
-    return GroupView(a, parts)
+    parts: list[LoraPart] = []
+    for s in slices:
+        codes = rows_of(vector, s.b, s.rank, s.end - s.begin, s.b_stride)
+        parts.append(LoraPart(s.begin, s.end, dequantise(codes, torch.ones_like(scales[: s.rank]))))
+    return GroupView(a, tuple(parts))

@@ -101,7 +101,7 @@ def specializations() -> list[Specialization]:
     """Every form that `lora_config` can choose; one of them also for pages of no power of two, and for odd widths."""
     widths = {"y_stride", "width_0", "width_1", "width_2"}
     forms = []
-    for dtype, stored in ((dtype, stored) for dtype in TYPES for stored in stored_beside(dtype)):
+    for dtype, stored in ((t, stored) for t in TYPES for stored in stored_beside(t)):
         for tiles in tile_expands():
             for page, divisible in ((1 << 15, True), (5 << 13, True), (1 << 12, False)):
                 if page == 1 << 15 or (tiles == tile_expands()[0] and not stored.label):

@@ -39,11 +39,10 @@ def weight_values(stored, dtype):
     if stored.dtype == tl.uint8:
         # The sign is in bits 7 to 15 of the wider number: of what is shifted it belongs in bit 15 and not in 14.
         bits = (stored.to(tl.int8, bitcast=True).to(tl.int16) << 7) & -0x4001
-        return bits.to(tl.float16, bitcast=True).to(dtype)
+        stored = bits.to(tl.float16, bitcast=True)
     elif stored.dtype == tl.float8e4nv:
-        return stored.to(tl.float16).to(dtype)
-    else:
-        return stored.to(dtype)
+        stored = stored.to(tl.float16)
+    return stored.to(dtype)
 
 
 @triton.jit

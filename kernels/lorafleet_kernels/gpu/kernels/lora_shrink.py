@@ -104,7 +104,7 @@ def specializations() -> list[Specialization]:
     """Every form that `lora_config` can choose, for pages of 2¹⁵ elements (8 heads of keys and values of 128); one of
     them also for pages of no power of two, and for a model of odd widths."""
     forms = []
-    for dtype, stored in ((dtype, stored) for dtype in TYPES for stored in stored_beside(dtype)):
+    for dtype, stored in ((t, stored) for t in TYPES for stored in stored_beside(t)):
         for tiles in tile_shrinks():
             for page, divisible in ((1 << 15, True), (5 << 13, True), (1 << 12, False)):
                 if page != 1 << 15 and (tiles != tile_shrinks()[0] or stored.label):

@@ -147,7 +147,7 @@ def expand_warps(size: int, item: int = 2) -> int:
     """A half of a head is little for more than one warp, unless it is long. `item`: bytes of a weight; where it is one,
     as many threads would each have more of them than registers."""
     if item == 1:
-        return max(triton.next_power_of_2(size) // 32, 4)
+        return WARPS
     return 1 if size <= 64 else 2
 
 

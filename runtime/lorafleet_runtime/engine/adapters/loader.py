@@ -18,6 +18,7 @@ from lorafleet_runtime.model.collectives import Partition
 from lorafleet_runtime.model.config import DecoderConfig
 from lorafleet_runtime.model.errors import AdapterError
 from lorafleet_runtime.model.lora import PackedAdapter, pack
+from lorafleet_runtime.model.lora_fp8 import pack_fp8
 from lorafleet_runtime.model.parallel import Shard, rank_config, shard_adapter
 from lorafleet_runtime.protocol import LoadAdapter
 
@@ -36,7 +37,8 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class AdapterReader:
-    """From an adapter's folder to its pages, for one base model and one rank's part of it."""
+    """From an adapter's folder to its pages, for one base model and one rank's part of it; with `fp8`, its matrices in
+    e4m3. `page_elements`: of `dtype`, either way."""
 
     config: DecoderConfig
     page_elements: int
@@ -46,6 +48,7 @@ class AdapterReader:
     partition: Partition
     base: BaseWeights
     grain: int = 1
+    fp8: bool = False
     _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
 
     def read(self, folder: str) -> tuple[AdapterWeights, PackedAdapter]:
@@ -57,7 +60,8 @@ class AdapterReader:
                 self.base.forget()
         part = shard_adapter(weights, self.shard, self.partition)
         config = rank_config(self.config, self.shard.ranks)
-        return weights, pack(part, config, self.page_elements, self.dtype, self.grain)
+        packs = pack_fp8 if self.fp8 else pack
+        return weights, packs(part, config, self.page_elements, self.dtype, self.grain)
 
 
 def explain(error: Exception, folder: str) -> tuple[str, str]:

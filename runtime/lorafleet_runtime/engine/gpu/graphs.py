@@ -31,7 +31,8 @@ WARM_UP = 2
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What all graphs of one runner share. `kv [layers, P, 2, 16, kv_heads, D]` and `pool` are the same memory."""
+    """What all graphs of one runner share. `kv [layers, P, 2, 16, kv_heads, D]` and `pool`, as adapters' weights
+    lie in it, are the same memory."""
 
     model: Decoder
     pool: Tensor

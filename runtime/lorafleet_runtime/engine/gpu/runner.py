@@ -15,6 +15,7 @@ from lorafleet_kernels.gpu.lora_host import AdapterPlace, StepSizes, describe, f
 from lorafleet_kernels.gpu.lora_host import Segment as Rows
 from lorafleet_kernels.gpu.operations import TritonOperations
 from lorafleet_kernels.gpu.step_buffer import batch_in
+from lorafleet_kernels.gpu.weight_types import as_fp8
 from lorafleet_kernels.native_lora import LORA_GROUPS
 from lorafleet_runtime.engine.adapters.extras_step import ExtrasStep
 from lorafleet_runtime.engine.gpu.graphs import Capture, Captures, DecodeGraph, Shared, sizes_up_to, variant_of
@@ -40,10 +41,11 @@ class _Placed:
 class GpuRunner(Runner):
     """A `Runner` for `TritonOperations`."""
 
-    def __init__(self, model: Decoder, total_pages: int) -> None:
+    def __init__(self, model: Decoder, total_pages: int, fp8_adapters: bool = False) -> None:
         super().__init__(model, total_pages)
         assert isinstance(model.ops, TritonOperations), "another runner serves other operations"
         self._ops = model.ops
+        self._weights = as_fp8(self.pool, self._ops.card.capability) if fp8_adapters else self.pool
         self._grain = grain_for(model.config, self.pool.shape[2])
         self._groups = group_shapes(model.config)
         self._adapters: dict[int, _Placed] = {}
@@ -61,7 +63,7 @@ class GpuRunner(Runner):
         shape, scratch = self._ops.heads(self.model.heads)
         self._capture = capture or Captures()
         self._shared = Shared(
-            self.model, self.pool, self._kv, shape, scratch, self._groups, self._grain, self._ops.card.processors,
+            self.model, self._weights, self._kv, shape, scratch, self._groups, self._grain, self._ops.card.processors,
             max_rank,
         )  # fmt: skip
         self._graph_sizes = sizes_up_to(rows)
@@ -144,7 +146,7 @@ class GpuRunner(Runner):
         processors = self._ops.card.processors
         forms = {name: GroupForm(g, choose(shape, g, self._grain, processors)) for name, g in self._groups.items()}
         batch = batch_in(self._to_device(buffer), sizes, self._descriptions, self._grain)
-        return LoraStep(self.pool, batch, forms, Scratch.of(forms, rows, rank, self.device), rank)
+        return LoraStep(self._weights, batch, forms, Scratch.of(forms, rows, rank, self.device), rank)
 
     def _to_device(self, numbers: np.ndarray[tuple[int, ...], np.dtype[np.int32] | np.dtype[np.int64]]) -> Tensor:
         host = torch.from_numpy(numbers)
