@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from bench.kernels_cases import shapes
+from lorafleet_kernels.gpu.beside import Beside
+from lorafleet_kernels.gpu.layers import FUSED_ROWS
 from lorafleet_kernels.gpu.lora import GroupForm, LoraStep, Scratch
 from lorafleet_kernels.gpu.lora_config import ROWS_OF_A_TILE, LoraConfig, StepShape, Variant, block_m, choose
 from lorafleet_kernels.gpu.lora_host import AdapterPlace, Segment, StepSizes, describe, fill_step, most_items
@@ -61,7 +63,8 @@ class StoredAdapters:
         fill_step(buffer, sizes, segments, self.places, m)
         device, rank = self.pool.device, max(self.ranks)
         batch = batch_in(torch.from_numpy(buffer).to(device), sizes, self.descriptions, self.grain)
-        return LoraStep(self.pool, batch, forms, Scratch.of(forms, rows, rank, device), rank)
+        beside = Beside(device) if device.type == "cuda" and rows <= FUSED_ROWS else None
+        return LoraStep(self.pool, batch, forms, Scratch.of(forms, rows, rank, device), rank, beside)
 
 
 def _told(rows: int, segments: int, forced: Variant | None) -> tuple[int, int]:

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 
@@ -35,19 +36,20 @@ class Landed:
 @dataclass(frozen=True, slots=True)
 class _Flight:
     batch: Batch
-    samples: Future[list[Sampled]]
+    samples: Callable[[], list[Sampled]]
     launched: float
     prompt_tokens: int
 
 
 class Flights:
-    """At most `most` steps: one, which runs in `launch`, or two, which run in a thread of their own."""
+    """At most `most` steps: one, or two, which run in a thread of their own where the runner waits for what it
+    launches."""
 
     def __init__(self, runner: Runner, most: int) -> None:
         self._runner = runner
         self._most = most
         self._under_way: deque[_Flight] = deque()
-        self._device = ThreadPoolExecutor(1, "device") if most > 1 else None
+        self._device = ThreadPoolExecutor(1, "device") if most > 1 and not runner.launches else None
         self._landed_at = 0.0
 
     def __len__(self) -> int:
@@ -68,16 +70,15 @@ class Flights:
         prompt_tokens = sum(row.count for row in batch.rows if row.sequence.output_len == 0)
         launched = time.perf_counter()
         if self._device is None:
-            samples: Future[list[Sampled]] = Future()
-            samples.set_result(self._runner.run(plan))
+            samples = self._runner.launch(plan)
         else:
-            samples = self._device.submit(self._runner.run, plan)
+            samples = self._device.submit(lambda: self._runner.launch(plan)()).result
         self._under_way.append(_Flight(batch, samples, launched, prompt_tokens))
 
     def land(self) -> Landed:
         """Wait for the oldest."""
         flight = self._under_way.popleft()
-        samples = flight.samples.result()
+        samples = flight.samples()
         begun, self._landed_at = max(flight.launched, self._landed_at), time.perf_counter()
         return Landed(flight.batch, samples, self._landed_at - begun, flight.prompt_tokens)
 

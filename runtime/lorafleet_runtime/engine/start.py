@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import structlog
 import torch
 
 from lorafleet_runtime.config import EngineConfig
@@ -17,9 +19,10 @@ from lorafleet_runtime.core.limits import Limits
 from lorafleet_runtime.core.pages import PAGE_TOKENS, pages_for_tokens
 from lorafleet_runtime.core.room import Room
 from lorafleet_runtime.engine.adapters.disk_tier import DiskTier
-from lorafleet_runtime.engine.adapters.loader import AdapterLoader, AdapterReader
+from lorafleet_runtime.engine.adapters.loader import AdapterLoader, AdapterReader, as_it_is
 from lorafleet_runtime.engine.engine import Engine
 from lorafleet_runtime.engine.gpu.memory import best_dtype_of_card, device_for, pool_bytes
+from lorafleet_runtime.engine.gpu.page_locked import PageLocking
 from lorafleet_runtime.engine.load import load_rank
 from lorafleet_runtime.engine.memory import available_bytes, give_back, keep_freed
 from lorafleet_runtime.engine.ranks.disk import RankedDisk
@@ -41,6 +44,8 @@ from lorafleet_runtime.model.on_demand import take
 from lorafleet_runtime.model.parallel import Shard, check_ranks
 from lorafleet_runtime.model.threads import set_threads, threads
 from lorafleet_runtime.model.weights import expected_shapes
+
+log = structlog.get_logger("engine")
 
 DEFAULT_HOST_SHARE = 0.25
 """Of the memory that is available beside the pool, for adapters' weights."""
@@ -112,11 +117,14 @@ def _start(
     if ranks is not None or config.device == "cuda":  # from the file: adapters are read on the host
         base = CheckpointWeights(Path(config.model), decoder_config, model.dtype)
     grain = grain_for(model.config, elements) if model.ops.aligns_adapters else 1
+    keep = PageLocking() if config.device == "cuda" else as_it_is
     reader = AdapterReader(
-        decoder_config, elements, model.dtype, config.max_lora_rank, shard, config.partition, base, grain,
+        decoder_config, elements, model.dtype, config.max_lora_rank, shard, config.partition, base, grain, keep,
         fp8=config.adapter_dtype == "fp8",
     )  # fmt: skip
     runner, loader = _parts(config, model, total_pages, reader, ranks)
+    if config.device == "cuda":
+        _prepare(runner, limits, config.max_lora_rank, progress)
     if config.memory_bytes and config.device == "cpu":  # asked for; a share that was chosen here is taken as it is used
         progress("taking the pool's memory", 0.95)
         take(runner.pool)
@@ -147,10 +155,7 @@ def _parts(
     if ranks is None and model.ops.aligns_adapters:
         from lorafleet_runtime.engine.gpu.runner import GpuRunner  # Triton takes a second, and is not everywhere
 
-        gpu = GpuRunner(model, total_pages, config.adapter_dtype == "fp8")
-        if model.embedding.device.type == "cuda":
-            gpu.use_graphs(config.max_num_seqs, config.max_lora_rank)
-        return gpu, AdapterLoader(reader)
+        return GpuRunner(model, total_pages, config.adapter_dtype == "fp8"), AdapterLoader(reader)
     if ranks is None:
         return Runner(model, total_pages), AdapterLoader(reader)
     loader = RankedLoader(reader, ranks)
@@ -164,6 +169,23 @@ def _check_adapter_dtype(config: EngineConfig, model: Decoder) -> None:
             f"compute, on {model.embedding.device.type}: use a GPU with Triton installed and LORAFLEET_KERNELS unset, "
             "or --adapter-dtype auto"
         )
+
+
+def _prepare(runner: Runner, limits: Limits, max_rank: int, progress: Callable[[str, float], None]) -> None:
+    """Compile, load and capture what steps on a GPU start. Raises ConfigError where the largest does not fit."""
+    from lorafleet_runtime.engine.gpu.runner import GpuRunner
+    from lorafleet_runtime.engine.gpu.warm_up import warm_up
+
+    if not isinstance(runner, GpuRunner):  # plain torch has nothing to compile
+        return
+    begun = time.perf_counter()
+    progress("compiling kernels", 0.93)
+    steps = warm_up(runner, limits, max_rank)
+    warm = time.perf_counter()
+    progress("capturing decode steps", 0.97)
+    runner.use_graphs(limits.max_num_seqs, max_rank)
+    captured = time.perf_counter() - warm
+    log.info("the GPU's kernels are ready", steps=steps, seconds=round(warm - begun, 1), capture=round(captured, 1))
 
 
 def _max_model_len(config: EngineConfig, decoder: DecoderConfig) -> int:

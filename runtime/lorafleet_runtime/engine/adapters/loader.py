@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from lorafleet_runtime.engine.background import background_thread
 from lorafleet_runtime.model.adapter import read_adapter
@@ -35,6 +36,11 @@ class Loaded:
     error: str = ""
 
 
+def as_it_is(blob: Tensor) -> Tensor:
+    """Weights stay in the memory in which they were packed."""
+    return blob
+
+
 @dataclass(frozen=True, slots=True)
 class AdapterReader:
     """From an adapter's folder to its pages, for one base model and one rank's part of it; with `fp8`, its matrices in
@@ -48,6 +54,8 @@ class AdapterReader:
     partition: Partition
     base: BaseWeights
     grain: int = 1
+    keep: Callable[[Tensor], Tensor] = as_it_is
+    """Moves a packed adapter to the memory in which it stays; from any thread."""
     fp8: bool = False
     _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
 
@@ -61,7 +69,8 @@ class AdapterReader:
         part = shard_adapter(weights, self.shard, self.partition)
         config = rank_config(self.config, self.shard.ranks)
         packs = pack_fp8 if self.fp8 else pack
-        return weights, packs(part, config, self.page_elements, self.dtype, self.grain)
+        packed = packs(part, config, self.page_elements, self.dtype, self.grain)
+        return weights, PackedAdapter(packed.layout, self.keep(packed.blob))
 
 
 def explain(error: Exception, folder: str) -> tuple[str, str]:
