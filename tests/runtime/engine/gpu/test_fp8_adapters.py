@@ -82,9 +82,12 @@ def states(engine: Engine) -> dict[str, AdapterState]:
 
 
 @pytest.mark.interpreted
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value|divide by zero) encountered:RuntimeWarning")
 def test_tokens_are_those_of_the_dequantised_adapters(make: Callable[..., Engine]) -> None:
     exact, fp8 = make("auto", "reference"), make("fp8", "triton")
     assert isinstance(fp8._runner, GpuRunner)
+    if not torch.cuda.is_available():  # as on a card: decodes over the memory of graphs, prompts beside it
+        fp8._runner.use_graphs(6, 8, lambda step: step)
     expected = serve(exact)
 
     assert serve(fp8) == expected
