@@ -2,11 +2,11 @@
 
 `python -m bench.kernels [--quick] [--foreign FOLDER] [--tune]` on a machine with a CUDA device: shrink + expand of
 decode steps and of prompts against torch's own products and the kernels of vLLM and SGLang that are installed, or that
-lie as wheels in FOLDER; expands within the kernel that follows against launches of their own; paged attention; the
-layers of the model in order. Every time is of a captured graph, replayed, over enough copies of inputs and weights that
-none is still in the L2 cache. Each section has a budget and ends with the case at hand when that is spent; cases come
-in a shuffled order, so that what was measured is a fair sample. A section that fails is named and ends no other. In all
-at most six minutes on an H200.
+lie as wheels in FOLDER; expands within the kernel that follows against launches of their own; adapters in fp8 against
+bfloat16; paged attention; the layers of the model in order. Every time is of a captured graph, replayed, over enough
+copies of inputs and weights that none is still in the L2 cache. Each section has a budget and ends with the case at
+hand when that is spent; cases come in a shuffled order, so that what was measured is a fair sample. A section that
+fails is named and ends no other. In all at most six minutes on an H200.
 
 Gate: the kernels on this device against float64, each with a result that is wrong on purpose and has to be noticed.
 Without a GPU, `--quick` runs the gate alone, in Triton's interpreter, counts launches, and prints the roofline.
@@ -40,7 +40,8 @@ from bench.kernels_cases import (
 from bench.kernels_timing import Clock, Device, result, this_device
 from bench.record import Result, write
 
-BUDGETS = {"layers": 45.0, "attention": 40.0, "prompts": 10.0, "decode": 120.0, "prefill": 30.0, "fused": 25.0}
+BUDGETS = {"layers": 45.0, "attention": 40.0, "prompts": 10.0, "decode": 120.0, "prefill": 30.0, "fused": 25.0,
+           "fp8": 20.0}  # fmt: skip
 """Seconds; the gate and the last case of each section come on top."""
 QUICK = 0.1
 REFERENCE_BANDWIDTH = 4.3e12
@@ -53,10 +54,13 @@ def gate(device: torch.device) -> bool:
 
     cuda = device.type == "cuda"
     config = replace(LLAMA_3_8B, num_layers=2) if cuda else SMALL
-    small = [DeltaCase("qkv", 4, 2, (8, 24)), DeltaCase("gate_up", 6, 2, (16,))]
+    small = [
+        DeltaCase("qkv", 4, 2, (8, 24)), DeltaCase("gate_up", 6, 2, (16,)), DeltaCase("qkv", 4, 2, (8, 24), fp8=True)
+    ]  # fmt: skip
     large = [
         DeltaCase("qkv", 64, 8, (8, 16, 32, 64, 128)), DeltaCase("o", 8, 8, (16,)), DeltaCase("gate_up", 256, 1, (64,)),
         DeltaCase("down", 256, 32, (16,)), DeltaCase("qkv", 2048, 4, (16,)), DeltaCase("down", 2048, 2, (128,)),
+        DeltaCase("qkv", 64, 8, (8, 16, 32, 64, 128), fp8=True), DeltaCase("down", 256, 1, (16,), fp8=True),
     ]  # fmt: skip
     contexts, chunks = ([1, 17, 1000, 9000], [(100, 333)]) if cuda else ([1, 17, 40], [(5, 7)])
     findings, launches = layer_findings(config, device, 8 if cuda else 4, 200 if cuda else 20)
@@ -114,6 +118,7 @@ def sections(device: Device, foreign: Path | None, scale: float) -> dict[str, Ca
         "prompts": lambda: kernels_model.prefill_results(device, clock("prompts")),
         "launches": lambda: kernels_delta.launch_cost(device),
         "fused": lambda: kernels_delta.fused_results(device, clock("fused")),
+        "fp8": lambda: kernels_delta.fp8_results(device, clock("fp8")),
         "decode": lambda: delta("decode", decode_cases(), kernels_delta.GOAL),
         "prefill": lambda: delta("prefill", prefill_cases(), None),
     }

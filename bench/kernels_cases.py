@@ -13,6 +13,8 @@ from lorafleet_runtime.model.config import GROUPS, DecoderConfig
 
 ITEM = 2
 """Bytes of an element: bfloat16."""
+SCALE = 4
+"""Bytes that a rank of an adapter in fp8 has beside its rows."""
 LLAMA_3_8B = DecoderConfig("llama", 128256, 4096, 14336, 32, 32, 8, 128, 1e-5, 500000.0, 8192)
 SMALL = replace(
     LLAMA_3_8B, vocab_size=264, hidden_size=256, intermediate_size=384, num_layers=2, num_heads=2, num_kv_heads=1
@@ -33,16 +35,18 @@ HEADROOM = 2
 
 @dataclass(frozen=True, slots=True)
 class DeltaCase:
-    """`rows` in equal segments of `adapters`, whose ranks are `ranks` in turn, in one fused linear layer."""
+    """`rows` in equal segments of `adapters`, whose ranks are `ranks` in turn, in one fused linear layer; `fp8`: their
+    matrices are e4m3."""
 
     group: str
     rows: int
     adapters: int
     ranks: tuple[int, ...]
+    fp8: bool = False
 
     def __str__(self) -> str:
         rank = f"r{self.ranks[0]}" if len(self.ranks) == 1 else f"r{self.ranks[0]}-{self.ranks[-1]}"
-        return f"{self.group}: {self.rows} rows, {self.adapters} adapters {rank}"
+        return f"{self.group}: {self.rows} rows, {self.adapters} adapters {rank}{' fp8' if self.fp8 else ''}"
 
     @property
     def ranks_of_adapters(self) -> tuple[int, ...]:
@@ -83,6 +87,12 @@ def decode_cases(seed: int = 0) -> list[DeltaCase]:
     return cases
 
 
+def fp8_cases() -> list[DeltaCase]:
+    """A few decode cases with adapters in fp8: from one adapter to all distinct."""
+    sizes = ((64, 64), (256, 256), (64, 8), (256, 32), (1, 1))
+    return [DeltaCase(group, *rows, (rank,), fp8=True) for rows in sizes for rank in (16, 64) for group in GROUPS]
+
+
 def prefill_cases(seed: int = 0) -> list[DeltaCase]:
     cases = [
         DeltaCase(group, PREFILL_TOKENS, adapters, (rank,))
@@ -94,16 +104,18 @@ def prefill_cases(seed: int = 0) -> list[DeltaCase]:
     return cases
 
 
-def weight_bytes(group: GroupShape, ranks: Iterable[int]) -> int:
-    """A and B of adapters on all projections of a fused layer."""
-    return ITEM * sum(ranks) * (len(group.widths) * group.k + sum(group.widths))
+def weight_bytes(group: GroupShape, ranks: Iterable[int], fp8: bool = False) -> int:
+    """A and B of adapters on all projections of a fused layer; in fp8 with a scale for each rank."""
+    slices = len(group.widths)
+    each = slices * group.k + sum(group.widths)
+    return sum(ranks) * (each + SCALE * slices if fp8 else ITEM * each)
 
 
 def delta_bytes(case: DeltaCase, config: DecoderConfig = LLAMA_3_8B) -> int:
     """Each adapter's weights once, x read, y read and written. What goes from shrink to expand stays in L2."""
     group = shapes(config)[case.group]
     activations = ITEM * case.rows * (group.k + 2 * sum(group.widths))
-    return weight_bytes(group, case.ranks_of_adapters) + activations
+    return weight_bytes(group, case.ranks_of_adapters, case.fp8) + activations
 
 
 def adapter_bytes(rank: int, config: DecoderConfig = LLAMA_3_8B) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from bench.kernels_cases import LLAMA_3_8B, DeltaCase, copies, delta_bytes, geometric_mean
+from bench.kernels_cases import LLAMA_3_8B, DeltaCase, copies, delta_bytes, fp8_cases, geometric_mean
 from bench.kernels_layers import context
 from bench.kernels_pools import stored
 from bench.kernels_rivals import Call, DeltaWork, Rival, Unavailable, checked
@@ -47,8 +47,8 @@ class Timed:
 def work_for(case: DeltaCase, device: Device, model: DecoderConfig = LLAMA_3_8B) -> DeltaWork:
     """Enough copies of pool, x and y to outgrow the cache."""
     count = copies(delta_bytes(case, model), device.cache)
-    adapters = stored(replace(model, num_layers=count), case.ranks_of_adapters, GROUPS[case.group], device.device)
-    config = adapters.config
+    config, targets = replace(model, num_layers=count), GROUPS[case.group]
+    adapters = stored(config, case.ranks_of_adapters, targets, device.device, fp8=case.fp8)
     k = config.linear_shape(GROUPS[case.group][0])[1]
     width = sum(config.linear_shape(target)[0] for target in GROUPS[case.group])
 
@@ -146,6 +146,26 @@ def launch_cost(
     captured, launched = device.time(run, work.copies), launched_singly(run, work.copies)
     case = f"decode, {work.case}, launched one by one"
     return [result(case, PAIR, 1e6 * launched, "us", 1e6 * captured, launched / captured)]
+
+
+def fp8_results(
+    device: Device, clock: Clock, model: DecoderConfig = LLAMA_3_8B, cases: Sequence[DeltaCase] = tuple(fp8_cases())
+) -> list[Result]:
+    """Adapters in fp8 over the same in bfloat16: by bytes alone, up to half the time."""
+    found: list[Result] = []
+    for case in cases:
+        if clock.over:
+            break
+        seconds = {}
+        for each in (case, replace(case, fp8=False)):
+            work = work_for(each, device, model)
+            seconds[each.fp8] = device.time(over_copies(ours(work, device), work), work.copies)
+        ratio = seconds[True] / seconds[False]
+        coded, plain = 1e6 * seconds[True], 1e6 * seconds[False]
+        found.append(result(f"fp8, {case}", f"{PAIR}, over bfloat16", coded, "us", plain, ratio))
+        share = delta_bytes(case, model) / seconds[True] / device.bandwidth
+        found.append(result(f"fp8, {case}", f"{PAIR}, share of copy bandwidth", share, "", 1.0, share))
+    return found
 
 
 def fused_results(

@@ -49,7 +49,7 @@ def delta_findings(config: DecoderConfig, device: torch.device, cases: Sequence[
     found = []
     for case in cases:
         group = shapes(config)[case.group]
-        adapters = stored(config, case.ranks_of_adapters, GROUPS[case.group], device)
+        adapters = stored(config, case.ranks_of_adapters, GROUPS[case.group], device, fp8=case.fp8)
         x = torch.randn(case.rows, group.k, device=device).to(torch.bfloat16)
         y = torch.randn(case.rows, sum(group.widths), device=device).to(torch.bfloat16)
         layer = config.num_layers - 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -20,14 +21,17 @@ from lorafleet_kernels.gpu.lora_host import AdapterPlace, Segment, StepSizes, de
 from lorafleet_kernels.gpu.step_buffer import batch_in
 from lorafleet_kernels.gpu.tuning.lookup import ModelShapes, Tuning, forms_for
 from lorafleet_kernels.gpu.tuning.store import load
+from lorafleet_kernels.gpu.weight_types import as_fp8
 from lorafleet_runtime.model.adapter_weights import AdapterWeights, LoraPair
 from lorafleet_runtime.model.config import LORA_TARGETS, DecoderConfig
 from lorafleet_runtime.model.lora import GroupView, Layout, grain_for, matrices, plan_layout
+from lorafleet_runtime.model.lora_fp8 import SCALE_BYTES, fp8_matrices, plan_fp8
 
 
 @dataclass(frozen=True, slots=True)
 class StoredAdapters:
-    """`pool [layers, P, page elements]`; of each adapter its layout and page ids, on the host and on the device."""
+    """`pool [layers, P, page elements]`, of bfloat16 or as kernels read e4m3; of each adapter its layout and page ids,
+    on the host and on the device."""
 
     config: DecoderConfig
     pool: Tensor
@@ -40,10 +44,11 @@ class StoredAdapters:
 
     def views(self, adapter: int, layer: int, group: str) -> GroupView:
         """Copies of its matrices, gathered from the pages."""
-        vector = self.pool[layer, self.pages[adapter]].flatten()
+        vector = _bytes(self.pool)[layer, self.pages[adapter]].flatten()
         layout = self.layouts[adapter]
         one = Layout((layout.layers[layer],), layout.pages, layout.signature)
-        return matrices(vector[None], one)[0][group]
+        found = fp8_matrices(vector[None], one) if self.pool.element_size() == 1 else matrices(vector[None], one)
+        return found[0][group]
 
     def step(self, segments: Sequence[Segment], rows: int, card: Card, forced: Variant | None = None) -> LoraStep:
         """One over these segments, in the forms that the engine would choose, or in those for the other variant."""
@@ -80,12 +85,17 @@ def _told(rows: int, segments: int, forced: Variant | None) -> tuple[int, int]:
 
 def stored(
     config: DecoderConfig, ranks: Sequence[int], targets: Sequence[str], device: torch.device,
-    dtype: torch.dtype = torch.bfloat16,
+    dtype: torch.dtype = torch.bfloat16, fp8: bool = False,
 ) -> StoredAdapters:  # fmt: skip
     """Adapters of these ranks on `targets`, in pages in random order. Noise is scaled so that deltas are about 1."""
     page = 32 * config.kv_dim
     grain = grain_for(config, page)
-    planned = {rank: plan_layout(_shapes_only(config, rank, targets), config, page, grain) for rank in set(ranks)}
+    shown = {rank: _shapes_only(config, rank, targets) for rank in set(ranks)}
+    if fp8:
+        page *= dtype.itemsize
+        planned = {rank: plan_fp8(each, config, page, dtype.itemsize, grain) for rank, each in shown.items()}
+    else:
+        planned = {rank: plan_layout(each, config, page, grain) for rank, each in shown.items()}
     numbers = {rank: number for number, rank in enumerate(planned)}
     described = [describe(p.layers, shapes(config), grain, max(ranks)) for p in planned.values()]
     count = sum(planned[rank].pages for rank in ranks)
@@ -98,11 +108,39 @@ def stored(
         pages.append(torch.from_numpy(own.astype(np.int64)).to(device))
     torch.manual_seed(0)
     spread = (max(config.linear_shape(t)[1] for t in targets) * max(ranks)) ** -0.25
-    pool = torch.empty(config.num_layers, count, page, dtype=dtype, device=device).normal_(std=spread)
+    if fp8:
+        pool = _coded(config.num_layers, count, page, device)
+        for at, rank in zip(pages, ranks, strict=True):
+            _scale(pool, at, planned[rank], spread**2)
+        pool = as_fp8(pool, Card.of(device).capability)
+    else:
+        pool = torch.empty(config.num_layers, count, page, dtype=dtype, device=device).normal_(std=spread)
     return StoredAdapters(
         config, pool, grain, tuple(ranks), tuple(planned[rank] for rank in ranks), tuple(pages), tuple(places),
         torch.from_numpy(np.stack(described)).to(device),
     )  # fmt: skip
+
+
+def _bytes(pool: Tensor) -> Tensor:
+    """A pool of e4m3 as what torch can gather."""
+    return pool.view(torch.uint8) if pool.element_size() == 1 else pool
+
+
+def _coded(layers: int, count: int, page: int, device: torch.device) -> Tensor:
+    """Normal noise in e4m3, as bytes; layer by layer, as it is four times as large before."""
+    pool = torch.empty(layers, count, page, dtype=torch.uint8, device=device)
+    for layer in pool:
+        layer.copy_(torch.randn(count, page, device=device).to(torch.float8_e4m3fn).view(torch.uint8))
+    return pool
+
+
+def _scale(pool: Tensor, pages: Tensor, layout: Layout, scale: float) -> None:
+    """Give all ranks of an adapter this scale, or the power of two below it: layers are alike."""
+    item = torch.tensor([2.0 ** math.floor(math.log2(scale))]).view(torch.uint8)
+    for slices in layout.layers[0].values():
+        ranks = sum(s.rank for s in slices)
+        at = torch.arange(slices[0].a - SCALE_BYTES * ranks, slices[0].a, device=pool.device)
+        pool[:, pages[at // pool.shape[2]], at % pool.shape[2]] = item.repeat(ranks).to(pool.device)
 
 
 def _shapes_only(config: DecoderConfig, rank: int, targets: Sequence[str]) -> AdapterWeights:

@@ -11,7 +11,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lorafleet_runtime import __version__
-from lorafleet_runtime.config import DEVICES, DTYPES, KV_DTYPES, OVERLAPS, PARTITIONS, EngineConfig, parse_size
+from lorafleet_runtime.config import (
+    ADAPTER_DTYPES,
+    DEVICES,
+    DTYPES,
+    KV_DTYPES,
+    OVERLAPS,
+    PARTITIONS,
+    EngineConfig,
+    parse_size,
+)
 from lorafleet_runtime.errors import ConfigError
 from lorafleet_runtime.frontend.options import ServeOptions
 from lorafleet_runtime.logs import configure_logs
@@ -86,6 +95,7 @@ def _options(parsed: argparse.Namespace) -> ServeOptions:
         tensor_parallel=parsed.tensor_parallel,
         lora_partition=parsed.lora_partition,
         overlap=parsed.overlap,
+        adapter_dtype=parsed.adapter_dtype,
         speculate=parsed.speculate,
         autotune=parsed.autotune,
     ).check()
@@ -148,6 +158,8 @@ def _parser() -> argparse.ArgumentParser:
         help="adapters on several ranks: replicated needs no communication, slora keeps nothing twice")  # fmt: skip
     add("--overlap", choices=OVERLAPS, default="auto",
         help="schedule a step while the one before it runs; auto: where a core is left for that")  # fmt: skip
+    add("--adapter-dtype", choices=ADAPTER_DTYPES, default="auto",
+        help="fp8: LoRA matrices take half the memory, on a GPU; auto: they have the model's type")  # fmt: skip
     add("--speculate", type=int, default=0, metavar="N",
         help="check up to N guesses at a request's further tokens in a step, by what it has read and said")  # fmt: skip
     add("--autotune", type=int, default=0, metavar="SECONDS",

@@ -16,6 +16,7 @@ from lorafleet_runtime.errors import ConfigError
 DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 KV_DTYPES = ("auto", "fp8")
+ADAPTER_DTYPES = ("auto", "fp8")
 PARTITIONS = ("replicated", "slora")
 OVERLAPS = ("auto", "on", "off")
 MOST_TUNING = 3600
@@ -59,6 +60,7 @@ class EngineConfig:
     tensor_parallel: int = 1  # ranks; `memory_bytes` and `threads` are each one's
     lora_partition: str = "replicated"
     overlap: str = "auto"  # of a step with the scheduling of the next; auto: where no core that computes pays for it
+    adapter_dtype: str = "auto"  # of LoRA matrices in pages, on host and disk; auto: the model's
     speculate: int = 0  # guesses at further tokens that a request may have in a step
     autotune: int = 0  # seconds at a start on a card for which adapters' kernels are not tuned yet
     incarnation: str = ""  # names this replica's column among the counters; "" for one that shares them with nobody
@@ -90,6 +92,10 @@ class EngineConfig:
             (self.overlap in OVERLAPS, "--overlap", self.overlap, f"must be one of {', '.join(OVERLAPS)}"),
             (self.overlap != "on" or self.tensor_parallel == 1, "--overlap", self.overlap,
              "needs --tensor-parallel 1: of several ranks one alone knows the tokens that a step samples"),
+            (self.adapter_dtype in ADAPTER_DTYPES, "--adapter-dtype", self.adapter_dtype,
+             f"must be one of {', '.join(ADAPTER_DTYPES)}"),
+            (self.adapter_dtype != "fp8" or self.tensor_parallel == 1, "--adapter-dtype", self.adapter_dtype,
+             "needs --tensor-parallel 1: several ranks run on CPUs, whose operations read no fp8"),
             (0 <= self.speculate <= MOST_DRAFTS, "--speculate", self.speculate, f"must be in 0..{MOST_DRAFTS}"),
             (self.autotune == 0 or self.device != "cpu", "--autotune", self.autotune,
              "needs a GPU: leave out --device cpu, or --autotune"),

@@ -14,8 +14,8 @@ import torch
 
 from bench.kernels import run_sections
 from bench.kernels_cases import SMALL, DeltaCase, decode_cases, kv_bytes
-from bench.kernels_delta import GOAL, Timed, delta_results, fused_results, launch_cost, measure
-from bench.kernels_gate import Finding
+from bench.kernels_delta import GOAL, Timed, delta_results, fp8_results, fused_results, launch_cost, measure
+from bench.kernels_gate import Finding, delta_findings
 from bench.kernels_model import DecodeCase, attention_cases, attention_results, layer_results, prefill_results
 from bench.kernels_report import speedups
 from bench.kernels_rivals import Call, DeltaWork, Unavailable, torch_rivals
@@ -114,6 +114,26 @@ def test_fused_and_separate_launches_are_both_run() -> None:
     found = fused_results(device(), endless(), SMALL, [(2, 2)])
 
     assert [r.case for r in found] == [f"fused, {g}: 2 rows, 2 adapters r16" for g in ("qkv", "o", "gate_up", "down")]
+
+
+def test_adapters_in_fp8_are_measured_over_bfloat16() -> None:
+    calls = iter((3e-6, 6e-6))
+
+    def time(run: Callable[[], None], calls_of_run: int) -> float:
+        run()
+        return next(calls)
+
+    over, share = fp8_results(device(time), endless(), SMALL, [DeltaCase("o", 2, 2, (8,), fp8=True)])
+
+    assert over.case == "fp8, o: 2 rows, 2 adapters r8 fp8"
+    assert over.ratio == pytest.approx(0.5)
+    assert share.value == pytest.approx((2 * 8 * (256 + 256 + 4) + 2 * 2 * 3 * 256) / 3e-6 / H200)
+
+
+def test_what_is_stored_in_fp8_is_heard() -> None:
+    cases = [DeltaCase("qkv", 4, 2, (8, 24), fp8=True)]
+
+    assert all(finding.passed for finding in delta_findings(SMALL, HERE, cases))
 
 
 def test_launch_cost_is_of_the_same_case() -> None:

@@ -13,6 +13,7 @@ from bench.kernels_cases import (
     decode_cases,
     delta_bytes,
     floor,
+    fp8_cases,
     geometric_mean,
     kv_bytes,
     prefill_cases,
@@ -47,6 +48,14 @@ def test_bytes_of_a_case_are_its_adapters_and_activations() -> None:
 
     assert delta_bytes(case) == 8 * 16 * (3 * 4096 + 6144) * 2 + 64 * (4096 + 2 * 6144) * 2
     assert delta_bytes(DeltaCase("down", 2048, 1, (8,))) == 8 * (14336 + 4096) * 2 + 2048 * (14336 + 8192) * 2
+
+
+def test_adapters_in_fp8_are_half_and_a_scale_for_each_rank() -> None:
+    case = DeltaCase("qkv", 64, 8, (16,), fp8=True)
+
+    assert str(case) == "qkv: 64 rows, 8 adapters r16 fp8"
+    assert delta_bytes(case) == 8 * 16 * (3 * 4096 + 6144 + 3 * 4) + 64 * (4096 + 2 * 6144) * 2
+    assert {c.group for c in fp8_cases()} == set(shapes(LLAMA_3_8B))
 
 
 def test_shapes_are_llamas() -> None:

@@ -49,6 +49,7 @@ def test_the_defaults_are_accepted(config: EngineConfig) -> None:
         ("threads", -1, "--threads"),
         ("autotune", -1, "--autotune"),
         ("autotune", 3601, "--autotune"),
+        ("adapter_dtype", "int4", "--adapter-dtype"),
     ],
 )
 def test_every_bound_names_its_flag(config: EngineConfig, field: str, value: Any, flag: str) -> None:
@@ -61,6 +62,13 @@ def test_every_bound_names_its_flag(config: EngineConfig, field: str, value: Any
 def test_a_cpu_has_nothing_to_tune(config: EngineConfig) -> None:
     with pytest.raises(ConfigError, match="--autotune 60 needs a GPU: leave out --device cpu"):
         dataclasses.replace(config, device="cpu", autotune=60).check()
+
+
+def test_several_ranks_keep_no_adapters_in_fp8(config: EngineConfig) -> None:
+    fp8 = dataclasses.replace(config, adapter_dtype="fp8").check()
+
+    with pytest.raises(ConfigError, match=r"^--adapter-dtype 'fp8' needs --tensor-parallel 1"):
+        dataclasses.replace(fp8, tensor_parallel=2).check()
 
 
 def test_a_config_survives_the_way_to_the_engine(config: EngineConfig) -> None:

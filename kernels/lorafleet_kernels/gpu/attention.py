@@ -147,7 +147,7 @@ class TritonAttention:
             *tensors, *pending.tables, *numbers, *pending.counts, **shared,
             WEIGHTS_PAGE=pending.page, GRAIN=pending.grain, BLOCK_R=rope_kv.RANKS_AT_ONCE,
             ALIGNED=rope_kv.aligned(sizes.size, pending.grain),
-            num_warps=rope_kv.expand_warps(sizes.size), num_stages=2, **FUSED,
+            num_warps=rope_kv.expand_warps(sizes.size, pending.tables[0].element_size()), num_stages=2, **FUSED,
         )  # fmt: skip
 
     def _decode(self, layer: int, q: Tensor, out: Tensor) -> None:

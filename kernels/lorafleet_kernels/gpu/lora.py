@@ -13,7 +13,7 @@ from lorafleet_kernels.gpu.elementwise import norm_block
 from lorafleet_kernels.gpu.kernels import activation, lora_expand, lora_shrink, norm
 from lorafleet_kernels.gpu.launch import FUSED, options
 from lorafleet_kernels.gpu.lora_batch import SLICES, LoraBatch
-from lorafleet_kernels.gpu.lora_config import GroupShape, LoraConfig, Variant, fused_tiles
+from lorafleet_kernels.gpu.lora_config import GroupShape, LoraConfig, Variant, fused_tiles, over_fp8
 from lorafleet_kernels.gpu.specialization import INTERPRETED
 from lorafleet_kernels.native_lora import LORA_GROUPS
 
@@ -55,8 +55,9 @@ class PendingExpand:
 
 
 class LoraStep:
-    """`pool [layers, P, page elements]` (or the same with a page's own dimensions) holds the weights; `batch` says what
-    is wanted of them. All tensors may be static: what a captured graph reads is what was copied there last."""
+    """`pool [layers, P, page elements]` (or the same with a page's own dimensions) holds the weights, of the type of
+    activations or as `weight_types.as_fp8` gives it; `batch` says what is wanted of them. All tensors may be static:
+    what a captured graph reads is what was copied there last."""
 
     def __init__(
         self, pool: Tensor, batch: LoraBatch, forms: Mapping[str, GroupForm], scratch: Scratch, max_rank: int,
@@ -110,6 +111,8 @@ class LoraStep:
         shared = {"PAGE": self._pool.shape[2], "GRAIN": batch.grain, "BLOCK_N": tiles.n, "BLOCK_R": tiles.k}
         own = {"BLOCK_M": tiles.m, "UPCAST": INTERPRETED} if tiled else {}
         grid = (count, sum(-(-width // tiles.n) for width in widths))
+        if self._pool.element_size() == 1 and not tiled:
+            tiles = over_fp8(tiles)
         kernel = lora_expand.expand_tiles if tiled else lora_expand.expand_rows
         kernel[grid](y, *self.tables(layer, group, rows), *sizes, **shared, **own, **options(tiles))
         self.launches += 1

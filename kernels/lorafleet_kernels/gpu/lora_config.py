@@ -7,7 +7,7 @@ numbers start from those that SGLang's tuner found on sm_90 (engine_kernels 1.2)
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import product
 
@@ -137,6 +137,12 @@ def row_shrinks() -> list[Tiles]:
 def row_expands() -> list[Tiles]:
     """The same, of expand by rows."""
     return [_row_expand(), *(_narrow_expand(1, g) for g in NARROW)]
+
+
+def over_fp8(expand: Tiles) -> Tiles:
+    """The form of an expand by rows whose weights have one byte: a thread reads twice as many of them, so half of the
+    threads have as much to do, and none runs out of registers."""
+    return replace(expand, warps=2)
 
 
 def fused_tiles(grain: int) -> Tiles:

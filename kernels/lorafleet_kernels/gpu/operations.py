@@ -68,9 +68,10 @@ class TritonOperations(Operations):
             self._heads[sizes, kv] = shape, DecodeScratch.of(shape, self._device)
         return self._heads[sizes, kv]
 
-    def lora_forms(self, groups: Mapping[str, GroupShape], grain: int) -> ChooseForms:
-        """The forms of a model's adapters, by what was measured on this card; what is stored is read now."""
-        shapes = ModelShapes(groups, str(self._dtype).removeprefix("torch."), grain)
+    def lora_forms(self, groups: Mapping[str, GroupShape], grain: int, stored: torch.dtype) -> ChooseForms:
+        """The forms of a model's adapters, whose weights are `stored` so, by what was measured on this card; what was
+        measured is read now."""
+        shapes = ModelShapes(groups, str(stored).removeprefix("torch."), grain)
         return TunedForms(load(self.card), shapes, self.card.processors)
 
     def fused_layers(self, layers: Sequence[GpuLayer], eps: float) -> TritonLayers:

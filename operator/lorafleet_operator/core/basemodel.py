@@ -45,9 +45,13 @@ def _engine(fields: Fields) -> Engine:
         tensor_parallel=fields.integer("tensorParallel", 1, 64) or default.tensor_parallel,
         prefix_caching=fields.boolean("prefixCaching", default.prefix_caching),
         speculative_tokens=fields.integer("speculativeTokens", 0, 16) or default.speculative_tokens,
+        adapter_dtype=cast(Any, fields.choice("adapterDtype", ("auto", "fp8"), default.adapter_dtype)),
     )
     if fields.has("memory") and fields.has("memoryFraction"):
         fields.wrong("", "memory and memoryFraction exclude each other: remove one")
+    if engine.adapter_dtype == "fp8" and engine.tensor_parallel > 1:
+        why = "several ranks run on CPUs, whose operations read no fp8"
+        fields.wrong("adapterDtype", f"fp8 needs tensorParallel 1: {why}")
     if engine.max_batched_tokens < engine.max_num_seqs:
         fields.wrong("", "maxBatchedTokens must be at least maxNumSeqs: a step decodes one token of each")
     fields.close()

@@ -73,6 +73,7 @@ class Engine:
     tensor_parallel: int = 1
     prefix_caching: bool = True
     speculative_tokens: int = 0
+    adapter_dtype: Literal["auto", "fp8"] = "auto"
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,8 @@ def engine_arguments(base: BaseModel) -> list[str]:
         argv += ["--kv-dtype", engine.kv_dtype]
     if engine.speculative_tokens:
         argv += ["--speculate", str(engine.speculative_tokens)]
+    if engine.adapter_dtype != "auto":
+        argv += ["--adapter-dtype", engine.adapter_dtype]
     return [*argv, *fairness_arguments(base.fairness), "--max-lora-rank", str(base.lora.max_rank)]
 
 

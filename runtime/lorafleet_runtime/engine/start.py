@@ -106,6 +106,7 @@ def _start(
     kv = kv_dtype_of(config.kv_dtype, model.dtype)
     if kv != model.dtype:
         _check_kv(model)
+    _check_adapter_dtype(config, model)
     progress("measuring what is fastest on this machine", 0.9)
     set_threads(config.threads or available_cores())
     choose_forms(model)  # first: in another form, more threads may look useless
@@ -128,8 +129,9 @@ def _start(
     grain = grain_for(model.config, elements) if model.ops.aligns_adapters else 1
     keep = PageLocking() if config.device == "cuda" else as_it_is
     reader = AdapterReader(
-        decoder_config, elements, model.dtype, config.max_lora_rank, shard, config.partition, base, grain, keep
-    )
+        decoder_config, elements, model.dtype, config.max_lora_rank, shard, config.partition, base, grain, keep,
+        fp8=config.adapter_dtype == "fp8",
+    )  # fmt: skip
     runner, loader = _parts(config, model, total_pages, kv, reader, ranks)
     if config.device == "cuda":
         _prepare(runner, limits, config.max_lora_rank, progress)
@@ -163,11 +165,21 @@ def _parts(
     if ranks is None and model.ops.aligns_adapters:
         from lorafleet_runtime.engine.gpu.runner import GpuRunner  # Triton takes a second, and is not everywhere
 
-        return GpuRunner(model, total_pages, kv), AdapterLoader(reader)
+        fp8 = config.adapter_dtype == "fp8"
+        return GpuRunner(model, total_pages, kv, fp8_adapters=fp8), AdapterLoader(reader)
     if ranks is None:
         return Runner(model, total_pages, kv=kv), AdapterLoader(reader)
     loader = RankedLoader(reader, ranks)
     return RankedRunner(model, total_pages, reader.partition, ranks, loader, kv), loader
+
+
+def _check_adapter_dtype(config: EngineConfig, model: Decoder) -> None:
+    if config.adapter_dtype == "fp8" and not model.ops.aligns_adapters:
+        raise ConfigError(
+            "--adapter-dtype fp8 needs Triton's kernels, which convert it as they read it; here plain operations "
+            f"compute, on {model.embedding.device.type}: use a GPU with Triton installed and LORAFLEET_KERNELS unset, "
+            "or --adapter-dtype auto"
+        )
 
 
 def _prepare(runner: Runner, limits: Limits, max_rank: int, progress: Callable[[str, float], None]) -> None:

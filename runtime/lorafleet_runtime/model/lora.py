@@ -43,12 +43,12 @@ class Slice:
     @property
     def a_stride(self) -> int:
         """Elements from one row of A to the next."""
-        return _up(self.k, self.grain)
+        return up(self.k, self.grain)
 
     @property
     def b_stride(self) -> int:
         """Elements from one row of Bᵀ to the next."""
-        return _up(self.end - self.begin, self.grain)
+        return up(self.end - self.begin, self.grain)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +106,17 @@ def plan_layout(weights: AdapterWeights, config: DecoderConfig, page_elements: i
     """
     if page_elements % grain:
         raise ValueError(f"a grain of {grain} elements does not divide the page of {page_elements}")
+    layers, ends = plan_slices(weights, config, grain)
+    extras = plan_extras(weights, config, ends)
+    longest = max(ends) if extras is None else extras.end
+    return Layout(layers, -(-longest // page_elements), signature_of(layers), extras)
+
+
+def plan_slices(
+    weights: AdapterWeights, config: DecoderConfig, grain: int, before_rank: int = 0
+) -> tuple[tuple[Mapping[str, tuple[Slice, ...]], ...], list[int]]:
+    """Where each layer's projections lie, and where the layer ends. `before_rank`: elements that each rank of a group
+    has before the group's A, all together in a multiple of `grain`."""
     layers: list[Mapping[str, tuple[Slice, ...]]] = []
     ends: list[int] = []
     for layer in range(config.num_layers):
@@ -114,8 +125,9 @@ def plan_layout(weights: AdapterWeights, config: DecoderConfig, page_elements: i
         for group, targets in GROUPS.items():
             present = [t for t in targets if (layer, t) in weights.modules]
             k = config.linear_shape(targets[0])[1]
-            a = offset
-            b = a + _up(k, grain) * sum(weights.modules[layer, t].a.shape[0] for t in present)
+            a_rows = sum(weights.modules[layer, t].a.shape[0] for t in present)
+            a = offset + up(before_rank * a_rows, grain)
+            b = a + up(k, grain) * a_rows
             slices: list[Slice] = []
             column = 0
             for target in targets:
@@ -132,10 +144,12 @@ def plan_layout(weights: AdapterWeights, config: DecoderConfig, page_elements: i
                 groups[group] = tuple(slices)
         layers.append(groups)
         ends.append(offset)
-    signature = tuple(tuple(groups.items()) for groups in layers)
-    extras = plan_extras(weights, config, ends)
-    longest = max(ends) if extras is None else extras.end
-    return Layout(tuple(layers), -(-longest // page_elements), signature, extras)
+    return tuple(layers), ends
+
+
+def signature_of(layers: tuple[Mapping[str, tuple[Slice, ...]], ...]) -> Hashable:
+    """What `Layout.signature` is."""
+    return tuple(tuple(groups.items()) for groups in layers)
 
 
 def pack(
@@ -149,8 +163,8 @@ def pack(
             present = [t for t in GROUPS[group] if (layer, t) in weights.modules]
             for target, s in zip(present, slices, strict=True):
                 pair = weights.modules[layer, target]
-                _rows(blob[layer], s.a, s.a_rows, s.k, s.a_stride).copy_(pair.a)
-                _rows(blob[layer], s.b, s.rank, s.end - s.begin, s.b_stride).copy_(pair.b.t())
+                rows_of(blob[layer], s.a, s.a_rows, s.k, s.a_stride).copy_(pair.a)
+                rows_of(blob[layer], s.b, s.rank, s.end - s.begin, s.b_stride).copy_(pair.b.t())
     if layout.extras is not None:
         pack_extras(blob, layout.extras, weights, config)
     return PackedAdapter(layout, blob.view(config.num_layers, layout.pages, page_elements))
@@ -188,19 +202,19 @@ def _layer_views(vector: Tensor, groups: Mapping[str, tuple[Slice, ...]]) -> Map
     found: dict[str, GroupView] = {}
     for group, slices in groups.items():
         first = slices[0]
-        a = _rows(vector, first.a, sum(s.a_rows for s in slices), first.k, first.a_stride)
+        a = rows_of(vector, first.a, sum(s.a_rows for s in slices), first.k, first.a_stride)
         parts: list[LoraPart] = []
         for s in slices:
-            parts.append(LoraPart(s.begin, s.end, _rows(vector, s.b, s.rank, s.end - s.begin, s.b_stride)))
+            parts.append(LoraPart(s.begin, s.end, rows_of(vector, s.b, s.rank, s.end - s.begin, s.b_stride)))
         found[group] = GroupView(a, tuple(parts))
     return found
 
 
-def _rows(vector: Tensor, begin: int, rows: int, width: int, stride: int) -> Tensor:
+def rows_of(vector: Tensor, begin: int, rows: int, width: int, stride: int) -> Tensor:
     """The matrix `[rows, width]` in a layer's vector, whose rows lie `stride` apart."""
     return vector[begin : begin + rows * stride].view(rows, stride)[:, :width]
 
 
-def _up(number: int, grain: int) -> int:
+def up(number: int, grain: int) -> int:
     """The least multiple of `grain` that is not below `number`."""
     return -(-number // grain) * grain

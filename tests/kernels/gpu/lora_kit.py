@@ -17,7 +17,8 @@ from lorafleet_kernels.gpu.step_buffer import batch_in
 from lorafleet_kernels.reference_lora import AdaptedRows, lora_rows
 from lorafleet_runtime.model.adapter_weights import AdapterWeights, LoraPair
 from lorafleet_runtime.model.config import GROUPS, DecoderConfig
-from lorafleet_runtime.model.lora import GroupView, grain_for, pack, views
+from lorafleet_runtime.model.lora import GroupView, PackedAdapter, grain_for, pack, vectors_in, views
+from lorafleet_runtime.model.lora_fp8 import fp8_matrices, pack_fp8, scales_of
 from lorafleet_runtime.model.tiny import tiny_config
 
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -90,25 +91,33 @@ def narrow(variant: Variant, grain: int, splits: int = 2) -> LoraConfig:
 def make(
     ranks: Sequence[Ranks], segments: Sequence[Segment], dtype: torch.dtype, device: torch.device,
     *, rows: int, config: DecoderConfig = USUAL, lora: LoraConfig | None = None, variant: Variant = Variant.TILES,
+    fp8: torch.dtype | None = None, modules: Sequence[AdapterWeights] | None = None,
 ) -> Case:  # fmt: skip
-    """Adapters of these ranks in scattered pages of a pool that has as many again for others."""
+    """Adapters of these ranks in scattered pages of a pool that has as many again for others. `fp8`: they are e4m3,
+    which kernels read as this type, and what they may not read is the largest number that it has no number for.
+    `modules`: instead of random ones."""
     generator = torch.Generator().manual_seed(0)
     page = 32 * config.kv_dim
     grain = grain_for(config, page)
     lora = lora or narrow(variant, min(grain, 128))
-    packed = [pack(weights(r, config, generator), config, page, dtype, grain) for r in ranks]
-    kept = [pack(weights(r, config, None), config, page, dtype, grain).blob > 0 for r in ranks]
+    packs = pack if fp8 is None else pack_fp8
+    modules = modules or [weights(r, config, generator) for r in ranks]
+    packed = [packs(m, config, page, dtype, grain) for m in modules]
+    kept = [_kept(packs(weights(r, config, None), config, page, dtype, grain), fp8 is not None) for r in ranks]
     count = sum(p.layout.pages for p in packed)
     free = torch.randperm(2 * count + 1, generator=generator).tolist()
+    blank = float("nan") if fp8 is None else 255
     pool = torch.full((config.num_layers, len(free), page), float("nan"), dtype=dtype)
+    if fp8 is not None:
+        pool = pool.view(torch.uint8).fill_(255)
     places, truth = [], []
     max_rank = max((rank for r in ranks for rank in r.values()), default=1)
     described = [describe(p.layout.layers, shapes(config), grain, max_rank) for p in packed]
     for number, (p, real) in enumerate(zip(packed, kept, strict=True)):
         own = [free.pop() for _ in range(p.layout.pages)]
-        pool.index_copy_(1, torch.tensor(own, dtype=torch.int64), p.blob.masked_fill(~real, float("nan")))
+        pool.index_copy_(1, torch.tensor(own, dtype=torch.int64), p.blob.masked_fill(~real, blank))
         places.append(AdapterPlace(number, np.array(own, np.int32)))
-        truth.append(views(pool.double(), own, p.layout)[LAYER] if own else {})
+        truth.append(_truth(pool, own, p) if own else {})
 
     sizes = StepSizes(rows, most_items(rows, len(segments), max(lora.shrink.m, 1)) + 1, len(ranks) + 1, count + 3)
     buffer = np.full(sizes.total, 1 << 20, np.int32)
@@ -119,8 +128,27 @@ def make(
     scratch = Scratch.of(forms, rows, max_rank, device)
     scratch.planes.fill_(float("nan"))
     batch = batch_in(torch.from_numpy(buffer).to(device), sizes, layouts, grain)
-    step = LoraStep(pool.to(device), batch, forms, scratch, max_rank)
+    step = LoraStep(pool.view(fp8 or dtype).to(device), batch, forms, scratch, max_rank)
     return Case(step, scratch, segments, truth, generator, dtype, device)
+
+
+def _kept(ones: PackedAdapter, fp8: bool) -> Tensor:
+    """Of an adapter of ones, what is no padding."""
+    if fp8:  # some bytes of a scale may be zero
+        for vector, groups in zip(ones.blob.flatten(1), ones.layout.layers, strict=True):
+            for slices in groups.values():
+                scales_of(vector, slices).view(torch.uint8).fill_(1)
+    return ones.blob != 0
+
+
+def _truth(pool: Tensor, pages: list[int], packed: PackedAdapter) -> Mapping[str, GroupView]:
+    if pool.dtype is not torch.uint8:
+        return views(pool.double(), pages, packed.layout)[LAYER]
+    found = fp8_matrices(vectors_in(pool, pages), packed.layout)[LAYER]
+    return {
+        group: GroupView(view.a.double(), tuple(replace(part, b=part.b.double()) for part in view.parts))
+        for group, view in found.items()
+    }
 
 
 def weights(ranks: Ranks, config: DecoderConfig, generator: torch.Generator | None) -> AdapterWeights:

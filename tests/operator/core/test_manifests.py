@@ -123,6 +123,12 @@ def test_keys_and_values_have_the_models_type_unless_another_is_asked_for() -> N
     assert "--kv-dtype" not in arguments(BASE, 30)
 
 
+def test_a_replica_keeps_adapters_in_fp8_only_when_it_is_to() -> None:
+    small = replace(BASE, engine=Engine(adapter_dtype="fp8"))
+    assert " --adapter-dtype fp8 " in " ".join(arguments(small, 30))
+    assert "--adapter-dtype" not in arguments(BASE, 30)
+
+
 def test_pods_are_told_where_a_model_is_that_lies_at_a_server() -> None:
     base = BaseModel(Ref("models", "tiny"), "tiny", Source("s3://bucket/tiny"))
     assert "--model-from-operator" in arguments(base, 30)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import triton
 import triton.language as tl
 
 from lorafleet_kernels.gpu.kernels.lora_delta import slice_delta
 from lorafleet_kernels.gpu.lora_config import TYPES, row_expands
 from lorafleet_kernels.gpu.specialization import Specialization
+from lorafleet_kernels.gpu.weight_types import stored_beside
 
 BLOCK, WARPS = 1024, 4
 COUNTS = ["plane_stride", "planes_width", "layout_stride", "splits"]
@@ -72,17 +75,18 @@ def specializations() -> list[Specialization]:
             )
         )  # fmt: skip
         tables = dict.fromkeys(("row_adapters", "adapters", "pages", "layouts"), "*i32")
-        lora = tables | {"pool": f"*{dtype}", "planes": "*fp32"} | dict.fromkeys(COUNTS, "i32")
-        for rows in row_expands():
+        lora = tables | {"planes": "*fp32"} | dict.fromkeys(COUNTS, "i32")
+        for rows, stored in product(row_expands(), stored_beside(dtype)):
             forms.append(
                 Specialization(
-                    f"expand_silu_and_mul {dtype} {rows}",
+                    f"expand_silu_and_mul {dtype} {rows}{stored.label}",
                     expand_silu_and_mul,
-                    tensors | strides | lora,
+                    tensors | strides | lora | {"pool": stored.pointer},
                     {"PAGE": 1 << 15, "GRAIN": rows.n, "BLOCK_N": rows.n, "BLOCK_R": rows.k},
                     rows.warps,
                     rows.stages,
                     divisible=frozenset(strides),
+                    cards=stored.cards,
                 )
             )
     return forms

@@ -6,7 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lorafleet_kernels.gpu.kernels.lora_pages import adapter_entry, in_pool, slice_entry, sum_planes
+from lorafleet_kernels.gpu.kernels.lora_pages import adapter_entry, in_pool, slice_entry, sum_planes, weight_values
 
 
 @triton.jit
@@ -39,5 +39,5 @@ def slice_delta(
                 page = tl.load(table + elements // PAGE, mask=(r[:, None] < rank) & wanted[None, :], other=0)
                 places = page.to(tl.int64) * PAGE + (elements % PAGE).to(tl.int64)
             b = tl.load(pool + places, mask=(r[:, None] < rank) & wanted[None, :], other=0.0)
-            delta += tl.sum(h[:, None] * b.to(tl.float32), axis=0)
+            delta += tl.sum(h[:, None] * weight_values(b, tl.float32), axis=0)
     return delta

@@ -9,9 +9,17 @@ import triton
 import triton.language as tl
 
 from lorafleet_kernels.gpu.kernels.lora_delta import slice_delta
-from lorafleet_kernels.gpu.kernels.lora_pages import adapter_entry, bridge_dot, in_pool, slice_entry, sum_planes
-from lorafleet_kernels.gpu.lora_config import TYPES, row_expands, tile_expands
+from lorafleet_kernels.gpu.kernels.lora_pages import (
+    adapter_entry,
+    bridge_dot,
+    in_pool,
+    slice_entry,
+    sum_planes,
+    weight_values,
+)
+from lorafleet_kernels.gpu.lora_config import TYPES, over_fp8, row_expands, tile_expands
 from lorafleet_kernels.gpu.specialization import Specialization
+from lorafleet_kernels.gpu.weight_types import stored_beside
 
 COUNTS = ["plane_stride", "planes_width", "layout_stride", "splits"]
 
@@ -60,7 +68,7 @@ def expand_tiles(
             pool + places[:, None] + columns[None, :], mask=(r[:, None] < rank) & wanted[None, :], other=0.0
         )  # fmt: skip
         h = sum_planes(h_rows + r[None, :], own[:, None] & (r[None, :] < rank), plane_stride, splits)
-        acc = bridge_dot(h, b, acc, UPCAST)
+        acc = bridge_dot(h, weight_values(b, y.dtype.element_ty), acc, UPCAST)
     out = y + (first + rows).to(tl.int64)[:, None] * y_stride + (offset + column + columns)[None, :]
     mask = own[:, None] & wanted[None, :]
     base = tl.load(out, mask=mask, other=0.0).to(tl.float32)
@@ -93,39 +101,41 @@ def specializations() -> list[Specialization]:
     """Every form that `lora_config` can choose; one of them also for pages of no power of two, and for odd widths."""
     widths = {"y_stride", "width_0", "width_1", "width_2"}
     forms = []
-    for dtype in TYPES:
+    for dtype, stored in ((t, stored) for t in TYPES for stored in stored_beside(t)):
         for tiles in tile_expands():
             for page, divisible in ((1 << 15, True), (5 << 13, True), (1 << 12, False)):
-                if page == 1 << 15 or tiles == tile_expands()[0]:
+                if page == 1 << 15 or (tiles == tile_expands()[0] and not stored.label):
                     constants = {"BLOCK_M": tiles.m, "BLOCK_N": tiles.n, "BLOCK_R": tiles.k, "UPCAST": False}
                     forms.append(
                         Specialization(
-                            f"expand_tiles {dtype} {tiles} page={page}{'' if divisible else ' odd'}",
+                            f"expand_tiles {dtype} {tiles} page={page}{'' if divisible else ' odd'}{stored.label}",
                             expand_tiles,
-                            _arguments(dtype, "work"),
+                            _arguments(dtype, stored.pointer, "work"),
                             constants | {"PAGE": page, "GRAIN": tiles.n},
                             tiles.warps,
                             tiles.stages,
                             divisible=frozenset(widths if divisible else ()),
                             expects=frozenset({"mma"}),
+                            cards=stored.cards,
                         )
                     )
-        for rows in row_expands():
+        for rows in (over_fp8(rows) if stored.label else rows for rows in row_expands()):
             forms.append(
                 Specialization(
-                    f"expand_rows {dtype} {rows}",
+                    f"expand_rows {dtype} {rows}{stored.label}",
                     expand_rows,
-                    _arguments(dtype, "row_adapters"),
+                    _arguments(dtype, stored.pointer, "row_adapters"),
                     {"PAGE": 1 << 15, "GRAIN": rows.n, "BLOCK_N": rows.n, "BLOCK_R": rows.k},
                     rows.warps,
                     rows.stages,
                     divisible=frozenset(widths),
+                    cards=stored.cards,
                 )
             )
     return forms
 
 
-def _arguments(dtype: str, rows: str) -> dict[str, str]:
-    pointers = {"y": f"*{dtype}", "pool": f"*{dtype}", "planes": "*fp32"}
+def _arguments(dtype: str, weights: str, rows: str) -> dict[str, str]:
+    pointers = {"y": f"*{dtype}", "pool": weights, "planes": "*fp32"}
     tables = dict.fromkeys((rows, "adapters", "pages", "layouts"), "*i32")
     return pointers | tables | dict.fromkeys(("y_stride", "width_0", "width_1", "width_2", *COUNTS), "i32")

@@ -32,6 +32,33 @@ def in_pool(table, elements, mask, PAGE: tl.constexpr):
 
 
 @triton.jit
+def weight_values(stored, dtype):
+    """What lies in the pool, as `dtype`. Of e4m3 that is the number, where the card has an instruction for it, or, from
+    its bits, 2⁻⁸ of it: e4m3 (bias 7, 3 bits behind the point) is float16 (15 and 10) of 8 less, subnormals included.
+    `rank_scales` makes up for that."""
+    if stored.dtype == tl.uint8:
+        # The sign is in bits 7 to 15 of the wider number: of what is shifted it belongs in bit 15 and not in 14.
+        bits = (stored.to(tl.int8, bitcast=True).to(tl.int16) << 7) & -0x4001
+        stored = bits.to(tl.float16, bitcast=True)
+    elif stored.dtype == tl.float8e4nv:
+        stored = stored.to(tl.float16)
+    return stored.to(dtype)
+
+
+@triton.jit
+def rank_scales(pool, table, begin, ranks, n, PAGE: tl.constexpr):
+    """float32, of each of the rows `n` of an A in e4m3 that begins at `begin`: what h is to be multiplied with. The
+    scales of A's row and of Bᵀ's, as one, lie before A, up to its first byte."""
+    elements = (begin - 4 * (ranks - n)).to(tl.uint32)
+    page = tl.load(table + elements // PAGE, mask=n < ranks, other=0)
+    places = page.to(tl.int64) * PAGE + (elements % PAGE).to(tl.int64)
+    scales = tl.load((pool + places).to(tl.pointer_type(tl.float32)), mask=n < ranks, other=0.0)
+    if pool.dtype.element_ty == tl.uint8:
+        scales *= 65536.0  # 2⁸ for A, and 2⁸ for B
+    return scales
+
+
+@triton.jit
 def sum_planes(first, mask, plane_stride, splits):
     """The sum of what `first`, pointers into plane 0, and the planes after it hold: in their order, yet read eight at a
     time, as a read takes longer than all that is done with it."""

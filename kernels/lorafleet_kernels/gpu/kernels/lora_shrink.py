@@ -8,9 +8,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lorafleet_kernels.gpu.kernels.lora_pages import adapter_entry, in_pool
+from lorafleet_kernels.gpu.kernels.lora_pages import adapter_entry, in_pool, rank_scales, weight_values
 from lorafleet_kernels.gpu.lora_config import TYPES, row_shrinks, tile_shrinks
 from lorafleet_kernels.gpu.specialization import Specialization
+from lorafleet_kernels.gpu.weight_types import stored_beside
 
 
 @triton.jit(do_not_specialize=["plane_stride", "planes_width", "layout_stride"])
@@ -51,8 +52,10 @@ def shrink_tiles(
                 mask=(n[:, None] < ranks) & (k[None, :] < K), other=0.0,
             )  # fmt: skip
             if UPCAST:
-                inputs, a = inputs.to(tl.float32), a.to(tl.float32)
-            acc = tl.dot(inputs, tl.trans(a), acc)
+                inputs = inputs.to(tl.float32)
+            acc = tl.dot(inputs, tl.trans(weight_values(a, inputs.dtype)), acc)
+        if pool.dtype.element_ty.primitive_bitwidth == 8:
+            acc *= rank_scales(pool, table, begin, ranks, n, PAGE)[None, :]
         tl.store(out + n[None, :], acc, mask=own[:, None] & (n[None, :] < ranks))
 
 
@@ -90,24 +93,27 @@ def shrink_rows(
                 pool + places[:, None] + tl.arange(0, BLOCK_K)[None, :],
                 mask=(n[:, None] < ranks) & (k[None, :] < K), other=0.0,
             )  # fmt: skip
-            acc += a.to(tl.float32) * inputs[None, :]
-        tl.store(out + n, tl.sum(acc, axis=1), mask=n < ranks)
+            acc += weight_values(a, tl.float32) * inputs[None, :]
+        h = tl.sum(acc, axis=1)
+        if pool.dtype.element_ty.primitive_bitwidth == 8:
+            h *= rank_scales(pool, table, begin, ranks, n, PAGE)
+        tl.store(out + n, h, mask=n < ranks)
 
 
 def specializations() -> list[Specialization]:
     """Every form that `lora_config` can choose, for pages of 2¹⁵ elements (8 heads of keys and values of 128); one of
     them also for pages of no power of two, and for a model of odd widths."""
     forms = []
-    for dtype in TYPES:
+    for dtype, stored in ((t, stored) for t in TYPES for stored in stored_beside(t)):
         for tiles in tile_shrinks():
             for page, divisible in ((1 << 15, True), (5 << 13, True), (1 << 12, False)):
-                if page != 1 << 15 and tiles != tile_shrinks()[0]:
+                if page != 1 << 15 and (tiles != tile_shrinks()[0] or stored.label):
                     continue
                 forms.append(
                     Specialization(
-                        f"shrink_tiles {dtype} {tiles} page={page}{'' if divisible else ' odd'}",
+                        f"shrink_tiles {dtype} {tiles} page={page}{'' if divisible else ' odd'}{stored.label}",
                         shrink_tiles,
-                        _arguments(dtype, "work"),
+                        _arguments(dtype, stored.pointer, "work"),
                         {
                             "PAGE": page, "GRAIN": tiles.k, "BLOCK_M": tiles.m, "BLOCK_N": tiles.n,
                             "BLOCK_K": tiles.k, "UPCAST": False,
@@ -116,25 +122,27 @@ def specializations() -> list[Specialization]:
                         tiles.stages,
                         divisible=frozenset({"x_stride", "K"} if divisible else ()),
                         expects=frozenset({"mma", "cp.async"} if divisible else {"mma"}),
+                        cards=stored.cards,
                     )
                 )  # fmt: skip
         for rows in row_shrinks():
             forms.append(
                 Specialization(
-                    f"shrink_rows {dtype} {rows}",
+                    f"shrink_rows {dtype} {rows}{stored.label}",
                     shrink_rows,
-                    _arguments(dtype, "row_adapters"),
+                    _arguments(dtype, stored.pointer, "row_adapters"),
                     {"PAGE": 1 << 15, "GRAIN": rows.k, "BLOCK_N": rows.n, "BLOCK_K": rows.k,
                      "STAGES": rows.stages},
                     rows.warps,
                     rows.stages,
                     divisible=frozenset({"x_stride", "K"}),
+                    cards=stored.cards,
                 )
             )  # fmt: skip
     return forms
 
 
-def _arguments(dtype: str, rows: str) -> dict[str, str]:
-    pointers = {"x": f"*{dtype}", "pool": f"*{dtype}", "planes": "*fp32"}
+def _arguments(dtype: str, weights: str, rows: str) -> dict[str, str]:
+    pointers = {"x": f"*{dtype}", "pool": weights, "planes": "*fp32"}
     tables = dict.fromkeys((rows, "adapters", "pages", "layouts"), "*i32")
     return pointers | tables | dict.fromkeys(("x_stride", "plane_stride", "planes_width", "layout_stride", "K"), "i32")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import triton
 import triton.language as tl
 
 from lorafleet_kernels.gpu.kernels.lora_delta import slice_delta
 from lorafleet_kernels.gpu.lora_config import TYPES, row_expands
 from lorafleet_kernels.gpu.specialization import Specialization
+from lorafleet_kernels.gpu.weight_types import Stored, stored_beside
 
 BLOCKS = (1024, 4096)
 """Columns at a time."""
@@ -95,21 +98,23 @@ def specializations() -> list[Specialization]:
                         divisible=frozenset(strides),
                     )
                 )  # fmt: skip
-            for rows in row_expands():
-                forms.append(_fused(dtype, rows.n, rows.k, block))
+            # What a norm adds to a form is the same whatever the weights are: the longer block shows it.
+            kinds = stored_beside(dtype) if block == BLOCKS[-1] else stored_beside(dtype)[:1]
+            for rows, stored in product(row_expands(), kinds):
+                forms.append(_fused(dtype, stored, rows.n, rows.k, block))
     return forms
 
 
-def _fused(dtype: str, block_n: int, block_r: int, block: int) -> Specialization:
+def _fused(dtype: str, stored: Stored, block_n: int, block_r: int, block: int) -> Specialization:
     strides = ("out_stride", "x_stride", "y_stride", "width")
     arguments = (
-        dict.fromkeys(("out", "x", "y", "weight", "pool"), f"*{dtype}")
-        | {"planes": "*fp32", "eps": "fp32"}
+        dict.fromkeys(("out", "x", "y", "weight"), f"*{dtype}")
+        | {"pool": stored.pointer, "planes": "*fp32", "eps": "fp32"}
         | dict.fromkeys(("arrived", "row_adapters", "adapters", "pages", "layouts"), "*i32")
         | dict.fromkeys((*strides, *COUNTS), "i32")
     )
     constants = {"PAGE": 1 << 15, "GRAIN": block_n, "BLOCK_N": block_n, "BLOCK_R": block_r, "BLOCK": block}
     return Specialization(
-        f"expand_add_rms_norm {dtype} {block_n}x{block_r} {block}", expand_add_rms_norm, arguments, constants, WARPS, 2,
-        divisible=frozenset(strides),
+        f"expand_add_rms_norm {dtype} {block_n}x{block_r} {block}{stored.label}", expand_add_rms_norm, arguments,
+        constants, WARPS, 2, divisible=frozenset(strides), cards=stored.cards,
     )  # fmt: skip

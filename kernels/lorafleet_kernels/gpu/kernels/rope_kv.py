@@ -6,6 +6,8 @@ element of qkv once and writes it once, queries where they came from."""
 
 from __future__ import annotations
 
+from itertools import product
+
 import triton
 import triton.language as tl
 
@@ -13,6 +15,7 @@ from lorafleet_kernels.gpu.attention_tiles import PAGE_TOKENS, SHIPPED_SIZES
 from lorafleet_kernels.gpu.kernels.fp8_pairs import quantised
 from lorafleet_kernels.gpu.kernels.lora_delta import slice_delta
 from lorafleet_kernels.gpu.specialization import Specialization
+from lorafleet_kernels.gpu.weight_types import Stored, stored_beside
 
 HEADS_AT_ONCE = 8
 WARPS = 4
@@ -151,8 +154,11 @@ def aligned(size: int, grain: int) -> bool:
     return half & (half - 1) == 0 and grain % half == 0
 
 
-def expand_warps(size: int) -> int:
-    """A half of a head is little for more than one warp, unless it is long."""
+def expand_warps(size: int, item: int = 2) -> int:
+    """A half of a head is little for more than one warp, unless it is long. `item`: bytes of a weight; where it is one,
+    as many threads would each have more of them than registers."""
+    if item == 1:
+        return WARPS
     return 1 if size <= 64 else 2
 
 
@@ -160,17 +166,17 @@ def specializations() -> list[Specialization]:
     """Every head size and element type, with and without norms over the heads, alone and behind an expand, to a pool
     of the model's type and of 8 bits."""
     return [
-        _form(dtype, size, norms, grain, fp8)
+        _form(dtype, size, norms, grain, stored, fp8)
         for fp8 in (False, True)
         for dtype in ("bf16", "fp16")
         for size in SHIPPED_SIZES
         for norms in (False, True)
-        for grain in (None, 16, 128)
+        for grain, stored in ((None, Stored("", "")), *product((16, 128), stored_beside(dtype)))
     ]
 
 
-def _form(dtype: str, size: int, norms: bool, grain: int | None, fp8: bool) -> Specialization:
-    """Behind an expand where a grain is given."""
+def _form(dtype: str, size: int, norms: bool, grain: int | None, stored: Stored, fp8: bool) -> Specialization:
+    """Behind an expand, of weights that are `stored` so, where a grain is given; `fp8`: keys and values are."""
     tensors = dict.fromkeys(("qkv", "q_norm", "k_norm", "cos", "sin"), f"*{dtype}")
     tensors |= dict.fromkeys(("pool", "scales"), "*i16" if fp8 else f"*{dtype}")
     strides = ("qkv_stride", "page_stride", "half_stride", "token_stride", "head_stride")
@@ -182,11 +188,11 @@ def _form(dtype: str, size: int, norms: bool, grain: int | None, fp8: bool) -> S
     if grain is None:
         constants["BLOCK_HEADS"] = HEADS_AT_ONCE
         return Specialization(name, rope_kv_kernel, arguments, constants, WARPS, 1, divisible=frozenset(strides))
-    arguments |= {"weights": f"*{dtype}", "planes": "*fp32"}
+    arguments |= {"weights": stored.pointer, "planes": "*fp32"}
     arguments |= dict.fromkeys(("row_adapters", "adapters", "pages", "layouts"), "*i32")
     arguments |= dict.fromkeys(("plane_stride", "planes_width", "layout_stride", "splits"), "i32")
     constants |= {"WEIGHTS_PAGE": 1 << 15, "GRAIN": grain, "BLOCK_R": RANKS_AT_ONCE, "ALIGNED": aligned(size, grain)}
     return Specialization(
-        f"expand_{name} grain{grain}", expand_rope_kv_kernel, arguments, constants, expand_warps(size), 2,
-        divisible=frozenset(strides),
+        f"expand_{name} grain{grain}{stored.label}", expand_rope_kv_kernel, arguments, constants,
+        expand_warps(size, 1 if stored.label else 2), 2, divisible=frozenset(strides), cards=stored.cards,
     )  # fmt: skip

@@ -19,6 +19,7 @@ from lorafleet_runtime.model.collectives import Partition
 from lorafleet_runtime.model.config import DecoderConfig
 from lorafleet_runtime.model.errors import AdapterError
 from lorafleet_runtime.model.lora import PackedAdapter, pack
+from lorafleet_runtime.model.lora_fp8 import pack_fp8
 from lorafleet_runtime.model.parallel import Shard, rank_config, shard_adapter
 from lorafleet_runtime.protocol import LoadAdapter
 
@@ -42,7 +43,8 @@ def as_it_is(blob: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class AdapterReader:
-    """From an adapter's folder to its pages, for one base model and one rank's part of it."""
+    """From an adapter's folder to its pages, for one base model and one rank's part of it; with `fp8`, its matrices in
+    e4m3. `page_elements`: of `dtype`, either way."""
 
     config: DecoderConfig
     page_elements: int
@@ -54,6 +56,7 @@ class AdapterReader:
     grain: int = 1
     keep: Callable[[Tensor], Tensor] = as_it_is
     """Moves a packed adapter to the memory in which it stays; from any thread."""
+    fp8: bool = False
     _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
 
     def read(self, folder: str) -> tuple[AdapterWeights, PackedAdapter]:
@@ -65,7 +68,8 @@ class AdapterReader:
                 self.base.forget()
         part = shard_adapter(weights, self.shard, self.partition)
         config = rank_config(self.config, self.shard.ranks)
-        packed = pack(part, config, self.page_elements, self.dtype, self.grain)
+        packs = pack_fp8 if self.fp8 else pack
+        packed = packs(part, config, self.page_elements, self.dtype, self.grain)
         return weights, PackedAdapter(packed.layout, self.keep(packed.blob))
 
 

@@ -34,9 +34,10 @@ WARM_UP = 2
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What all graphs of one runner share, as only one runs at a time. `kv [layers, P, 2, 16, kv_heads, D]` and `pool`
-    are the same memory; `scales`: of keys and values of 8 bits; `sampled`, int32, are the tokens of the step before;
-    `numbers`, int32, say what a step is, and come through `sending`; `descriptions` of layouts."""
+    """What all graphs of one runner share, as only one runs at a time. `kv [layers, P, 2, 16, kv_heads, D]` and `pool`,
+    as adapters' weights lie in it, are the same memory; `scales`: of keys and values of 8 bits; `sampled`, int32, are
+    the tokens of the step before; `numbers`, int32, say what a step is, and come through `sending`; `descriptions` of
+    layouts."""
 
     model: Decoder
     pool: Tensor

@@ -19,6 +19,7 @@ from lorafleet_kernels.gpu.lora_host import Segment as Rows
 from lorafleet_kernels.gpu.operations import TritonOperations
 from lorafleet_kernels.gpu.step_buffer import batch_in
 from lorafleet_kernels.gpu.tokens import known_tokens, stand_in
+from lorafleet_kernels.gpu.weight_types import as_fp8
 from lorafleet_kernels.native_lora import LORA_GROUPS
 from lorafleet_runtime.engine.adapters.extras_step import ExtrasStep
 from lorafleet_runtime.engine.gpu.drawing import GpuTokens
@@ -49,16 +50,19 @@ class _Placed:
 class GpuRunner(Runner):
     """A `Runner` for `TritonOperations`. On CUDA nothing here waits for the device but who reads the samples."""
 
-    def __init__(self, model: Decoder, total_pages: int, kv: torch.dtype | None = None) -> None:
+    def __init__(
+        self, model: Decoder, total_pages: int, kv: torch.dtype | None = None, *, fp8_adapters: bool = False
+    ) -> None:
         super().__init__(model, total_pages, kv=kv)
         assert isinstance(model.ops, TritonOperations), "another runner serves other operations"
         self._ops = model.ops
+        self._weights = as_fp8(self.pool, self._ops.card.capability) if fp8_adapters else self.pool
         self._grain = grain_for(model.config, self.pool.shape[2])
         self._groups = group_shapes(model.config)
-        self.forms = self._ops.lora_forms(self._groups, self._grain)
+        self.forms = self._ops.lora_forms(self._groups, self._grain, self._weights.dtype)
         self._adapters: dict[int, _Placed] = {}
         self._pages_of: dict[int, list[int]] = {}
-        self._copies = PageCopies(self.pool)
+        self._copies = PageCopies(self.pool.view(torch.uint8) if fp8_adapters else self.pool)
         self._before = RunStep([], [], [])
         """The step that may be under way."""
         self._numbers_here: dict[int, tuple[int, int]] = {}  # by layout: the number of its description, and its rank
@@ -91,7 +95,7 @@ class GpuRunner(Runner):
         def shared() -> Shared:
             numbers = torch.zeros(largest, dtype=torch.int32, device=self.device)
             return Shared(
-                self.model, self.pool, self._kv, self._scales, self._tokens, numbers, Sending(largest, self.device),
+                self.model, self._weights, self._kv, self._scales, self._tokens, numbers, Sending(largest, self.device),
                 self._descriptions, shape, scratch, self._groups, self._grain, self.forms, max_rank,
             )  # fmt: skip
 
@@ -203,7 +207,7 @@ class GpuRunner(Runner):
         forms = {name: GroupForm(g, chosen.configs[name]) for name, g in self._groups.items()}
         batch = batch_in(on_device(buffer, torch.int32, self.device), sizes, self._descriptions, self._grain)
         scratch = Scratch.of(forms, shape.rows, shape.max_rank, self.device)
-        return LoraStep(self.pool, batch, forms, scratch, shape.max_rank)
+        return LoraStep(self._weights, batch, forms, scratch, shape.max_rank)
 
 
 def standing_tokens(step: RunStep) -> list[int]:

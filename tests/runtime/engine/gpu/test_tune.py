@@ -68,7 +68,9 @@ def test_what_is_tuned_once_is_found_by_the_engine_and_not_tuned_again(config: E
     assert [(t.step, t.forms) for t in load(CARD, [folder])] == [(t.step, t.forms) for t in found]
     assert len(found) == 2
     assert order.without(load(CARD)).steps == ()
-    forms = TritonOperations(torch.float32, torch.device("cpu")).lora_forms(order.shapes.groups, order.shapes.grain)
+    forms = TritonOperations(torch.float32, torch.device("cpu")).lora_forms(
+        order.shapes.groups, order.shapes.grain, torch.float32
+    )
     assert [forms(t.step) for t in found] == [t.forms for t in found]
     assert '"command": "the command"' in (folder / "interpreted-4.json").read_text()
     assert said[-1] == f"stored in {folder / 'interpreted-4.json'}"
