@@ -96,14 +96,19 @@ class GpuRunner(Runner):
             self._numbers_here[layout_number] = number, rank
         return self._numbers_here[layout_number]
 
-    def _compute(self, step: RunStep) -> Tensor:
+    def graph_rows(self, step: RunStep) -> int:
         extras = self._extras.keys() & {row.adapter for row in step.rows}
         rows = sum(len(row.tokens) for row in step.rows)
         all_decode = step.decodes == rows and all(row.samples for row in step.rows)
-        if extras or not all_decode or rows > max(self._graph_sizes, default=0):
+        if extras or not all_decode:
+            return 0
+        return next((size for size in self._graph_sizes if size >= rows), 0)
+
+    def _compute(self, step: RunStep) -> Tensor:
+        size = self.graph_rows(step)
+        if not size:
             return super()._compute(step)
         adapted, placed = self._adapted(step)
-        size = next(size for size in self._graph_sizes if size >= rows)
         graph = self._graph(size, variant_of(rows, len(adapted)))
         places = [each.place for each in placed]
         return graph.run(flat_tokens(step.rows, self._sampled), attention_batch(step), adapted, places)
