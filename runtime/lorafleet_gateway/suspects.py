@@ -1,7 +1,7 @@
 """Requests of which one may be what kills replicas: they are tried one at a time, so that it takes no other with it.
 
-When a replica dies, all that ran there is asked again at once. Whoever is lost again before it has brought enough may be
-the cause, or may only have been beside it; who is tried alone is told apart. One line for each base model; other
+When a replica dies, all that ran there is asked again at once. Whoever is lost again before it has brought enough may
+be the cause, or may only have been beside it; who is tried alone is told apart. One line for each base model; other
 gateways have lines of their own.
 """
 

@@ -1,5 +1,5 @@
-"""A replica whose engine breaks in a step as a GPU would: `python -m tests.e2e.dying_engine serve …` takes the runtime's
-own arguments. Its engine is the runtime's, on a runner that raises
+"""A replica whose engine breaks in a step as a GPU would: `python -m tests.e2e.dying_engine serve …` takes the
+runtime's own arguments. Its engine is the runtime's, on a runner that raises
 
 * when a step reads a prompt with `POISON` in it, every time;
 * once, when the file that `FAULT_ONCE` names is there, and a step has a row on an adapter and one on none.
@@ -46,15 +46,16 @@ def main() -> None:
     if "--endpoint" in sys.argv:
         from lorafleet_runtime.engine import process, start
 
-        start.Runner = DyingRunner  # type: ignore[misc]
+        vars(start)["Runner"] = DyingRunner
         process.main()
         return
     from lorafleet_runtime import cli
     from lorafleet_runtime.frontend import serve
+    from lorafleet_runtime.frontend.engine_client import EngineClient
 
     command = (sys.executable, "-m", "tests.e2e.dying_engine")
-    serve.EngineClient = functools.partial(serve.EngineClient, command=command)  # type: ignore[assignment, misc]
-    sys.exit(cli.main())
+    vars(serve)["EngineClient"] = functools.partial(EngineClient, command=command)
+    cli.main()
 
 
 if __name__ == "__main__":

@@ -109,7 +109,7 @@ class GpuRunner(Runner):
         if not size:
             return super()._compute(step)
         adapted, placed = self._adapted(step)
-        graph = self._graph(size, variant_of(rows, len(adapted)))
+        graph = self._graph(size, variant_of(step.decodes, len(adapted)))
         places = [each.place for each in placed]
         return graph.run(flat_tokens(step.rows, self._sampled), attention_batch(step), adapted, places)
 
