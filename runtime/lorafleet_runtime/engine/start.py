@@ -182,7 +182,7 @@ def _total_pages(config: EngineConfig, decoder: DecoderConfig) -> int:
         more = "take a larger card" if chosen else f"raise --memory to {needed * page_bytes}"
         raise ConfigError(
             f"{'what the card has left, ' if chosen else '--memory '}{memory} bytes{',' if chosen else ''} is {pages} "
-            f"pages of {page_bytes} bytes; one sequence of --max-model-len {config.max_model_len} needs {needed}: {more} "
-            "or lower --max-model-len"
+            f"pages of {page_bytes} bytes; one sequence of --max-model-len {config.max_model_len} needs {needed}: "
+            f"{more} or lower --max-model-len"
         )
     return int(pages)

@@ -39,7 +39,7 @@ def device_for(config: EngineConfig) -> str:
 def why_none() -> str:
     """Why torch has no GPU here, and what to do."""
     try:
-        torch.cuda.init()
+        torch.cuda.init()  # type: ignore[no-untyped-call]
     except (RuntimeError, AssertionError) as error:
         return explained(f"{error}", torch.version.cuda, driver_version())
     return "torch sees no GPU here: look at `nvidia-smi`, and whether CUDA_VISIBLE_DEVICES hides it"

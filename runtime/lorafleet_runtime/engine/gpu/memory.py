@@ -29,8 +29,8 @@ def check_weights_fit(config: EngineConfig, decoder: DecoderConfig) -> None:
     needed = weight_bytes(config, decoder)
     if needed >= free:
         raise ConfigError(
-            f"{config.model} has {needed >> 20} MiB of weights in {config.dtype}, and the card has {total >> 20} MiB, of "
-            f"which {free >> 20} are free: take a larger card or a smaller model, or free what others hold of this one"
+            f"{config.model} has {needed >> 20} MiB of weights in {config.dtype}, and the card has {total >> 20} MiB, "
+            f"of which {free >> 20} are free: take a larger card or a smaller model, or free what others hold of this one"
         )
 
 
@@ -54,8 +54,8 @@ def pool_bytes(config: EngineConfig, decoder: DecoderConfig) -> int:
         raise ConfigError(f"{card}: lower --max-batched-tokens or --max-num-seqs, or take a larger card")
     if config.memory_bytes > free - wanted:
         raise ConfigError(
-            f"--memory {config.memory_bytes} is {config.memory_bytes >> 20} MiB, and {card}: lower it to {left >> 20}Mi, "
-            "or leave it out"
+            f"--memory {config.memory_bytes} is {config.memory_bytes >> 20} MiB, and {card}: lower it to "
+            f"{left >> 20}Mi, or leave it out"
         )
     return config.memory_bytes or left
 

@@ -84,7 +84,7 @@ def test_who_did_not_ask_is_told_once_of_a_card_that_stays_idle_and_of_none_wher
 
 @pytest.mark.parametrize(("said", "built_for", "says"), [
     ("Torch not compiled with CUDA enabled", None, r"is built without CUDA: install one"),
-    ("No CUDA GPUs are available", "13.2", r"torch can use no GPU here \(No CUDA GPUs are available\): see `nvidia-smi`"),
+    ("No CUDA GPUs are available", "13.2", r"can use no GPU here \(No CUDA GPUs are available\): see `nvidia-smi`"),
     ("", "13.2", "it does not say why"),
     (TOO_OLD.replace("12080", "11040"), "12.4", r"the NVIDIA driver is too old: it serves CUDA 11\.4.* for CUDA 12\.4"),
 ])  # fmt: skip
@@ -95,7 +95,7 @@ def test_every_reason_is_said_in_terms_of_what_can_be_changed(said: str, built_f
 @pytest.mark.skipif(torch.cuda.is_available(), reason="torch has nothing to complain of")
 def test_torchs_own_words_are_understood() -> None:
     """Of the torch that is installed, on a machine without a card."""
-    with pytest.raises(ConfigError, match="look at `nvidia-smi`|built without CUDA|the NVIDIA driver"):
+    with pytest.raises(ConfigError, match=r"look at `nvidia-smi`|built without CUDA|the NVIDIA driver"):
         device_for(CONFIG)
 
 
