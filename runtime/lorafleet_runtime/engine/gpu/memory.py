@@ -30,7 +30,7 @@ def check_weights_fit(config: EngineConfig, decoder: DecoderConfig) -> None:
     if needed >= free:
         raise ConfigError(
             f"{config.model} has {needed >> 20} MiB of weights in {config.dtype}, and the card has {total >> 20} MiB, "
-            f"of which {free >> 20} are free: take a larger card or a smaller model, or free what others hold of this one"
+            f"of which {free >> 20} are free: take a larger card or a smaller model, or free what others hold of it"
         )
 
 
