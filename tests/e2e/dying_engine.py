@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -30,7 +31,7 @@ WORDS = (
 class DyingRunner(Runner):
     """Computes as its parent does, until it does not."""
 
-    def run(self, plan: Plan) -> list[Sampled]:
+    def launch(self, plan: Plan) -> Callable[[], list[Sampled]]:
         rows = plan.step.rows
         once = Path(os.environ[FAULT_ONCE])
         if any(POISON.encode() in bytes(token % 256 for token in row.tokens) for row in rows):
@@ -38,7 +39,7 @@ class DyingRunner(Runner):
         if once.exists() and len({row.adapter == BASE for row in rows}) == 2:
             once.unlink()
             raise torch.AcceleratorError(WORDS)
-        return super().run(plan)
+        return super().launch(plan)
 
 
 def main() -> None:

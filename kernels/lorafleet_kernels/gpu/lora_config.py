@@ -20,6 +20,8 @@ ROWS_OF_A_TILE = 4
 PROGRAMS_PER_SM = 2
 MOST_SPLITS = 16
 _M, _RANKS = (16, 64, 128), (16, 32, 64)
+LEAST_TILE = _M[0]
+"""Rows of the smallest tile: with it a step has the most work items."""
 _MOST_RANKS = {16: 32, 64: 16, 128: 16}
 
 

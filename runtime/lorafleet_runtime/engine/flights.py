@@ -6,14 +6,15 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 
 from lorafleet_runtime.core.batch import Batch
 from lorafleet_runtime.engine.runner import Runner
 from lorafleet_runtime.engine.sampling.sampler import Sampled
-from lorafleet_runtime.engine.step_error import run_step
+from lorafleet_runtime.engine.step_error import launch_step
 from lorafleet_runtime.engine.step_plan import Plan
 
 
@@ -36,19 +37,20 @@ class Landed:
 @dataclass(frozen=True, slots=True)
 class _Flight:
     batch: Batch
-    samples: Future[list[Sampled]]
+    samples: Callable[[], list[Sampled]]
     launched: float
     prompt_tokens: int
 
 
 class Flights:
-    """At most `most` steps: one, which runs in `launch`, or two, which run in a thread of their own."""
+    """At most `most` steps: one, or two, which run in a thread of their own where the runner waits for what it
+    launches."""
 
     def __init__(self, runner: Runner, most: int) -> None:
         self._runner = runner
         self._most = most
         self._under_way: deque[_Flight] = deque()
-        self._device = ThreadPoolExecutor(1, "device") if most > 1 else None
+        self._device = ThreadPoolExecutor(1, "device") if most > 1 and not runner.launches else None
         self._landed_at = 0.0
 
     def __len__(self) -> int:
@@ -69,16 +71,15 @@ class Flights:
         prompt_tokens = sum(row.count for row in batch.rows if row.sequence.output_len == 0)
         launched = time.perf_counter()
         if self._device is None:
-            samples: Future[list[Sampled]] = Future()
-            samples.set_result(run_step(self._runner, plan))
+            samples = launch_step(self._runner, plan)
         else:
-            samples = self._device.submit(run_step, self._runner, plan)
+            samples = self._device.submit(lambda: launch_step(self._runner, plan)()).result
         self._under_way.append(_Flight(batch, samples, launched, prompt_tokens))
 
     def land(self) -> Landed:
         """Wait for the oldest."""
         flight = self._under_way.popleft()
-        samples = flight.samples.result()
+        samples = flight.samples()
         begun, self._landed_at = max(flight.launched, self._landed_at), time.perf_counter()
         return Landed(flight.batch, samples, self._landed_at - begun, flight.prompt_tokens)
 

@@ -6,7 +6,7 @@ places is told from one to the other by plans."""
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 
 import torch
 from torch import Tensor
@@ -21,8 +21,8 @@ from lorafleet_runtime.engine.adapters.lora_stack import LoraStacks
 from lorafleet_runtime.engine.adapters.lora_step import LoraStep
 from lorafleet_runtime.engine.constrained.requests import Constraints
 from lorafleet_runtime.engine.ranks.slora_step import SloraStep
-from lorafleet_runtime.engine.sampling.choosing import choose
-from lorafleet_runtime.engine.sampling.sampler import Sampled
+from lorafleet_runtime.engine.sampling.choosing import Choice, choose
+from lorafleet_runtime.engine.sampling.sampler import Sampled, TokensOf, tokens_of
 from lorafleet_runtime.engine.step_plan import (
     Plan,
     RunStep,
@@ -33,6 +33,7 @@ from lorafleet_runtime.engine.step_plan import (
     sampling_rows,
     segments,
 )
+from lorafleet_runtime.engine.transfers import on_device
 from lorafleet_runtime.model.collectives import Partition
 from lorafleet_runtime.model.decoder import Decoder, LoraHook
 from lorafleet_runtime.model.extras import ExtraViews, extra_views
@@ -78,6 +79,7 @@ class Runner:
         self._layout_of: dict[int, int] = {}  # numbers of layouts
         self._stacks = LoraStacks(STACK_BYTES if on_cpu else 0)
         self._sampled: list[int] = []  # by the last step
+        self._tokens_of: TokensOf = tokens_of
         # What follows belongs to whoever makes plans, the above to whoever runs them.
         self._packed: dict[int, PackedAdapter] = {}
         self._numbers: dict[Hashable, int] = {}
@@ -151,15 +153,24 @@ class Runner:
         self._leaving.clear()
         return Plan(step, tuple(self._packed[handle] for handle, _ in step.uploads))
 
+    @property
+    def launches(self) -> bool:
+        """Whether `launch` returns before the step has been computed."""
+        return False
+
+    def launch(self, plan: Plan) -> Callable[[], list[Sampled]]:
+        """One step. The result waits for `PlannedRow.sampled` samples of each row, in row order."""
+        samples = self.choose(plan).sent()()
+        self._sampled = [each.token_id for each in samples]
+        return lambda: samples
+
     @torch.inference_mode()
-    def run(self, plan: Plan) -> list[Sampled]:
-        """One step. Returns `PlannedRow.sampled` samples of each row, in row order."""
+    def choose(self, plan: Plan) -> Choice:
+        """One step, with its samples where they were chosen."""
         self.constraints.prepare(plan.constrained)
         logits = self.logits(plan)
         masks = self.constraints.masks([request_id for request_id, _ in plan.constrained])
-        samples = choose(logits, plan.sampling, masks, self.model.ops.argmax)
-        self._sampled = [each.token_id for each in samples]
-        return samples
+        return choose(logits, plan.sampling, masks, self.model.ops.argmax, self._tokens_of)
 
     @torch.inference_mode()
     def logits(self, plan: Plan) -> Tensor:
@@ -182,7 +193,7 @@ class Runner:
 
     def _sampled_from(self, hidden: Tensor, last: list[int]) -> Tensor:
         """The rows `last` of `hidden [T, H]`, which are in order."""
-        return hidden if len(last) == len(hidden) else hidden[torch.tensor(last, device=self.device)]
+        return hidden if len(last) == len(hidden) else hidden[on_device(last, torch.int64, self.device)]
 
     def _unplace(self, handle: int) -> None:
         for known in (self._views, self._tables, self._extras, self._layout_of):
@@ -203,8 +214,7 @@ class Runner:
             self._extras[handle] = extra_views(vectors, packed.layout.extras)
 
     def _write(self, pages: list[int], packed: PackedAdapter) -> None:
-        blob = packed.blob.to(self.device, non_blocking=True)
-        self.pool.index_copy_(1, torch.tensor(pages, device=self.device), blob)
+        self.pool.index_copy_(1, on_device(pages, torch.int64, self.device), packed.blob.to(self.device))
 
     def _extras_of(self, step: RunStep) -> ExtrasStep | None:
         handles = [row.adapter for row in step.rows]
@@ -219,7 +229,7 @@ class Runner:
         hook = lora if extras is None else extras.before(lora)
         if not isinstance(attend, NativeAttention):  # which asks for its threads itself
             attend = on_all_threads(attend)
-        tokens = torch.tensor(flat_tokens(step.rows, self._sampled), device=self.device)
+        tokens = on_device(flat_tokens(step.rows, self._sampled), torch.int64, self.device)
         return self.model.forward(tokens, attend, hook, extras)
 
     def _lora(self, step: RunStep) -> LoraHook | None:

@@ -17,10 +17,11 @@ from lorafleet_runtime.core.limits import Limits
 from lorafleet_runtime.core.pages import PAGE_TOKENS, pages_for_tokens
 from lorafleet_runtime.core.room import Room
 from lorafleet_runtime.engine.adapters.disk_tier import DiskTier
-from lorafleet_runtime.engine.adapters.loader import AdapterLoader, AdapterReader
+from lorafleet_runtime.engine.adapters.loader import AdapterLoader, AdapterReader, as_it_is
 from lorafleet_runtime.engine.engine import Engine
 from lorafleet_runtime.engine.gpu.device import device_for
 from lorafleet_runtime.engine.gpu.memory import best_dtype_of_card, check_weights_fit, pool_bytes
+from lorafleet_runtime.engine.gpu.page_locked import PageLocking
 from lorafleet_runtime.engine.load import load_rank
 from lorafleet_runtime.engine.memory import available_bytes, give_back, keep_freed
 from lorafleet_runtime.engine.ranks.disk import RankedDisk
@@ -114,8 +115,9 @@ def _start(
     if ranks is not None or config.device == "cuda":  # from the file: adapters are read on the host
         base = CheckpointWeights(Path(config.model), decoder_config, model.dtype)
     grain = grain_for(model.config, elements) if model.ops.aligns_adapters else 1
+    keep = PageLocking() if config.device == "cuda" else as_it_is
     reader = AdapterReader(
-        decoder_config, elements, model.dtype, config.max_lora_rank, shard, config.partition, base, grain
+        decoder_config, elements, model.dtype, config.max_lora_rank, shard, config.partition, base, grain, keep
     )
     if config.device == "cuda":
         progress("capturing graphs", 0.95)

@@ -4,6 +4,9 @@ After an error of CUDA the device answers nothing more in this process, so whate
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 import torch
 
 from lorafleet_runtime.engine.runner import Runner
@@ -12,20 +15,33 @@ from lorafleet_runtime.engine.step_plan import BASE, Plan, RunStep
 from lorafleet_runtime.errors import RankDied, StepFailed
 
 LATE = (
-    "a GPU tells of an error late, so an earlier step may be to blame: CUDA_LAUNCH_BLOCKING=1 in the replica's "
+    "a GPU tells of an error late, so another step may be to blame: CUDA_LAUNCH_BLOCKING=1 in the replica's "
     "environment has it raised where it happens"
 )
 TOO_LARGE = "lower --max-batched-tokens, --max-num-seqs or --memory"
 
 
-def run_step(runner: Runner, plan: Plan) -> list[Sampled]:
-    """`runner.run`. Raises StepFailed for whatever that raises; RankDied, which has its reason, as it is."""
+def launch_step(runner: Runner, plan: Plan) -> Callable[[], list[Sampled]]:
+    """`runner.launch`. It and its result raise StepFailed for whatever the runner raises; RankDied, which has its
+    reason, as it is."""
+    with _named(runner, plan.step):
+        samples = runner.launch(plan)
+
+    def wait() -> list[Sampled]:
+        with _named(runner, plan.step):
+            return samples()
+
+    return wait
+
+
+@contextmanager
+def _named(runner: Runner, step: RunStep) -> Iterator[None]:
     try:
-        return runner.run(plan)
+        yield
     except RankDied:
         raise
     except Exception as error:
-        raise StepFailed(described(error, plan.step, runner.graph_rows(plan.step), runner.device)) from error
+        raise StepFailed(described(error, step, runner.graph_rows(step), runner.device)) from error
 
 
 def described(error: Exception, step: RunStep, graph_rows: int, device: torch.device) -> str:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from lorafleet_runtime.engine import runner as runner_module
 from lorafleet_runtime.engine.runner import Runner, page_elements
 from lorafleet_runtime.engine.step_plan import BASE, Plan, PlannedRow, RunStep
 from lorafleet_runtime.model.adapter_weights import AdapterWeights, LoraPair
@@ -26,12 +27,18 @@ def _plain_operations(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LORAFLEET_KERNELS", "reference")
     real = torch.tensor
 
-    def tensor(values: Sequence[Any], *, device: torch.device | None = None) -> torch.Tensor:
+    def tensor(
+        values: Sequence[Any], *, dtype: torch.dtype | None = None, device: torch.device | None = None
+    ) -> torch.Tensor:
         """Of the same shape: without a driver the numbers cannot go there."""
-        made = real(values)
+        made = real(values, dtype=dtype)
         return made if device is None else torch.empty(made.shape, dtype=made.dtype, device=device)
 
+    def on_device(values: Sequence[Any], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        return tensor(values, dtype=dtype, device=device)
+
     monkeypatch.setattr(torch, "tensor", tensor)
+    monkeypatch.setattr(runner_module, "on_device", on_device)
 
 
 def runner() -> Runner:

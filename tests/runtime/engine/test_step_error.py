@@ -30,7 +30,7 @@ def test_the_error_is_named_with_what_the_step_was_made_of_and_how_to_find_out_m
     assert described(torch.AcceleratorError(ILLEGAL), STEP, 8, CUDA) == (
         "a step on cuda failed: AcceleratorError: CUDA error: an illegal memory access was encountered "
         "(it had 4 rows, 3 of them decoding, 25 tokens, 2 adapters, 1 of them being copied in, a graph of 8 rows); "
-        "a GPU tells of an error late, so an earlier step may be to blame: CUDA_LAUNCH_BLOCKING=1 in the replica's "
+        "a GPU tells of an error late, so another step may be to blame: CUDA_LAUNCH_BLOCKING=1 in the replica's "
         "environment has it raised where it happens"
     )
 
@@ -63,7 +63,7 @@ def test_an_engine_raises_it_from_the_step(
     def broken(plan: Plan) -> None:
         raise raised
 
-    monkeypatch.setattr(engine._runner, "run", broken)
+    monkeypatch.setattr(engine._runner, "launch", broken)
     engine.handle(AddRequest("r", [1, 2, 3], Sampling(max_tokens=4)))
     with pytest.raises(seen, match=says):
         for _ in range(3):

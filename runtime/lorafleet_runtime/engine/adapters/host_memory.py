@@ -34,15 +34,20 @@ class Fetched:
 
 
 class HostMemory:
-    """`pack_again(adapter)` reads an adapter's own files anew, from any thread; it raises AdapterError."""
+    """`pack_again(adapter)` reads an adapter's own files anew, and `keep` moves what was read to the memory in which it
+    stays; both from any thread. `pack_again` raises AdapterError."""
 
-    def __init__(self, tier: HostTier, disk: DiskTier, runner: Runner, pack_again: Callable[[Adapter], Tensor]) -> None:
+    def __init__(
+        self, tier: HostTier, disk: DiskTier, runner: Runner, pack_again: Callable[[Adapter], Tensor],
+        keep: Callable[[Tensor], Tensor],
+    ) -> None:  # fmt: skip
         self.tier = tier
         self.reads = 0
         self.on_done: Callable[[], None] = lambda: None
         self._disk = disk
         self._runner = runner
         self._pack_again = pack_again
+        self._keep = keep
         self._reading: dict[int, Adapter] = {}
         self._done: queue.SimpleQueue[Fetched] = queue.SimpleQueue()
         self._thread = background_thread("adapter-disk")
@@ -88,7 +93,8 @@ class HostMemory:
     def _read(self, adapter: Adapter) -> None:
         begun = time.perf_counter()
         try:
-            outcome = Fetched(adapter, self._disk.restore(adapter.handle, lambda: self._pack_again(adapter)))
+            blob = self._disk.restore(adapter.handle, lambda: self._pack_again(adapter))
+            outcome = Fetched(adapter, self._keep(blob))
         except AdapterError as error:
             outcome = Fetched(adapter, None, str(error))
         except Exception as error:

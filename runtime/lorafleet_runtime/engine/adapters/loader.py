@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from lorafleet_runtime.engine.background import background_thread
 from lorafleet_runtime.model.adapter import read_adapter
@@ -34,6 +35,11 @@ class Loaded:
     error: str = ""
 
 
+def as_it_is(blob: Tensor) -> Tensor:
+    """Weights stay in the memory in which they were packed."""
+    return blob
+
+
 @dataclass(frozen=True, slots=True)
 class AdapterReader:
     """From an adapter's folder to its pages, for one base model and one rank's part of it."""
@@ -46,6 +52,8 @@ class AdapterReader:
     partition: Partition
     base: BaseWeights
     grain: int = 1
+    keep: Callable[[Tensor], Tensor] = as_it_is
+    """Moves a packed adapter to the memory in which it stays; from any thread."""
     _one_at_a_time: threading.Lock = field(default_factory=threading.Lock)
 
     def read(self, folder: str) -> tuple[AdapterWeights, PackedAdapter]:
@@ -57,7 +65,8 @@ class AdapterReader:
                 self.base.forget()
         part = shard_adapter(weights, self.shard, self.partition)
         config = rank_config(self.config, self.shard.ranks)
-        return weights, pack(part, config, self.page_elements, self.dtype, self.grain)
+        packed = pack(part, config, self.page_elements, self.dtype, self.grain)
+        return weights, PackedAdapter(packed.layout, self.keep(packed.blob))
 
 
 def explain(error: Exception, folder: str) -> tuple[str, str]:

@@ -26,7 +26,7 @@ class Adapters:
         disk: DiskTier, max_model_len: int,
     ) -> None:  # fmt: skip
         self.changed = True
-        self.memory = HostMemory(tier, disk, runner, self._pack_again)
+        self.memory = HostMemory(tier, disk, runner, self._pack_again, loader.reader.keep)
         self._loader = loader
         self._residency = residency
         self._runner = runner

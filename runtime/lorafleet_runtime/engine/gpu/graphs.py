@@ -10,19 +10,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from lorafleet_kernels.batch import AttentionBatch
 from lorafleet_kernels.gpu.attention import AttentionShape, DecodeScratch, TritonAttention
-from lorafleet_kernels.gpu.attention_plan import Bounds, DevicePlan, plan_attention
+from lorafleet_kernels.gpu.attention_plan import Bounds, Cut, DevicePlan, plan_attention
 from lorafleet_kernels.gpu.lora import GroupForm, LoraStep, Scratch
 from lorafleet_kernels.gpu.lora_config import GroupShape, StepShape, Variant, choose, variant_for
 from lorafleet_kernels.gpu.lora_host import AdapterPlace, StepSizes, fill_step, most_items
 from lorafleet_kernels.gpu.lora_host import Segment as Rows
 from lorafleet_kernels.gpu.step_buffer import batch_in
+from lorafleet_kernels.gpu.tokens import known_tokens
+from lorafleet_runtime.engine.transfers import Sending
 from lorafleet_runtime.model.decoder import Decoder
 
 WARM_UP = 2
@@ -31,17 +31,49 @@ WARM_UP = 2
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What all graphs of one runner share. `kv [layers, P, 2, 16, kv_heads, D]` and `pool` are the same memory."""
+    """What all graphs of one runner share, as only one runs at a time. `kv [layers, P, 2, 16, kv_heads, D]` and `pool`
+    are the same memory; `sampled`, int32, are the tokens of the step before; `numbers`, int32, say what a step is, and
+    come through `sending`; `descriptions` of layouts."""
 
     model: Decoder
     pool: Tensor
     kv: Tensor
+    sampled: Tensor
+    numbers: Tensor
+    sending: Sending
+    descriptions: Tensor
     shape: AttentionShape
     decode: DecodeScratch
     groups: Mapping[str, GroupShape]
     grain: int
     processors: int
     max_rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Of the numbers that tell a graph of up to `rows` rows what a step is: bounds of its parts."""
+
+    attention: Bounds
+    lora: StepSizes
+    cut: Cut
+
+    @classmethod
+    def of(cls, rows: int, pages: int, m: int, cut: Cut) -> Sizes:
+        """`m`: rows of a work item; `pages`: of the pool."""
+        items = most_items(rows, rows, m) if m > 1 else 0
+        return cls(Bounds(rows, rows, 0, pages + rows), StepSizes(rows, items, rows, pages), cut)
+
+    @property
+    def parts(self) -> tuple[slice, slice, slice]:
+        """Of the numbers: attention's, LoRA's, and the tokens."""
+        first = self.attention.length(self.cut)
+        second = first + self.lora.total
+        return slice(0, first), slice(first, second), slice(second, self.total)
+
+    @property
+    def total(self) -> int:
+        return self.attention.length(self.cut) + self.lora.total + self.attention.tokens
 
 
 class Replay(Protocol):
@@ -64,12 +96,7 @@ def sizes_up_to(rows: int) -> tuple[int, ...]:
 class DecodeGraph:
     """Steps of up to `rows` sequences, one token each, by one variant of the LoRA kernels or without adapters."""
 
-    def __init__(
-        self, shared: Shared, descriptions: Tensor, rows: int, variant: Variant | None, capture: Capture
-    ) -> None:
-        """`descriptions`: of layouts, which stay where they are."""
-        self._cut = shared.shape.cut
-        self._bounds = Bounds(rows, rows, 0, shared.pool.shape[1] + rows)
+    def __init__(self, shared: Shared, rows: int, variant: Variant | None, capture: Capture) -> None:
         self._forms: dict[str, GroupForm] = {}
         self._m = 1
         if variant is not None:
@@ -79,53 +106,45 @@ class DecodeGraph:
             forms = {name: choose(step, g, shared.grain, shared.processors) for name, g in shared.groups.items()}
             self._forms = {name: GroupForm(shared.groups[name], form) for name, form in forms.items()}
             self._m = max(form.shrink.m for form in forms.values())
-        items = most_items(rows, rows, self._m) if self._m > 1 else 0
-        self._sizes = StepSizes(rows, items, rows, shared.pool.shape[1])
-        attention = self._bounds.length(self._cut)
-        total = attention + self._sizes.total + rows
-        device = shared.pool.device
-        self._host = torch.zeros(total, dtype=torch.int32, pin_memory=device.type == "cuda")
-        self._memory: NDArray[np.int32] = self._host.numpy()
-        self._parts = (attention, attention + self._sizes.total)
-        self._device = torch.zeros(total, dtype=torch.int32, device=device)
-        self._idle()
-        self._replay = capture(self._function(shared, descriptions))
+        self._sizes = Sizes.of(rows, shared.pool.shape[1], self._m, shared.shape.cut)
+        self._sending = shared.sending
+        self._numbers = shared.numbers[: self._sizes.total]
+        self._describe([], AttentionBatch([], [], [], 0), [], [])  # nothing, for the capture
+        self._replay = capture(self._function(shared))
 
     def run(
         self, tokens: Sequence[int], batch: AttentionBatch, segments: Sequence[Rows], places: Sequence[AdapterPlace]
     ) -> Tensor:
-        """The logits `[rows of the step, V]`, which the next run overwrites. Raises DoesNotFit."""
-        attention, lora = self._parts
-        plan_attention(batch, self._cut).pack(self._memory[:attention], self._bounds, self._cut)
-        if self._forms:
-            fill_step(self._memory[attention:lora], self._sizes, segments, places, self._m)
-        self._memory[lora : lora + len(tokens)] = tokens
-        self._device.copy_(self._host, non_blocking=True)
+        """The logits `[rows of the step, V]`, which the next run overwrites. `tokens` as `known_tokens` takes them.
+        Raises DoesNotFit."""
+        self._describe(tokens, batch, segments, places)
         return self._replay()[: len(tokens)]
 
-    def _idle(self) -> None:
-        """A step of no rows, for the capture."""
-        nothing = AttentionBatch([], [], [], 0)
-        attention, lora = self._parts
-        plan_attention(nothing, self._cut).pack(self._memory[:attention], self._bounds, self._cut)
+    def _describe(
+        self, tokens: Sequence[int], batch: AttentionBatch, segments: Sequence[Rows], places: Sequence[AdapterPlace]
+    ) -> None:
+        memory = self._sending.next()
+        attention, lora, ids = (memory[part] for part in self._sizes.parts)
+        plan_attention(batch, self._sizes.cut).pack(attention, self._sizes.attention, self._sizes.cut)
         if self._forms:
-            fill_step(self._memory[attention:lora], self._sizes, [], [], self._m)
-        self._device.copy_(self._host)
+            fill_step(lora, self._sizes.lora, segments, places, self._m)
+        ids[: len(tokens)] = tokens
+        ids[len(tokens) :] = 0
+        self._sending.send(self._numbers)
 
-    def _function(self, shared: Shared, descriptions: Tensor) -> Callable[[], Tensor]:
-        attention, lora_end = self._parts
-        rows = self._bounds.tokens
-        plan = DevicePlan.view(self._device[:attention], self._bounds, self._cut)
+    def _function(self, shared: Shared) -> Callable[[], Tensor]:
+        attention, described, tokens = (self._numbers[part] for part in self._sizes.parts)
+        plan = DevicePlan.view(attention, self._sizes.attention, self._sizes.cut)
         attend = TritonAttention(shared.kv, plan, shared.shape, shared.model.rope, shared.decode)
         lora: LoraStep | None = None
         if self._forms:
-            batch = batch_in(self._device[attention:lora_end], self._sizes, descriptions, shared.grain)
-            scratch = Scratch.of(self._forms, rows, shared.max_rank, shared.pool.device)
+            batch = batch_in(described, self._sizes.lora, shared.descriptions, shared.grain)
+            scratch = Scratch.of(self._forms, len(tokens), shared.max_rank, shared.pool.device)
             lora = LoraStep(shared.pool, batch, self._forms, scratch, shared.max_rank)
-        tokens = self._device[lora_end:]
 
         def step() -> Tensor:
-            return shared.model.logits(shared.model.forward(tokens, attend, lora))
+            known = known_tokens(tokens, shared.sampled)
+            return shared.model.logits(shared.model.forward(known, attend, lora))
 
         return step
 
@@ -156,6 +175,51 @@ class Captures:
         return replay
 
 
-def variant_of(rows: int, segments: int) -> Variant | None:
-    """Which graph a step of so many rows in so many segments with adapters wants."""
-    return variant_for(rows, segments) if segments else None
+class StepGraphs:
+    """The graphs of one runner, by rows and variant."""
+
+    def __init__(self, shared: Callable[[], Shared], rows: int, capture: Capture | None) -> None:
+        """`shared` makes what they share, anew after `forget`; `rows`: the most that a step may have, 0 for none."""
+        self.rows = rows
+        self._make_shared = shared
+        self._capture = capture
+        self._sizes = sizes_up_to(rows) if rows else ()
+        self._shared: Shared | None = None
+        self._graphs: dict[tuple[int, Variant | None], DecodeGraph] = {}
+
+    @classmethod
+    def none(cls) -> StepGraphs:
+        """Of a runner that has none."""
+
+        def nothing() -> Shared:
+            raise RuntimeError("graphs were asked for where there are none: `use_graphs` makes them")
+
+        return cls(nothing, 0, None)
+
+    def capture_all(self) -> None:
+        """The largest first: the others take its memory again."""
+        for size in reversed(self._sizes):
+            for variant in (None, Variant.ROWS, Variant.TILES):
+                self._at(size, variant)
+
+    def rows_of(self, rows: int) -> int:
+        """Of the smallest for a step of so many rows; 0 where none is large enough."""
+        return next((size for size in self._sizes if size >= rows), 0)
+
+    def of(self, rows: int, segments: int) -> DecodeGraph:
+        """The smallest for a step of so many rows, in so many segments with adapters."""
+        return self._at(self.rows_of(rows), variant_for(rows, segments) if segments else None)
+
+    def forget(self) -> None:
+        """Memory that they read has moved: they are captured again when they are next wanted."""
+        if self._graphs and self._shared is not None and self._shared.pool.is_cuda:
+            torch.cuda.synchronize()  # one of them may be running
+        self._graphs.clear()
+        self._shared = None
+
+    def _at(self, size: int, variant: Variant | None) -> DecodeGraph:
+        if (size, variant) not in self._graphs:
+            self._shared = self._shared or self._make_shared()
+            assert self._capture is not None, "`none` has no sizes"
+            self._graphs[size, variant] = DecodeGraph(self._shared, size, variant, self._capture)
+        return self._graphs[size, variant]

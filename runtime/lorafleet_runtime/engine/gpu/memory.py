@@ -7,6 +7,7 @@ import math
 import torch
 
 from lorafleet_runtime.config import EngineConfig
+from lorafleet_runtime.engine.gpu.page_copies import STAGED_BYTES
 from lorafleet_runtime.errors import ConfigError
 from lorafleet_runtime.model.config import DecoderConfig
 from lorafleet_runtime.model.weights import expected_shapes
@@ -61,11 +62,11 @@ def pool_bytes(config: EngineConfig, decoder: DecoderConfig) -> int:
 
 
 def step_bytes(config: EngineConfig, decoder: DecoderConfig) -> int:
-    """The most that one step takes beside the pool: what lies between operations, and logits with the copies that
-    sampling makes of them."""
+    """The most that one step takes beside the pool: what lies between operations, logits with the copies that sampling
+    makes of them, and adapters on their way to their pages."""
     size: int = getattr(torch, config.dtype).itemsize
     heads = (2 * decoder.num_heads + 2 * decoder.num_kv_heads) * decoder.head_dim
     between = config.max_batched_tokens * (4 * decoder.hidden_size + heads + 3 * decoder.intermediate_size) * size
     planes = 16 * config.max_batched_tokens * 3 * config.max_lora_rank * 4
     logits = config.max_num_seqs * decoder.vocab_size * (size + 4 * 4)
-    return LIBRARIES + 2 * between + planes + logits
+    return LIBRARIES + STAGED_BYTES + 2 * between + planes + logits

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lorafleet_kernels.gpu.attention_plan import DoesNotFit
 from lorafleet_kernels.gpu.lora import GroupForm, LoraStep, Scratch
 from lorafleet_kernels.gpu.lora_batch import DESCRIPTION
-from lorafleet_kernels.gpu.lora_config import GroupShape, StepShape, Variant, block_m, choose
+from lorafleet_kernels.gpu.lora_config import LEAST_TILE, GroupShape, StepShape, block_m, choose
 from lorafleet_kernels.gpu.lora_host import AdapterPlace, StepSizes, describe, fill_step, most_items
 from lorafleet_kernels.gpu.lora_host import Segment as Rows
 from lorafleet_kernels.gpu.operations import TritonOperations
 from lorafleet_kernels.gpu.step_buffer import batch_in
+from lorafleet_kernels.gpu.tokens import known_tokens, stand_in
 from lorafleet_kernels.native_lora import LORA_GROUPS
 from lorafleet_runtime.engine.adapters.extras_step import ExtrasStep
-from lorafleet_runtime.engine.gpu.graphs import Capture, Captures, DecodeGraph, Shared, sizes_up_to, variant_of
+from lorafleet_runtime.engine.gpu.graphs import Capture, Captures, Shared, Sizes, StepGraphs
+from lorafleet_runtime.engine.gpu.page_copies import PageCopies
 from lorafleet_runtime.engine.runner import Runner
-from lorafleet_runtime.engine.step_plan import RunStep, attention_batch, flat_tokens, segments
+from lorafleet_runtime.engine.sampling.sampler import Sampled
+from lorafleet_runtime.engine.step_plan import Plan, RunStep, attention_batch, segments
+from lorafleet_runtime.engine.transfers import Sending, on_device
 from lorafleet_runtime.model.config import GROUPS, DecoderConfig
 from lorafleet_runtime.model.decoder import Decoder
 from lorafleet_runtime.model.extras import extra_views
 from lorafleet_runtime.model.lora import Layout, PackedAdapter, grain_for, vectors_in
 
+LEAST_SAMPLES = 1024
 LEAST_LAYOUTS = 256
 """Descriptions that there is room for at first, 4 KB each on a model of 32 layers; graphs are made anew for more."""
 
@@ -38,7 +45,7 @@ class _Placed:
 
 
 class GpuRunner(Runner):
-    """A `Runner` for `TritonOperations`."""
+    """A `Runner` for `TritonOperations`. On CUDA nothing here waits for the device but who reads the samples."""
 
     def __init__(self, model: Decoder, total_pages: int) -> None:
         super().__init__(model, total_pages)
@@ -47,41 +54,87 @@ class GpuRunner(Runner):
         self._grain = grain_for(model.config, self.pool.shape[2])
         self._groups = group_shapes(model.config)
         self._adapters: dict[int, _Placed] = {}
+        self._pages_of: dict[int, list[int]] = {}
+        self._copies = PageCopies(self.pool)
+        self._before = RunStep([], [], [])
+        """The step that may be under way."""
         self._numbers_here: dict[int, tuple[int, int]] = {}  # by layout: the number of its description, and its rank
         shape = (LEAST_LAYOUTS, model.config.num_layers, len(LORA_GROUPS), DESCRIPTION)
         self._descriptions = torch.zeros(shape, dtype=torch.int32, device=self.device)
-        self._graphs: dict[tuple[int, Variant | None], DecodeGraph] = {}
-        self._graph_sizes: tuple[int, ...] = ()
-        self._capture: Capture | None = None
-        self._shared: Shared | None = None
+        self._tokens = torch.zeros(LEAST_SAMPLES, dtype=torch.int32, device=self.device)
+        """That the step before sampled."""
+        self._graphs = StepGraphs.none()
+
+    @property
+    def launches(self) -> bool:
+        return True
+
+    def launch(self, plan: Plan) -> Callable[[], list[Sampled]]:
+        choice = self.choose(plan)
+        count = len(choice.tokens)
+        if count > len(self._tokens):
+            self._tokens = self._tokens.new_zeros(2 * count)
+            self._graphs.forget()  # they read the old ones
+        self._tokens[:count].copy_(choice.tokens)
+        return choice.sent()
 
     def use_graphs(self, rows: int, max_rank: int, capture: Capture | None = None) -> None:
         """Run decode steps of up to `rows` rows, and ranks of adapters up to `max_rank`, as graphs from now on; all are
         captured here."""
         shape, scratch = self._ops.heads(self.model.heads)
-        self._capture = capture or Captures()
-        self._shared = Shared(
-            self.model, self.pool, self._kv, shape, scratch, self._groups, self._grain, self._ops.card.processors,
-            max_rank,
-        )  # fmt: skip
-        self._graph_sizes = sizes_up_to(rows)
-        for size in reversed(self._graph_sizes):  # the largest first: the others take its memory again
-            for variant in (None, Variant.ROWS, Variant.TILES):
-                self._graph(size, variant)
+        largest = Sizes.of(rows, self.pool.shape[1], LEAST_TILE, shape.cut).total
+        processors = self._ops.card.processors
+
+        def shared() -> Shared:
+            numbers = torch.zeros(largest, dtype=torch.int32, device=self.device)
+            return Shared(
+                self.model, self.pool, self._kv, self._tokens, numbers, Sending(largest, self.device),
+                self._descriptions, shape, scratch, self._groups, self._grain, processors, max_rank,
+            )  # fmt: skip
+
+        self._graphs = StepGraphs(shared, rows, capture or Captures())
+        self._graphs.capture_all()
+
+    @torch.inference_mode()
+    def logits(self, plan: Plan) -> Tensor:
+        """As `Runner.logits`. Adapters are copied beside the step before this one, but into pages that it reads."""
+        read_now = self._read_by(self._before) if plan.step.uploads else set()
+        for handle in plan.step.unplaced:
+            self._unplace(handle)
+        for (handle, pages), packed in zip(plan.step.uploads, plan.weights, strict=True):
+            self._copies.write(pages, packed.blob, read_now=not read_now.isdisjoint(pages))
+            self._place(handle, pages, packed.layout)
+        self._copies.join()
+        self._before = plan.step
+        return self._compute(plan.step)
 
     def upload(self, handle: int, pages: list[int], packed: PackedAdapter) -> None:
-        self._write(pages, packed)
-        layout = packed.layout
+        self._copies.write(pages, packed.blob, read_now=True)
+        self._place(handle, pages, packed.layout)
+        self._copies.join()
+
+    def _place(self, handle: int, pages: list[int], layout: Layout) -> None:
+        """Where an adapter lies, for the kernels."""
         self._layout_of[handle] = self._numbers[layout.signature]
+        self._pages_of[handle] = pages
         if layout.adapts_projections:
             number, rank = self._described(self._layout_of[handle], layout)
             self._adapters[handle] = _Placed(AdapterPlace(number, np.asarray(pages, np.int32)), rank)
         if layout.extras is not None:
+            self._copies.join()  # views of scattered pages are copies
             self._extras[handle] = extra_views(vectors_in(self.pool, pages), layout.extras)
+
+    def _read_by(self, step: RunStep) -> set[int]:
+        """The pages that a step reads or writes."""
+        pages = {page for row in step.rows for page in row.pages}
+        for handle in {row.adapter for row in step.rows}:
+            pages.update(self._pages_of.get(handle, ()))
+        return pages
 
     def _unplace(self, handle: int) -> None:
         super()._unplace(handle)
         self._adapters.pop(handle, None)
+        self._pages_of.pop(handle, None)
 
     def _described(self, layout_number: int, layout: Layout) -> tuple[int, int]:
         """The number of a layout's description on the device, and the largest rank in it."""
@@ -90,9 +143,9 @@ class GpuRunner(Runner):
             if number == len(self._descriptions):
                 more = torch.zeros_like(self._descriptions)
                 self._descriptions = torch.cat((self._descriptions, more))
-                self._graphs.clear()  # they read the old ones
+                self._graphs.forget()  # they read the old ones
             described = describe(layout.layers, self._groups, self._grain, rank)
-            self._descriptions[number].copy_(torch.from_numpy(described))
+            self._descriptions[number].copy_(on_device(described, torch.int32, self.device))
             self._numbers_here[layout_number] = number, rank
         return self._numbers_here[layout_number]
 
@@ -100,18 +153,17 @@ class GpuRunner(Runner):
         extras = self._extras.keys() & {row.adapter for row in step.rows}
         rows = sum(len(row.tokens) for row in step.rows)
         all_decode = step.decodes == rows and all(row.samples for row in step.rows)
-        if extras or not all_decode:
-            return 0
-        return next((size for size in self._graph_sizes if size >= rows), 0)
+        return 0 if extras or not all_decode else self._graphs.rows_of(rows)
 
     def _compute(self, step: RunStep) -> Tensor:
-        size = self.graph_rows(step)
-        if not size:
+        if not self.graph_rows(step):
             return super()._compute(step)
         adapted, placed = self._adapted(step)
-        graph = self._graph(size, variant_of(step.decodes, len(adapted)))
-        places = [each.place for each in placed]
-        return graph.run(flat_tokens(step.rows, self._sampled), attention_batch(step), adapted, places)
+        graph = self._graphs.of(step.decodes, len(adapted))
+        try:
+            return graph.run(standing_tokens(step), attention_batch(step), adapted, [each.place for each in placed])
+        except DoesNotFit:  # more references to shared pages than there are pages
+            return super()._compute(step)
 
     def _adapted(self, step: RunStep) -> tuple[list[Rows], list[_Placed]]:
         """The rows that have an adapter's deltas, and the adapters that they number."""
@@ -120,18 +172,12 @@ class GpuRunner(Runner):
         index = {handle: at for at, handle in enumerate(handles)}
         return [(s.begin, s.end, index[s.adapter]) for s in found], [self._adapters[handle] for handle in handles]
 
-    def _graph(self, size: int, variant: Variant | None) -> DecodeGraph:
-        if (size, variant) not in self._graphs:
-            assert self._shared is not None and self._capture is not None, "`use_graphs` makes them"
-            self._graphs[size, variant] = DecodeGraph(self._shared, self._descriptions, size, variant, self._capture)
-        return self._graphs[size, variant]
-
     def _forward(self, step: RunStep, extras: ExtrasStep | None) -> Tensor:
         attended = attention_batch(step)
         attend = self._ops.attention(self._kv, attended, self.model.heads, self.model.rope)
         lora = self._lora_step(step, len(attended.positions))
         hook = lora if extras is None else extras.before(lora)
-        tokens = self._to_device(np.asarray(flat_tokens(step.rows, self._sampled), np.int64))
+        tokens = known_tokens(on_device(standing_tokens(step), torch.int32, self.device), self._tokens)
         return self.model.forward(tokens, attend, hook, extras)
 
     def _lora_step(self, step: RunStep, rows: int) -> LoraStep | None:
@@ -148,12 +194,18 @@ class GpuRunner(Runner):
         fill_step(buffer, sizes, adapted, [each.place for each in placed], m)
         processors = self._ops.card.processors
         forms = {name: GroupForm(g, choose(shape, g, self._grain, processors)) for name, g in self._groups.items()}
-        batch = batch_in(self._to_device(buffer), sizes, self._descriptions, self._grain)
+        batch = batch_in(on_device(buffer, torch.int32, self.device), sizes, self._descriptions, self._grain)
         return LoraStep(self.pool, batch, forms, Scratch.of(forms, rows, rank, self.device), rank)
 
-    def _to_device(self, numbers: np.ndarray[tuple[int, ...], np.dtype[np.int32] | np.dtype[np.int64]]) -> Tensor:
-        host = torch.from_numpy(numbers)
-        return host.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else host
+
+def standing_tokens(step: RunStep) -> list[int]:
+    """The step's tokens, as `known_tokens` takes them."""
+    tokens: list[int] = []
+    for row in step.rows:
+        tokens += row.tokens
+        if row.source >= 0:
+            tokens[-1] = stand_in(row.source)
+    return tokens
 
 
 def group_shapes(config: DecoderConfig) -> dict[str, GroupShape]:

@@ -2,33 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from lorafleet_runtime.engine.constrained.requests import Masks
-from lorafleet_runtime.engine.sampling.sampler import Row, Sampled, is_plain, sample
+from lorafleet_runtime.engine.sampling.sampler import (
+    Logprobs,
+    Row,
+    Sampled,
+    TokensOf,
+    is_plain,
+    pick,
+    tokens_of,
+    with_logprobs,
+)
+from lorafleet_runtime.engine.transfers import Arriving, on_device
 
 
-def choose(logits: Tensor, rows: Sequence[Row], masks: Masks, argmax: Callable[[Tensor], Tensor]) -> list[Sampled]:
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Tokens `[rows]` int64 on the device that chose them, -1 where there is none; `errors` by row say why."""
+
+    tokens: Tensor
+    logprobs: Logprobs | None = None
+    errors: Mapping[int, str] = field(default_factory=dict)
+
+    def sent(self) -> Callable[[], list[Sampled]]:
+        """Send the samples to the host; the result waits for them, and for nothing that was launched after them."""
+        arriving = Arriving([self.tokens, *(self.logprobs.tensors if self.logprobs else ())])
+
+        def read() -> list[Sampled]:
+            tokens, *found = arriving.wait()
+            at_hand = replace(self.logprobs, chosen=found[0], values=found[1], ids=found[2]) if self.logprobs else None
+            samples = with_logprobs(tokens.tolist(), at_hand)
+            for row, error in self.errors.items():
+                samples[row] = Sampled(-1, error=error)
+            return samples
+
+        return read
+
+
+def choose(
+    logits: Tensor, rows: Sequence[Row], masks: Masks, argmax: Callable[[Tensor], Tensor], others: TokensOf = tokens_of
+) -> Choice:
     """A sample for every row of `logits [rows, V]`, which stay unchanged. `argmax` is the device's own, for rows whose
-    best token is all that is asked for; others beside them cost them nothing."""
-    plain = [i for i, row in enumerate(rows) if is_plain(row.sampling, row.position)]
-    if len(plain) == len(rows):
-        return [Sampled(token) for token in argmax(logits).tolist()] if rows else []
-    found: dict[int, Sampled] = {}
-    for index, row in enumerate(rows):
-        if row.request_id in masks.errors:
-            found[index] = Sampled(-1, error=masks.errors[row.request_id])
-    if plain:
-        tokens = argmax(logits).tolist()  # of all rows: picking out these would take longer
-        found |= {index: Sampled(tokens[index]) for index in plain}
-    left = [i for i in range(len(rows)) if i not in found]
-    if left:
-        chosen = logits if len(left) == len(rows) else logits[torch.tensor(left, device=logits.device)]
-        asked = [replace(rows[i], allowed=masks.allowed.get(rows[i].request_id)) for i in left]
-        samples = sample(chosen.float(), asked)
-        found |= dict(zip(left, samples, strict=True))
-    return [found[index] for index in range(len(rows))]
+    best token is all that is asked for; others beside them cost them nothing, and are chosen by `others`."""
+    errors = {i: masks.errors[row.request_id] for i, row in enumerate(rows) if row.request_id in masks.errors}
+    left = [i for i, row in enumerate(rows) if i not in errors and not is_plain(row.sampling, row.position)]
+    if not rows:
+        return Choice(torch.empty(0, dtype=torch.int64))
+    if not left:
+        return Choice(argmax(logits), errors=errors)
+    asked = [replace(rows[i], allowed=masks.allowed.get(rows[i].request_id)) for i in left]
+    if len(left) == len(rows):
+        picked = pick(logits.float(), asked, others)
+        return Choice(picked.tokens, picked.logprobs)
+    index = on_device(left, torch.int64, logits.device)
+    picked = pick(logits[index].float(), asked, others)
+    # The best token of all rows: picking out those that want it would take longer.
+    tokens = argmax(logits).index_copy(0, index, picked.tokens)
+    found = picked.logprobs
+    if found is not None:
+        found = replace(found, rows=tuple(left[row] for row in found.rows))
+    return Choice(tokens, found, errors)

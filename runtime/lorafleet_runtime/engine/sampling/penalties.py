@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lorafleet_runtime.engine.transfers import on_device
 from lorafleet_runtime.protocol import Sampling
 
 
@@ -86,8 +87,8 @@ def _add_biases(logits: Tensor, rows: Sequence[Row], chosen: list[int]) -> None:
                 at.append((index, token))
                 values.append(bias)
     if at:
-        row_of, token_of = torch.tensor(at, device=logits.device).T
-        logits[row_of, token_of] += torch.tensor(values, dtype=logits.dtype, device=logits.device)
+        row_of, token_of = on_device(at, torch.int64, logits.device).T
+        logits[row_of, token_of] += on_device(values, logits.dtype, logits.device)
 
 
 def _penalise(logits: Tensor, rows: Sequence[Row], chosen: list[int]) -> None:
@@ -105,8 +106,8 @@ def _penalise(logits: Tensor, rows: Sequence[Row], chosen: list[int]) -> None:
         repetition = np.full(tokens.size, s.repetition_penalty)
         parts.append(np.stack((np.full(tokens.size, index), tokens, repetition, subtracted)))
     table = np.concatenate(parts, axis=1)
-    row_of, token_of = torch.from_numpy(table[:2].astype(np.int64)).to(logits.device)
-    repetition, subtracted = torch.from_numpy(table[2:]).to(logits.device, logits.dtype)
+    row_of, token_of = on_device(table[:2], torch.int64, logits.device)
+    repetition, subtracted = on_device(table[2:], logits.dtype, logits.device)
     values = logits[row_of, token_of]
     values = torch.where(values > 0, values / repetition, values * repetition)
     logits[row_of, token_of] = values - subtracted
@@ -120,7 +121,7 @@ def _obeying(logits: Tensor, rows: Sequence[Row]) -> Tensor:
         allowed[index, : bits.size] = bits
         if row.allowed is None:
             allowed[index] = 1
-    return torch.where(torch.from_numpy(allowed.view(np.bool_)).to(logits.device), logits, -torch.inf)
+    return torch.where(on_device(allowed.view(np.bool_), torch.bool, logits.device), logits, -torch.inf)
 
 
 def _occurring(token_ids: Sequence[int], vocabulary: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -9,7 +9,7 @@ rounded otherwise, as another batch shape does; in the order of ids, edges move 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,9 +20,10 @@ from torch import Tensor
 from lorafleet_kernels.reference import argmax
 from lorafleet_runtime.engine.sampling.penalties import Row, adjust, changes
 from lorafleet_runtime.engine.sampling.philox import uniforms
+from lorafleet_runtime.engine.transfers import on_device
 from lorafleet_runtime.protocol import Sampling
 
-__all__ = ["Row", "Sampled", "sample"]
+__all__ = ["Logprobs", "Picked", "Row", "Sampled", "pick", "sample"]
 
 # Below this, temperature is greedy, as in vLLM: dividing by less overflows float32, and changes no choice.
 _GREEDY = 1e-5
@@ -46,25 +47,75 @@ class Sampled:
     error: str = ""
 
 
+TokensOf = Callable[[Tensor, Sequence[Row]], Tensor]
+"""Tokens `[n]` int64, -1 where there is none, of adjusted logits `[n, V]` float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Logprobs:
+    """Of the `rows` that want them, `most` at most: of their tokens `chosen [w]`, and the best `values, ids [w, most]`,
+    best first; `counts`: how many of these each row gets."""
+
+    rows: tuple[int, ...]
+    counts: tuple[int, ...]
+    chosen: Tensor
+    values: Tensor
+    ids: Tensor
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.chosen, self.values, self.ids
+
+
+@dataclass(frozen=True, slots=True)
+class Picked:
+    """Tokens `[n]` where they were chosen, to be read when they are wanted."""
+
+    tokens: Tensor
+    logprobs: Logprobs | None
+
+    def read(self) -> list[Sampled]:
+        """Waits for the device."""
+        return with_logprobs(self.tokens.tolist(), self.logprobs)
+
+
 def sample(logits: Tensor, rows: Sequence[Row]) -> list[Sampled]:
+    """`pick`, and what it gives."""
+    return pick(logits, rows).read()
+
+
+def tokens_of(adjusted: Tensor, rows: Sequence[Row]) -> Tensor:
+    """The plain operations' `TokensOf`."""
+    drawn = [i for i, row in enumerate(rows) if row.sampling.temperature >= _GREEDY]
+    if len(drawn) == len(rows):
+        return _draw(adjusted, rows)
+    tokens = argmax(adjusted)
+    if drawn:
+        index = on_device(drawn, torch.int64, adjusted.device)
+        tokens[index] = _draw(adjusted[index], [rows[i] for i in drawn])
+    return tokens
+
+
+def pick(logits: Tensor, rows: Sequence[Row], tokens_of: TokensOf = tokens_of) -> Picked:
     """Choose a token for every row of `logits [B, V]` float32, which stay unchanged; `rows` has length B.
 
     A row's token depends on its own logits and its own `Row` only, wherever in whatever batch it stands.
     """
-    adjusted = adjust(logits, rows)
-    drawn = [i for i, row in enumerate(rows) if row.sampling.temperature >= _GREEDY]
-    if not drawn:
-        tokens = argmax(adjusted)
-    elif len(drawn) == len(rows):
-        tokens = _draw(adjusted, rows)
-    else:
-        tokens = argmax(adjusted)
-        index = torch.tensor(drawn, device=logits.device)
-        tokens[index] = _draw(adjusted[index], [rows[i] for i in drawn])
+    tokens = tokens_of(adjust(logits, rows), rows)
     wanted = [i for i, row in enumerate(rows) if row.sampling.logprobs >= 0]
-    if not wanted:
-        return [Sampled(token) for token in tokens.tolist()]
-    return _with_logprobs(logits, tokens, rows, wanted)
+    return Picked(tokens, _logprobs(logits, tokens, rows, wanted) if wanted else None)
+
+
+def with_logprobs(tokens: Sequence[int], found: Logprobs | None) -> list[Sampled]:
+    """Each row's sample. `found` is on the host, or waits for the device."""
+    samples = [Sampled(token) for token in tokens]
+    if found is None:
+        return samples
+    chosen, values, ids = (tensor.tolist() for tensor in found.tensors)
+    for at, (row, count) in enumerate(zip(found.rows, found.counts, strict=True)):
+        best = list(zip(ids[at], values[at], strict=True))[:count]
+        samples[row] = Sampled(tokens[row], chosen[at], sorted(best, key=lambda t: (-t[1], t[0])))
+    return samples
 
 
 def is_plain(sampling: Sampling, position: int) -> bool:
@@ -84,8 +135,8 @@ def _draw(logits: Tensor, rows: Sequence[Row]) -> Tensor:
     filtered = [i for i, s in enumerate(settings) if s.top_k > 0 or s.top_p < 1.0]
     if filtered:
         weights = torch.where(logits >= _cutoffs(logits, weights, settings, filtered), weights, 0.0)
-    u = torch.from_numpy(uniforms([s.seed for s in settings], [row.position for row in rows]))
-    tokens = _invert(weights, u.to(logits.device))
+    u = uniforms([s.seed for s in settings], [row.position for row in rows])
+    tokens = _invert(weights, on_device(u, torch.float64, logits.device))
     return torch.where(best.squeeze(1).isfinite(), tokens, -1)
 
 
@@ -131,7 +182,7 @@ def _cutoffs(logits: Tensor, weights: Tensor, settings: Sequence[Sampling], filt
     totals = _block_sums(_blocks(weights)).sum(dim=-1, keepdim=True)
     left = filtered
     for count in sorted({min(count, logits.shape[1]) for count in counts}):
-        index = torch.tensor(left, device=logits.device)
+        index = on_device(left, torch.int64, logits.device)
         asked = [settings[i] for i in left]
         best = _best(logits[index], count)
         found, decided = _lowest_kept(best, totals[index], asked, count == logits.shape[1])
@@ -177,18 +228,14 @@ def _lowest_kept(values: Tensor, totals: Tensor, settings: Sequence[Sampling], w
     return lowest, (ends_inside | ((top_k == 0) & (values[:, -1:] < lowest))).squeeze(1)
 
 
-def _with_logprobs(logits: Tensor, tokens: Tensor, rows: Sequence[Row], wanted: list[int]) -> list[Sampled]:
-    index = torch.tensor(wanted, device=logits.device)
+def _logprobs(logits: Tensor, tokens: Tensor, rows: Sequence[Row], wanted: list[int]) -> Logprobs:
+    index = on_device(wanted, torch.int64, logits.device)
     logprobs = logits[index].log_softmax(dim=-1)
-    chosen = logprobs.gather(1, tokens[index].clamp(min=0).unsqueeze(1)).squeeze(1).tolist()
-    most = min(max(rows[i].sampling.logprobs for i in wanted), logits.shape[1])
-    values, ids = (t.tolist() for t in logprobs.topk(most, dim=-1))
-    sampled = [Sampled(token) for token in tokens.tolist()]
-    for at, i in enumerate(wanted):
-        best = list(zip(ids[at], values[at], strict=True))[: rows[i].sampling.logprobs]
-        sampled[i] = Sampled(sampled[i].token_id, chosen[at], sorted(best, key=lambda t: (-t[1], t[0])))
-    return sampled
+    chosen = logprobs.gather(1, tokens[index].clamp(min=0).unsqueeze(1)).squeeze(1)
+    counts = tuple(rows[i].sampling.logprobs for i in wanted)
+    values, ids = logprobs.topk(min(max(counts), logits.shape[1]), dim=-1)
+    return Logprobs(tuple(wanted), counts, chosen, values, ids)
 
 
 def _column(values: Sequence[float], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=like.dtype, device=like.device).unsqueeze(1)
+    return on_device(values, like.dtype, like.device).unsqueeze(1)

@@ -7,14 +7,20 @@ import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
+from lorafleet_kernels.gpu.attention_plan import DoesNotFit
 from lorafleet_runtime.config import EngineConfig
 from lorafleet_runtime.engine.engine import Engine
-from lorafleet_runtime.engine.gpu.graphs import Captures, sizes_up_to
+from lorafleet_runtime.engine.gpu import runner as runner_module
+from lorafleet_runtime.engine.gpu.graphs import Captures, DecodeGraph, sizes_up_to
 from lorafleet_runtime.engine.gpu.runner import GpuRunner
 from lorafleet_runtime.engine.start import start
+from lorafleet_runtime.engine.step_plan import RunStep
+from lorafleet_runtime.engine.transfers import Sending
 from lorafleet_runtime.model.tiny import random_adapter, save_adapter, save_tiny_model, tiny_config
 from lorafleet_runtime.protocol import AddRequest, LoadAdapter, Sampling
 
@@ -35,11 +41,11 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
     }
     started: list[Engine] = []
 
-    def make_engine(kernels: str, speculate: int = 0) -> Engine:
+    def make_engine(kernels: str, speculate: int = 0, overlap: str = "off") -> Engine:
         monkeypatch.setenv("LORAFLEET_KERNELS", kernels)
         config = EngineConfig(
             str(model), "tiny", dtype="float32", max_model_len=64, max_num_seqs=6, max_batched_tokens=24,
-            memory_bytes=2**20, threads=1, overlap="off", speculate=speculate,
+            memory_bytes=2**20, threads=1, overlap=overlap, speculate=speculate,
         )  # fmt: skip
         engine = start(config, lambda message, fraction: None)
         started.append(engine)
@@ -88,15 +94,32 @@ def test_requests_on_ragged_batches_of_adapters_get_the_plain_operations_tokens(
 
 @pytest.mark.interpreted
 @pytest.mark.filterwarnings("ignore:(overflow|invalid value|divide by zero) encountered:RuntimeWarning")
+@pytest.mark.parametrize("overlap", ["off", "on"])
 def test_decode_steps_that_are_replayed_over_the_same_memory_give_the_same_tokens(
-    make: Callable[..., Engine],
+    make: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch, overlap: str
 ) -> None:
-    """What the rows beyond a step's compute, on whatever memory held, is nobody's: numpy may say that it overflows."""
+    """What the rows beyond a step's compute, on whatever memory held, is nobody's: numpy may say that it overflows.
+    With steps that overlap, tokens go from one to the next on the device, unseen by the host."""
     expected = serve(make("reference"))
-    engine = make("triton")
+    engine = make("triton", overlap=overlap)
     runner = engine._runner
     assert isinstance(runner, GpuRunner)
-    replays = []
+    replays, unseen = [], []
+    take = runner_module.standing_tokens
+
+    def standing(step: RunStep) -> list[int]:
+        unseen.extend(token for token in take(step) if token < 0)
+        return take(step)
+
+    def poisoned(sending: Sending) -> NDArray[np.int32]:
+        """Nobody reads what the step did not write."""
+        memory = turn(sending)
+        memory[:] = 2**30
+        return memory
+
+    turn = Sending.next
+    monkeypatch.setattr(Sending, "next", poisoned)
+    monkeypatch.setattr(runner_module, "standing_tokens", standing)
 
     def capture(step: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
         """As a graph does, but anew every time: always over the same buffers."""
@@ -111,6 +134,28 @@ def test_decode_steps_that_are_replayed_over_the_same_memory_give_the_same_token
 
     assert serve(engine) == expected
     assert torch.cuda.is_available() or len(set(replays)) > 1
+    assert bool(unseen) is (overlap == "on")
+
+
+@pytest.mark.interpreted
+def test_more_references_to_shared_pages_than_a_graph_has_room_for_are_computed_without_it(
+    make: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = serve(make("reference"))
+    engine = make("triton")
+    runner = engine._runner
+    assert isinstance(runner, GpuRunner)
+    fits = []
+
+    def run(graph: DecodeGraph, *step: object) -> torch.Tensor:
+        fits.append(graph)
+        raise DoesNotFit
+
+    runner.use_graphs(6, 8, lambda step: step)
+    monkeypatch.setattr(DecodeGraph, "run", run)
+
+    assert serve(engine) == expected
+    assert fits
 
 
 def test_there_is_a_graph_for_every_number_of_rows_and_few_rows_are_computed_in_vain() -> None:
