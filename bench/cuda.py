@@ -82,7 +82,7 @@ def measure(folder: Path, model: Path | None, quick: bool) -> bool:
 
     cuda = torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")
-    tiny = setup.on(device)
+    tiny = setup.tiny_on(device)
     if not run_gate([lambda: engine_findings(folder / "gate", tiny, device)]):
         print("the gate failed: nothing is timed", file=sys.stderr)
         return False

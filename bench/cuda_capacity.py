@@ -13,8 +13,8 @@ from bench.cuda_lines import Lines
 from bench.cuda_setup import Files
 from bench.kernels_timing import Clock
 from bench.record import Result
-from lorafleet_runtime.core.pages import PAGE_TOKENS
-from lorafleet_runtime.protocol import AbortRequest, AddRequest, PagesInfo, Sampling
+from lorafleet_runtime.core.pages import PAGE_TOKENS, pages_for_tokens
+from lorafleet_runtime.protocol import AbortRequest, AddRequest, Sampling
 
 FULL_STEPS = 8
 """Once no page is free, with as many rows as there are."""
@@ -34,7 +34,8 @@ def capacity(engines: Engines, files: Files, lines: Lines, clock: Clock) -> Iter
         yield lines.line("capacity", "adapters of rank 16, without KV", pages.total // adapter, "adapters")
         left, rows, seconds = _filled(engines, names, clock)
     case = f"filled by prompts of {_longest(engines)}, {rows} of {scale.rows} running"
-    yield lines.line(case, "pages left free at the least", left, "pages", most=PAGE_TOKENS)
+    next_one = pages_for_tokens(engines.scale.max_model_len)
+    yield lines.line(case, "pages left free, where the next one does not fit", left, "pages", most=next_one)
     yield lines.line(case, "until full", seconds, "s")
     if engines.device.type == "cuda":
         free, total = torch.cuda.mem_get_info()
@@ -57,11 +58,14 @@ def _filled(engines: Engines, adapters: Sequence[str], clock: Clock) -> tuple[in
         prompt = random_tokens(_longest(engines), scale, seed=2 * 10**6 + number)
         sampling = Sampling(max_tokens=2 * FULL_STEPS, temperature=0)
         engine.handle(AddRequest(name, prompt, sampling, adapters[number % len(adapters)]))
-    least, rows, after, full_at = _pages(engines).total, 0, 0, 0.0
+    least, rows, after, full_at = 2**31, 0, 0, 0.0
     while engine.has_work and after < FULL_STEPS:
         checked(engine.step())
-        least, rows = min(least, _pages(engines).free), max(rows, engine.state(adapters=False).load.running)
-        full_at = full_at or (time.perf_counter() - begun if least <= PAGE_TOKENS else 0.0)
+        state = engine.state(adapters=False)
+        assert state.pages is not None and state.load is not None, "a started engine has both"
+        least, rows = min(least, state.pages.free), max(rows, state.load.running)
+        full = least < pages_for_tokens(scale.max_model_len) and state.load.waiting > 0
+        full_at = full_at or (time.perf_counter() - begun if full else 0.0)
         after += bool(full_at)
         if clock.over:
             print(f"capacity: the budget ended with {least} pages free")
@@ -71,12 +75,6 @@ def _filled(engines: Engines, adapters: Sequence[str], clock: Clock) -> tuple[in
     while engine.has_work:
         engine.step()
     return least, rows, full_at or time.perf_counter() - begun
-
-
-def _pages(engines: Engines) -> PagesInfo:
-    pages = engines.get().state(adapters=False).pages
-    assert pages is not None, "a started engine has a pool"
-    return pages
 
 
 def idle(engines: Engines, files: Files, lines: Lines, clock: Clock) -> Iterator[Result]:

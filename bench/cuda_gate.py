@@ -65,14 +65,14 @@ def says(engine: Engine, adapters: Sequence[Path], scale: Scale) -> Said:
 def difference(expected: Said, got: Said, dtype: str) -> float:
     """The largest, in parts of what is allowed. Another token is allowed where the expected one led by less; what
     follows it is another text, and not compared."""
-    allowed, worst = ALLOWED[dtype], 0.0
+    allowed, found = ALLOWED[dtype], [0.0]
     for request, tokens in expected.items():
         if len(got[request]) != len(tokens):
             return math.inf
         for one, other in zip(tokens, got[request], strict=True):
             if one.token_id != other.token_id:
                 lead = one.logprob - max(value for token, value in one.top if token != one.token_id)
-                worst = max(worst, lead / allowed if lead < allowed else math.inf)
+                found.append(lead / allowed if lead < allowed else math.inf)
                 break
-            worst = max(worst, abs(one.logprob - other.logprob) / allowed)
-    return worst if worst == worst else math.inf
+            found.append(abs(one.logprob - other.logprob) / allowed)
+    return math.inf if any(map(math.isnan, found)) else max(found)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bench.adapters_scale_load import Shape
 from bench.engine_adapters import make_adapters
-from bench.kernels_cases import LLAMA_3_8B, base_bytes
+from bench.kernels_cases import LLAMA_3_8B, SMALL, base_bytes
 from lorafleet_runtime.model.config import LORA_TARGETS, DecoderConfig
 from lorafleet_runtime.model.safetensors_checkpoint import INDEX_FILE
 from lorafleet_runtime.model.tiny import hf_config, tiny_config
@@ -30,8 +30,8 @@ SPARE = 1.3
 class Scale:
     """`context`: tokens of each row of a decode step; `prompts`: lengths to prefill; `timed`: steps of a case;
     `few` and `distinct`: adapters of rank 16 in a batch, `mixed`: ranks of those of another; `registered`, `loop`,
-    `turn_seconds`: of the section with many adapters; `probes`: requests on cold ones; `memory`: of engines that are
-    not to have all of it."""
+    `turn_seconds`: of the section with many adapters; `probes`: requests on cold ones; `memory`: of the engines that
+    are not to have the `whole_card`."""
 
     config: DecoderConfig
     dtype: str
@@ -49,6 +49,7 @@ class Scale:
     max_model_len: int
     max_batched_tokens: int
     memory: int
+    whole_card: bool = False
 
     @property
     def rows(self) -> int:
@@ -60,18 +61,26 @@ LARGE = Scale(
     LLAMA_3_8B, "bfloat16", batches=(1, 8, 32, 64, 128), context=1024, prompts=(512, 2048, 8000), timed=60, few=8,
     distinct=64, mixed=(8, 16, 32, 64) * 2, registered=(5, 100, 1000, 2000), loop=Shape(64, (32, 160)),
     turn_seconds=4.0, probes=16, max_model_len=8192, max_batched_tokens=8192, memory=24 * 2**30,
+    whole_card=True,
 )  # fmt: skip
 TINY = Scale(
-    tiny_config("qwen3", num_layers=1), "float32", batches=(1, 3), context=12, prompts=(5, 20), timed=3, few=2,
-    distinct=3, mixed=(3, 24), registered=(2, 4), loop=Shape(2, (2, 4), 6, 264), turn_seconds=0.1, probes=1,
-    max_model_len=48, max_batched_tokens=32, memory=48 * 2**16,
+    tiny_config("llama", num_layers=1, hidden_size=32, intermediate_size=32, num_heads=2, num_kv_heads=1), "float32",
+    batches=(1, 2), context=4, prompts=(3,), timed=3, few=2, distinct=2, mixed=(3, 20), registered=(2, 4),
+    loop=Shape(2, (2, 3), 3, 264), turn_seconds=0.1, probes=1, max_model_len=32, max_batched_tokens=16,
+    memory=33 * 2**11,
 )  # fmt: skip
-"""All sections within a minute or two in Triton's interpreter; with a card, within seconds."""
+"""For Triton's interpreter: all sections within a minute or two. Two adapters and two prompts fill the pool."""
 
 
-def on(device: torch.device) -> Scale:
-    """`TINY` as it is computed there."""
-    return replace(TINY, dtype="bfloat16") if device.type == "cuda" else TINY
+def tiny_on(device: torch.device) -> Scale:
+    """`TINY`; on a card with a model of its kernels' usual shapes."""
+    if device.type != "cuda":
+        return TINY
+    return replace(
+        TINY, config=replace(SMALL, max_position_embeddings=128), dtype="bfloat16", batches=(1, 8, 64), context=20,
+        prompts=(30,), timed=12, few=8, distinct=64, registered=(5, 40), loop=Shape(16, (4, 16), 10, 264), probes=4,
+        max_model_len=128, max_batched_tokens=128, memory=24 * 2**20,
+    )  # fmt: skip
 
 
 def of_model(config: DecoderConfig) -> Scale:

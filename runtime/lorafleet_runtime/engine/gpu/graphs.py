@@ -197,9 +197,11 @@ class StepGraphs:
         return cls(nothing, 0, None)
 
     def capture_all(self) -> None:
-        """The largest first: the others take its memory again."""
+        """The largest first: the others take its memory again. Without a rank, those without adapters."""
+        self._shared = self._shared or self._make_shared()
+        variants = (None, *Variant) if self._shared.max_rank else (None,)
         for size in reversed(self._sizes):
-            for variant in (None, Variant.ROWS, Variant.TILES):
+            for variant in variants:
                 self._at(size, variant)
 
     def rows_of(self, rows: int) -> int:
