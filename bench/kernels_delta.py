@@ -67,7 +67,7 @@ def over_copies(call: Call, work: DeltaWork) -> Callable[[], None]:
 
 
 def ours(work: DeltaWork, device: Device, forced: Variant | None = None) -> Call:
-    step = work.adapters.step(work.case.segments, work.case.rows, Card.of(device.device).processors, forced)
+    step = work.adapters.step(work.case.segments, work.case.rows, Card.of(device.device), forced)
     return lambda i: step(i, work.case.group, work.x[i], work.y[i])
 
 
@@ -172,7 +172,7 @@ def fused_results(
 def _ways(work: DeltaWork, device: Device) -> tuple[Call, Call]:
     """Fused, and apart."""
     case, config = work.case, work.adapters.config
-    step = work.adapters.step(case.segments, case.rows, Card.of(device.device).processors)
+    step = work.adapters.step(case.segments, case.rows, Card.of(device.device))
     if case.group == "qkv":
         held = context(config, [16] * case.rows, (), device.device)
 

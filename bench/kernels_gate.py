@@ -56,7 +56,7 @@ def delta_findings(config: DecoderConfig, device: torch.device, cases: Sequence[
         add_deltas(expected, x.double(), adapters, layer, case.group, case.rows)
         add_deltas(wrong, x.double(), adapters, layer - 1, case.group, case.rows)
         for variant in Variant:
-            step = adapters.step(case.segments, case.rows, Card.of(device).processors, variant)
+            step = adapters.step(case.segments, case.rows, Card.of(device), variant)
             got = y.clone()
             step(layer, case.group, x, got)
             found.append(Finding(f"{case}, {variant}", _once(got, expected), _once(wrong, expected)))
@@ -126,7 +126,7 @@ def layer_findings(
     case = context(config, [length] * rows, (), device)
     before = case.pool.clone()
     expected = _decoded(decoder, x, case, adapters)
-    step = adapters.step(segments, rows, Card.of(device).processors)
+    step = adapters.step(segments, rows, Card.of(device))
 
     def run(lora: bool) -> tuple[Tensor, int]:
         case.pool.copy_(before)

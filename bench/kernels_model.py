@@ -132,16 +132,20 @@ def layer_results(
         if clock.over:
             return found
         adapters = stored(config, (16,) * count, LORA_TARGETS, device.device)
-        step = adapters.step(segments(rows, count), rows, Card.of(device.device).processors)
+        step = adapters.step(segments(rows, count), rows, Card.of(device.device))
         fused = device.time(partial(run, step), layers)
         ratio, ideal = fused / base, 1 + count * adapter_bytes(16, config) / layer_bytes
         metric = f"{count} adapters r16, over base (by bytes {ideal:.3f})"
         found.append(result(case, metric, 1e6 * fused, "us", 1e6 * base, ratio, f"<= {1 + goal:.2f}",
                             ratio <= 1 + goal))  # fmt: skip
+        step.beside = None
+        in_line = device.time(partial(run, step), layers)
+        found.append(result(case, f"{count} adapters r16, shrinks in line, over beside the products", 1e6 * in_line,
+                            "us", 1e6 * fused, in_line / fused))  # fmt: skip
         with expands_apart():
             apart = device.time(partial(run, step), layers)
-        found.append(result(case, f"{count} adapters r16, expands apart, over fused", 1e6 * apart, "us",
-                            1e6 * fused, apart / fused))  # fmt: skip
+        found.append(result(case, f"{count} adapters r16, expands apart, over fused (both in line)", 1e6 * apart,
+                            "us", 1e6 * in_line, apart / in_line))  # fmt: skip
         del adapters, step
     return found
 

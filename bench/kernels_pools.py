@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bench.kernels_cases import shapes
+from lorafleet_kernels.gpu.beside import Beside
+from lorafleet_kernels.gpu.card import Card
+from lorafleet_kernels.gpu.layers import FUSED_ROWS
 from lorafleet_kernels.gpu.lora import GroupForm, LoraStep, Scratch
-from lorafleet_kernels.gpu.lora_config import ROWS_OF_A_TILE, LoraConfig, StepShape, Variant, block_m, choose
+from lorafleet_kernels.gpu.lora_config import ROWS_OF_A_TILE, StepShape, Variant
 from lorafleet_kernels.gpu.lora_host import AdapterPlace, Segment, StepSizes, describe, fill_step, most_items
 from lorafleet_kernels.gpu.step_buffer import batch_in
+from lorafleet_kernels.gpu.tuning.lookup import ModelShapes, Tuning, forms_for
+from lorafleet_kernels.gpu.tuning.store import load
 from lorafleet_runtime.model.adapter_weights import AdapterWeights, LoraPair
 from lorafleet_runtime.model.config import LORA_TARGETS, DecoderConfig
 from lorafleet_runtime.model.lora import GroupView, Layout, grain_for, matrices, plan_layout
@@ -39,21 +45,13 @@ class StoredAdapters:
         one = Layout((layout.layers[layer],), layout.pages, layout.signature)
         return matrices(vector[None], one)[0][group]
 
-    def step(self, segments: Sequence[Segment], rows: int, processors: int, forced: Variant | None = None) -> LoraStep:
-        """One over these segments, in the form that the engine would choose, or with its form for the other variant."""
+    def step(self, segments: Sequence[Segment], rows: int, card: Card, forced: Variant | None = None) -> LoraStep:
+        """One over these segments, in the forms that the engine would choose, or in those for the other variant."""
         told = _told(rows, len(segments), forced)
-        shape = StepShape(*told, max(self.ranks))
-        m = block_m(shape.rows, shape.segments, self.grain)
         groups = shapes(self.config)
-        forms = {name: GroupForm(g, choose(shape, g, self.grain, processors)) for name, g in groups.items()}
-        return self.step_of(segments, rows, forms, m)
-
-    def step_with(self, segments: Sequence[Segment], rows: int, config: LoraConfig) -> LoraStep:
-        """One of this form in every group."""
-        forms = {name: GroupForm(g, config) for name, g in shapes(self.config).items()}
-        return self.step_of(segments, rows, forms, config.shrink.m)
-
-    def step_of(self, segments: Sequence[Segment], rows: int, forms: dict[str, GroupForm], m: int) -> LoraStep:
+        model = ModelShapes(groups, str(self.pool.dtype).removeprefix("torch."), self.grain)
+        chosen = forms_for(StepShape(*told, max(self.ranks)), tunings(card), model, card.processors)
+        forms, m = {name: GroupForm(groups[name], form) for name, form in chosen.configs.items()}, chosen.m
         pages = sum(len(place.pages) for place in self.places)
         items = most_items(rows, len(segments), m) if m > 1 else 0
         sizes = StepSizes(rows, items, len(self.places), pages)
@@ -61,7 +59,14 @@ class StoredAdapters:
         fill_step(buffer, sizes, segments, self.places, m)
         device, rank = self.pool.device, max(self.ranks)
         batch = batch_in(torch.from_numpy(buffer).to(device), sizes, self.descriptions, self.grain)
-        return LoraStep(self.pool, batch, forms, Scratch.of(forms, rows, rank, device), rank)
+        beside = Beside(device) if device.type == "cuda" and rows <= FUSED_ROWS else None
+        return LoraStep(self.pool, batch, forms, Scratch.of(forms, rows, rank, device), rank, beside)
+
+
+@cache
+def tunings(card: Card) -> tuple[Tuning, ...]:
+    """What is stored of it, read once."""
+    return tuple(load(card))
 
 
 def _told(rows: int, segments: int, forced: Variant | None) -> tuple[int, int]:

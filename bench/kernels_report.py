@@ -9,14 +9,17 @@ from pathlib import Path
 
 from bench.kernels_cases import RANKS, geometric_mean
 from bench.kernels_delta import Timed
+from bench.kernels_pools import tunings
 from bench.kernels_timing import Device
 from bench.svg_chart import Line, write_chart
+from lorafleet_kernels.gpu.card import Card
 
 DOCS = Path(__file__).parent.parent / "docs" / "kernels"
 
 
 def circumstances(device: Device) -> dict[str, str]:
-    return {"card": device.name, "driver": device.driver}
+    tuned = len(tunings(Card.of(device.device)))
+    return {"card": device.name, "driver": device.driver, "lora_forms": f"{tuned} steps tuned" if tuned else "default"}
 
 
 def packages() -> list[str]:

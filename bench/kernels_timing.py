@@ -1,10 +1,8 @@
-"""Time on a CUDA device: replays of a captured graph between two events. Nothing here runs without one."""
+"""What is measured on: a CUDA device and how it is timed, as the tuner does. Nothing here runs without one."""
 
 from __future__ import annotations
 
-import functools
 import gc
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,10 +12,9 @@ from typing import Protocol
 import torch
 
 from bench.record import Result
+from lorafleet_kernels.gpu.tuning.about import driver_version
+from lorafleet_kernels.gpu.tuning.clock import REPEATS, elapsed, replayed
 
-REPEATS = 7
-LEAST_SECONDS = 2e-3
-"""Of what lies between two events: starting a graph takes some microseconds, which are not to count."""
 DEFAULT_L2 = 64 << 20
 
 
@@ -60,45 +57,10 @@ class Clock:
         return self._now() >= self._end
 
 
-def replayed(run: Callable[[], None], calls: int) -> float:
-    """Seconds of one of the `calls` that `run` makes: the median of repeats of a captured graph.
-
-    `run` must allocate nothing that it wants to keep, and not wait for the device. It is run once before, which
-    compiles kernels and makes what others make at first use."""
-    side = _side_stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        run()
-    torch.cuda.current_stream().wait_stream(side)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=side):  # where it was warmed: some keep scratch for each stream
-        run()
-    graph.replay()
-    once = _elapsed(graph.replay, 1)
-    inner = max(1, round(LEAST_SECONDS / once))
-    seconds = median(_elapsed(graph.replay, inner) for _ in range(REPEATS))
-    graph.reset()
-    return seconds / calls
-
-
 def eager(run: Callable[[], None], calls: int) -> float:
     """The same without a graph: what the host needs to launch counts."""
     run()
-    return median(_elapsed(run, 1) for _ in range(REPEATS)) / calls
-
-
-def _elapsed(run: Callable[[], None], times: int) -> float:
-    """Seconds of one of `times` runs, on the device's clock."""
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-    torch.cuda.synchronize()
-    begin.record()
-    for _ in range(times):
-        run()
-    end.record()
-    end.synchronize()
-    milliseconds: float = begin.elapsed_time(end)
-    return milliseconds / 1e3 / times
+    return median(elapsed(run, 1) for _ in range(REPEATS)) / calls
 
 
 def copy_bandwidth(cache: int, device: torch.device) -> float:
@@ -119,27 +81,8 @@ def this_device() -> Device:
     gc.collect()
     torch.cuda.empty_cache()  # what the allocator keeps is free too
     free, _ = torch.cuda.mem_get_info(device)
-    return Device(device, found.name, _driver(), cache, free, bandwidth, replayed)
-
-
-@functools.cache
-def _side_stream() -> torch.cuda.Stream:
-    """One for all: products keep a workspace for each."""
-    made: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    return made
+    return Device(device, found.name, driver_version(), cache, free, bandwidth, replayed)
 
 
 def _copy(target: torch.Tensor, source: torch.Tensor) -> None:
     target.copy_(source)
-
-
-def _driver() -> str:
-    try:
-        done = subprocess.run(
-            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
-            capture_output=True, text=True, check=False, timeout=20,
-        )  # fmt: skip
-    except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    lines = done.stdout.strip().splitlines()
-    return lines[0].strip() if done.returncode == 0 and lines else "unknown"

@@ -17,6 +17,8 @@ DEVICES = ("auto", "cpu", "cuda")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 PARTITIONS = ("replicated", "slora")
 OVERLAPS = ("auto", "on", "off")
+MOST_TUNING = 3600
+"""Seconds that a start may be held up by it."""
 _DECIMAL = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _UNITS = _DECIMAL | {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([A-Za-z]*)")
@@ -56,6 +58,7 @@ class EngineConfig:
     lora_partition: str = "replicated"
     overlap: str = "auto"  # of a step with the scheduling of the next; auto: where no core that computes pays for it
     speculate: int = 0  # guesses at further tokens that a request may have in a step
+    autotune: int = 0  # seconds at a start on a card for which adapters' kernels are not tuned yet
     incarnation: str = ""  # names this replica's column among the counters; "" for one that shares them with nobody
 
     def check(self) -> EngineConfig:
@@ -85,6 +88,9 @@ class EngineConfig:
             (self.overlap != "on" or self.tensor_parallel == 1, "--overlap", self.overlap,
              "needs --tensor-parallel 1: of several ranks one alone knows the tokens that a step samples"),
             (0 <= self.speculate <= MOST_DRAFTS, "--speculate", self.speculate, f"must be in 0..{MOST_DRAFTS}"),
+            (self.autotune == 0 or self.device != "cpu", "--autotune", self.autotune,
+             "needs a GPU: leave out --device cpu, or --autotune"),
+            (0 <= self.autotune <= MOST_TUNING, "--autotune", self.autotune, f"must be in 0..{MOST_TUNING} seconds"),
         ]  # fmt: skip
         for holds, flag, value, problem in rules:
             if not holds:

@@ -46,6 +46,8 @@ def test_the_defaults_are_accepted(config: EngineConfig) -> None:
         ("memory_bytes", 5, "--memory"),
         ("max_lora_rank", 1025, "--max-lora-rank"),
         ("threads", -1, "--threads"),
+        ("autotune", -1, "--autotune"),
+        ("autotune", 3601, "--autotune"),
     ],
 )
 def test_every_bound_names_its_flag(config: EngineConfig, field: str, value: Any, flag: str) -> None:
@@ -53,6 +55,11 @@ def test_every_bound_names_its_flag(config: EngineConfig, field: str, value: Any
 
     with pytest.raises(ConfigError, match=f"^{flag} "):
         changed.check()
+
+
+def test_a_cpu_has_nothing_to_tune(config: EngineConfig) -> None:
+    with pytest.raises(ConfigError, match="--autotune 60 needs a GPU: leave out --device cpu"):
+        dataclasses.replace(config, device="cpu", autotune=60).check()
 
 
 def test_a_config_survives_the_way_to_the_engine(config: EngineConfig) -> None:

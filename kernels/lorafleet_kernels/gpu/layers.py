@@ -17,23 +17,26 @@ FUSED_ROWS = 128
 Bᵀ once for each; a tile of its own reads it once for all."""
 
 
+Linear = Callable[[Tensor], Tensor]
+
+
 class GpuLayer(Protocol):
     @property
     def input_norm(self) -> Tensor: ...
     @property
-    def qkv(self) -> Callable[[Tensor], Tensor]: ...
+    def qkv(self) -> Linear: ...
     @property
     def q_norm(self) -> Tensor | None: ...
     @property
     def k_norm(self) -> Tensor | None: ...
     @property
-    def o(self) -> Callable[[Tensor], Tensor]: ...
+    def o(self) -> Linear: ...
     @property
     def post_norm(self) -> Tensor: ...
     @property
-    def gate_up(self) -> Callable[[Tensor], Tensor]: ...
+    def gate_up(self) -> Linear: ...
     @property
-    def down(self) -> Callable[[Tensor], Tensor]: ...
+    def down(self) -> Linear: ...
 
 
 class TritonLayers:
@@ -51,44 +54,56 @@ class TritonLayers:
         h = elementwise.rms_norm(x, self._layers[0].input_norm, self._eps)
         for index, layer in enumerate(self._layers):
             attended = self._attend(index, h, layer, attend, lora)
-            h = self._add_and_norm(index, "o", attended, layer.o(attended), x, layer.post_norm, lora)
-            h = self._activate(index, h, layer.gate_up(h), lora)
-            down = layer.down(h)
+            h = self._add_and_norm(index, "o", attended, layer.o, x, layer.post_norm, lora)
+            h = self._activate(index, h, layer.gate_up, lora)
             if index + 1 < len(self._layers):
-                h = self._add_and_norm(index, "down", h, down, x, self._layers[index + 1].input_norm, lora)
+                h = self._add_and_norm(index, "down", h, layer.down, x, self._layers[index + 1].input_norm, lora)
             else:
+                down = _product(index, "down", h, layer.down, lora)
                 if lora is not None:
-                    lora(index, "down", h, down)
+                    lora.expand(index, "down", down)
                 x += down
         return x
 
     def _attend(
         self, index: int, h: Tensor, layer: GpuLayer, attend: TritonAttention, lora: LoraStep | None
     ) -> Tensor:
-        qkv = layer.qkv(h)
+        qkv = _product(index, "qkv", h, layer.qkv, lora)
         pending = None
         if lora is not None and len(h) <= FUSED_ROWS:
-            lora.shrink(index, "qkv", h)
             pending = lora.pending(index, "qkv", qkv)
         elif lora is not None:
-            lora(index, "qkv", h, qkv)
+            lora.expand(index, "qkv", qkv)
         return attend(index, qkv, layer.q_norm, layer.k_norm, pending)
 
     def _add_and_norm(
-        self, layer: int, group: str, h: Tensor, y: Tensor, x: Tensor, weight: Tensor, lora: LoraStep | None
+        self, layer: int, group: str, h: Tensor, linear: Linear, x: Tensor, weight: Tensor, lora: LoraStep | None
     ) -> Tensor:
-        """`x += y + delta`, and its norm; `group` made `y` of `h`."""
+        """`x += linear(h) + delta`, and its norm."""
+        y = _product(layer, group, h, linear, lora)
         if lora is not None and len(x) <= FUSED_ROWS:
-            lora.shrink(layer, group, h)
             return lora.expand_add_rms_norm(layer, group, x, y, weight, self._eps)
         if lora is not None:
-            lora(layer, group, h, y)
+            lora.expand(layer, group, y)
         return elementwise.add_rms_norm(x, y, weight, self._eps)
 
-    def _activate(self, layer: int, h: Tensor, gate_up: Tensor, lora: LoraStep | None) -> Tensor:
+    def _activate(self, layer: int, h: Tensor, linear: Linear, lora: LoraStep | None) -> Tensor:
+        gate_up = _product(layer, "gate_up", h, linear, lora)
         if lora is not None and len(h) <= FUSED_ROWS:
-            lora.shrink(layer, "gate_up", h)
             return lora.expand_silu_and_mul(layer, gate_up)
         if lora is not None:
-            lora(layer, "gate_up", h, gate_up)
+            lora.expand(layer, "gate_up", gate_up)
         return elementwise.silu_and_mul(gate_up)
+
+
+def _product(layer: int, group: str, h: Tensor, linear: Linear, lora: LoraStep | None) -> Tensor:
+    """`linear(h)`; a group's shrink has been launched too, so that its expand may follow."""
+    if lora is None:
+        return linear(h)
+    if lora.beside is None:
+        lora.shrink(layer, group, h)
+        return linear(h)
+    lora.beside.begin(lambda: lora.shrink(layer, group, h))
+    y = linear(h)
+    lora.beside.join()
+    return y

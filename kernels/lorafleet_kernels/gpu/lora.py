@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lorafleet_kernels.gpu.beside import Beside
 from lorafleet_kernels.gpu.elementwise import norm_block
 from lorafleet_kernels.gpu.kernels import activation, lora_expand, lora_shrink, norm
 from lorafleet_kernels.gpu.launch import FUSED, options
@@ -58,10 +59,13 @@ class LoraStep:
     is wanted of them. All tensors may be static: what a captured graph reads is what was copied there last."""
 
     def __init__(
-        self, pool: Tensor, batch: LoraBatch, forms: Mapping[str, GroupForm], scratch: Scratch, max_rank: int
-    ) -> None:
+        self, pool: Tensor, batch: LoraBatch, forms: Mapping[str, GroupForm], scratch: Scratch, max_rank: int,
+        beside: Beside | None = None,
+    ) -> None:  # fmt: skip
+        """`beside`: where shrinks run while the base model's products do; in line without."""
         self._pool = pool.flatten(2)
         self.batch, self._forms, self._scratch, self._max_rank = batch, forms, scratch, max_rank
+        self.beside = beside
         self.launches = 0
         """Kernels that were started."""
         if self._pool.shape[2] % batch.grain:

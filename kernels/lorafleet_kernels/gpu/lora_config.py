@@ -6,6 +6,7 @@ numbers start from those that SGLang's tuner found on sm_90 (engine_kernels 1.2)
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import product
@@ -23,6 +24,7 @@ _M, _RANKS = (16, 64, 128), (16, 32, 64)
 LEAST_TILE = _M[0]
 """Rows of the smallest tile: with it a step has the most work items."""
 _MOST_RANKS = {16: 32, 64: 16, 128: 16}
+_TILES = re.compile(r"(\d{1,4})x(\d{1,4})x(\d{1,4}) w(\d{1,2}) s(\d{1,2})")
 
 
 class Variant(StrEnum):
@@ -45,6 +47,14 @@ class Tiles:
 
     def __str__(self) -> str:
         return f"{self.m}x{self.n}x{self.k} w{self.warps} s{self.stages}"
+
+    @classmethod
+    def parse(cls, text: str) -> Tiles:
+        """What `str` wrote. Raises ValueError."""
+        found = _TILES.fullmatch(text)
+        if found is None:
+            raise ValueError(f"{text!r} is no form: write it as 16x32x128 w8 s5")
+        return cls(*map(int, found.groups()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +111,7 @@ def choose(step: StepShape, group: GroupShape, grain: int, processors: int) -> L
         shrink, expand = _shrink(m, ranks), _expand(m, _at_least(step.max_rank))
     else:
         shrink, expand = _row_shrink(), _row_expand()
-    lanes = min(-(-step.max_rank * len(group.widths) // shrink.n), 4)
+    lanes = max(min(-(-step.max_rank * len(group.widths) // shrink.n), 4), 1)
     items = max(step.segments, -(-step.rows // m))
     wanted = -(-PROGRAMS_PER_SM * processors // (items * lanes))
     splits = min(_power_of_two(wanted), MOST_SPLITS, max(-(-group.k // shrink.k), 1))

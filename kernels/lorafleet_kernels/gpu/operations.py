@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +13,10 @@ from lorafleet_kernels.gpu.argmax import TritonArgmax
 from lorafleet_kernels.gpu.attention import AttentionShape, DecodeScratch, attention_of_step
 from lorafleet_kernels.gpu.card import Card
 from lorafleet_kernels.gpu.layers import GpuLayer, TritonLayers
+from lorafleet_kernels.gpu.lora_config import GroupShape
+from lorafleet_kernels.gpu.step_forms import ChooseForms
+from lorafleet_kernels.gpu.tuning.lookup import ModelShapes, TunedForms
+from lorafleet_kernels.gpu.tuning.store import load
 from lorafleet_kernels.operations import Attention, Operations
 
 LEAST_ROWS = 64
@@ -62,6 +66,11 @@ class TritonOperations(Operations):
             shape = AttentionShape.of(sizes, self._dtype, self.card.capability, self.card.processors)
             self._heads[sizes] = shape, DecodeScratch.of(shape, self._device)
         return self._heads[sizes]
+
+    def lora_forms(self, groups: Mapping[str, GroupShape], grain: int) -> ChooseForms:
+        """The forms of a model's adapters, by what was measured on this card; what is stored is read now."""
+        shapes = ModelShapes(groups, str(self._dtype).removeprefix("torch."), grain)
+        return TunedForms(load(self.card), shapes, self.card.processors)
 
     def fused_layers(self, layers: Sequence[GpuLayer], eps: float) -> TritonLayers:
         return TritonLayers(layers, eps)

@@ -6,7 +6,7 @@ places is told from one to the other by plans."""
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -19,10 +19,10 @@ from lorafleet_runtime.core.residency import Adapter
 from lorafleet_runtime.engine.adapters.extras_step import ExtrasStep
 from lorafleet_runtime.engine.adapters.lora_stack import LoraStacks
 from lorafleet_runtime.engine.adapters.lora_step import LoraStep
-from lorafleet_runtime.engine.constrained.requests import Constraints
+from lorafleet_runtime.engine.constrained.requests import Constraints, Masks
 from lorafleet_runtime.engine.ranks.slora_step import SloraStep
 from lorafleet_runtime.engine.sampling.choosing import Choice, choose
-from lorafleet_runtime.engine.sampling.sampler import Sampled, TokensOf, tokens_of
+from lorafleet_runtime.engine.sampling.sampler import Row, Sampled, TokensOf, tokens_of
 from lorafleet_runtime.engine.step_plan import (
     Plan,
     RunStep,
@@ -170,7 +170,11 @@ class Runner:
         self.constraints.prepare(plan.constrained)
         logits = self.logits(plan)
         masks = self.constraints.masks([request_id for request_id, _ in plan.constrained])
-        return choose(logits, plan.sampling, masks, self.model.ops.argmax, self._tokens_of)
+        return self.sampled(logits, plan.sampling, masks)
+
+    def sampled(self, logits: Tensor, rows: Sequence[Row], masks: Masks) -> Choice:
+        """A sample for every row of `logits [rows, V]`."""
+        return choose(logits, rows, masks, self.model.ops.argmax, self._tokens_of)
 
     @torch.inference_mode()
     def logits(self, plan: Plan) -> Tensor:

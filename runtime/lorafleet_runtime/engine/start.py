@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import structlog
 import torch
 
 from lorafleet_runtime.config import EngineConfig
@@ -43,6 +45,8 @@ from lorafleet_runtime.model.on_demand import take
 from lorafleet_runtime.model.parallel import Shard, check_ranks
 from lorafleet_runtime.model.threads import set_threads, threads
 from lorafleet_runtime.model.weights import expected_shapes
+
+log = structlog.get_logger("engine")
 
 DEFAULT_HOST_SHARE = 0.25
 """Of the memory that is available beside the pool, for adapters' weights."""
@@ -105,6 +109,11 @@ def _start(
     choose_forms(model)  # first: in another form, more threads may look useless
     if not config.threads and config.device == "cpu":
         set_threads(choose_threads(model))
+    if config.autotune and config.device == "cuda" and model.ops.aligns_adapters:
+        from lorafleet_runtime.engine.gpu.tune import tune_at_start  # Triton takes a second, and is not everywhere
+
+        progress("tuning adapters' kernels for this card", 0.92)
+        tune_at_start(config, decoder_config)
     if ranks is not None:
         ranks.wait_until_loaded()
     total_pages = _total_pages(config, model.config)
@@ -122,6 +131,8 @@ def _start(
     if config.device == "cuda":
         progress("capturing graphs", 0.95)
     runner, loader = _parts(config, model, total_pages, reader, ranks)
+    if config.device == "cuda":
+        _prepare(runner, limits, config.max_lora_rank, progress)
     if config.memory_bytes and config.device == "cpu":  # asked for; a share that was chosen here is taken as it is used
         progress("taking the pool's memory", 0.95)
         take(runner.pool)
@@ -152,14 +163,28 @@ def _parts(
     if ranks is None and model.ops.aligns_adapters:
         from lorafleet_runtime.engine.gpu.runner import GpuRunner  # Triton takes a second, and is not everywhere
 
-        gpu = GpuRunner(model, total_pages)
-        if model.embedding.device.type == "cuda":
-            gpu.use_graphs(config.max_num_seqs, config.max_lora_rank)
-        return gpu, AdapterLoader(reader)
+        return GpuRunner(model, total_pages), AdapterLoader(reader)
     if ranks is None:
         return Runner(model, total_pages), AdapterLoader(reader)
     loader = RankedLoader(reader, ranks)
     return RankedRunner(model, total_pages, reader.partition, ranks, loader), loader
+
+
+def _prepare(runner: Runner, limits: Limits, max_rank: int, progress: Callable[[str, float], None]) -> None:
+    """Compile, load and capture what steps on a GPU start. Raises ConfigError where the largest does not fit."""
+    from lorafleet_runtime.engine.gpu.runner import GpuRunner
+    from lorafleet_runtime.engine.gpu.warm_up import warm_up
+
+    if not isinstance(runner, GpuRunner):  # plain torch has nothing to compile
+        return
+    begun = time.perf_counter()
+    progress("compiling kernels", 0.93)
+    steps = warm_up(runner, limits, max_rank)
+    warm = time.perf_counter()
+    progress("capturing decode steps", 0.97)
+    runner.use_graphs(limits.max_num_seqs, max_rank)
+    captured = time.perf_counter() - warm
+    log.info("the GPU's kernels are ready", steps=steps, seconds=round(warm - begun, 1), capture=round(captured, 1))
 
 
 def _max_model_len(config: EngineConfig, decoder: DecoderConfig) -> int:

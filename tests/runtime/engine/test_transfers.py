@@ -56,10 +56,10 @@ def test_what_arrives_is_on_the_host() -> None:
 def test_what_is_launched_later_is_neither_waited_for_nor_seen() -> None:
     tokens = torch.arange(3, device=DEVICE)
     arriving = Arriving([tokens])
-    torch.cuda._sleep(2_000_000_000)
+    torch.cuda._sleep(2_000_000_000)  # type: ignore[no-untyped-call]
     tokens.zero_()
-    busy = torch.cuda.Event()
+    busy = torch.cuda.Event()  # type: ignore[no-untyped-call]
     busy.record()
 
     assert arriving.wait()[0].tolist() == [0, 1, 2]
-    assert not busy.query()
+    assert not busy.query()  # type: ignore[no-untyped-call]

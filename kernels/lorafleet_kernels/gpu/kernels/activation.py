@@ -60,6 +60,7 @@ def expand_silu_and_mul(
 
 
 def specializations() -> list[Specialization]:
+    """Every element type, without adapters and with an expand of every form by rows."""
     forms = []
     strides = {"out_stride": "i32", "x_stride": "i32", "width": "i32"}
     for dtype in TYPES:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from lorafleet_kernels.gpu.kernels.last_arriver import arrives_last
 from lorafleet_kernels.gpu.specialization import Specialization
 
 BLOCK = 4096
@@ -42,13 +43,8 @@ def argmax_kernel(
     token = tl.min(tl.where(best == top, ids, NO_TOKEN), 0)
     tl.store(best_values + row * SPLITS + part, top)
     tl.store(best_ids + row * SPLITS + part, token)
-    # All threads' stores come before the one atomic of the program, whose release covers them.
-    tl.debug_barrier()
-    before = tl.atomic_add(arrived + row, 1, sem="acq_rel")
-    if before == parts - 1:
-        tl.store(arrived + row, 0)
+    if arrives_last(arrived + row, parts):
         lane = tl.arange(0, SPLITS)
-        # From L2: other processors wrote them.
         there = row * SPLITS + lane
         theirs = tl.load(best_values + there, mask=lane < parts, other=float("-inf"), cache_modifier=".cg")
         found = tl.load(best_ids + there, mask=lane < parts, other=NO_TOKEN, cache_modifier=".cg")

@@ -82,6 +82,7 @@ def expand_add_rms_norm(
 
 
 def specializations() -> list[Specialization]:
+    """Every element type and block of a row, without adapters and with an expand of every form by rows."""
     forms = []
     for dtype in TYPES:
         for block in BLOCKS:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from lorafleet_kernels.gpu.kernels.last_arriver import arrives_last
 from lorafleet_kernels.gpu.specialization import Specialization
 
 BLOCK = 2048
@@ -45,13 +46,8 @@ def draw_kernel(
     ours = logits + row * row_stride
     weights = _weights(ours, block, columns, top, inverse_temperature, min_p, cutoff, BLOCK)
     tl.store(sums + row * BLOCKS + block, tl.sum(weights, 0).to(tl.float64))
-    # All threads' stores come before the one atomic of the program, whose release covers them.
-    tl.debug_barrier()
-    before = tl.atomic_add(arrived + row, 1, sem="acq_rel")
-    if before == blocks - 1:
-        tl.store(arrived + row, 0)
+    if arrives_last(arrived + row, blocks):
         lane = tl.arange(0, BLOCKS)
-        # From L2: other processors wrote them.
         parts = tl.load(sums + row * BLOCKS + lane, mask=lane < blocks, other=0.0, cache_modifier=".cg")
         target = tl.load(uniforms + row) * tl.sum(parts, 0)
         ends = tl.cumsum(parts, 0)

@@ -16,11 +16,14 @@ from torch import Tensor
 from lorafleet_kernels.batch import AttentionBatch
 from lorafleet_kernels.gpu.attention import AttentionShape, DecodeScratch, TritonAttention
 from lorafleet_kernels.gpu.attention_plan import Bounds, Cut, DevicePlan, plan_attention
+from lorafleet_kernels.gpu.beside import Beside
+from lorafleet_kernels.gpu.layers import FUSED_ROWS
 from lorafleet_kernels.gpu.lora import GroupForm, LoraStep, Scratch
-from lorafleet_kernels.gpu.lora_config import GroupShape, StepShape, Variant, choose, variant_for
+from lorafleet_kernels.gpu.lora_config import GroupShape, StepShape, Variant, variant_for
 from lorafleet_kernels.gpu.lora_host import AdapterPlace, StepSizes, fill_step, most_items
 from lorafleet_kernels.gpu.lora_host import Segment as Rows
 from lorafleet_kernels.gpu.step_buffer import batch_in
+from lorafleet_kernels.gpu.step_forms import ChooseForms
 from lorafleet_kernels.gpu.tokens import known_tokens
 from lorafleet_runtime.engine.transfers import Sending
 from lorafleet_runtime.model.decoder import Decoder
@@ -46,7 +49,7 @@ class Shared:
     decode: DecodeScratch
     groups: Mapping[str, GroupShape]
     grain: int
-    processors: int
+    forms: ChooseForms
     max_rank: int
 
 
@@ -102,10 +105,9 @@ class DecodeGraph:
         if variant is not None:
             # Tiles serve segments of four rows and more, so there are few of them; rows serve any number.
             segments = max(1, rows // 4) if variant is Variant.TILES else rows
-            step = StepShape(rows, segments, shared.max_rank)
-            forms = {name: choose(step, g, shared.grain, shared.processors) for name, g in shared.groups.items()}
-            self._forms = {name: GroupForm(shared.groups[name], form) for name, form in forms.items()}
-            self._m = max(form.shrink.m for form in forms.values())
+            chosen = shared.forms(StepShape(rows, segments, shared.max_rank))
+            self._forms = {name: GroupForm(shared.groups[name], form) for name, form in chosen.configs.items()}
+            self._m = chosen.m
         self._sizes = Sizes.of(rows, shared.pool.shape[1], self._m, shared.shape.cut)
         self._sending = shared.sending
         self._numbers = shared.numbers[: self._sizes.total]
@@ -140,7 +142,8 @@ class DecodeGraph:
         if self._forms:
             batch = batch_in(described, self._sizes.lora, shared.descriptions, shared.grain)
             scratch = Scratch.of(self._forms, len(tokens), shared.max_rank, shared.pool.device)
-            lora = LoraStep(shared.pool, batch, self._forms, scratch, shared.max_rank)
+            beside = Beside(shared.pool.device) if shared.pool.is_cuda and len(tokens) <= FUSED_ROWS else None
+            lora = LoraStep(shared.pool, batch, self._forms, scratch, shared.max_rank, beside)
 
         def step() -> Tensor:
             known = known_tokens(tokens, shared.sampled)

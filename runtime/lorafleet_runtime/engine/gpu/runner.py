@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lorafleet_kernels.batch import AttentionBatch
 from lorafleet_kernels.gpu.attention_plan import DoesNotFit
 from lorafleet_kernels.gpu.lora import GroupForm, LoraStep, Scratch
 from lorafleet_kernels.gpu.lora_batch import DESCRIPTION
-from lorafleet_kernels.gpu.lora_config import LEAST_TILE, GroupShape, StepShape, block_m, choose
+from lorafleet_kernels.gpu.lora_config import LEAST_TILE, GroupShape, StepShape
 from lorafleet_kernels.gpu.lora_host import AdapterPlace, StepSizes, describe, fill_step, most_items
 from lorafleet_kernels.gpu.lora_host import Segment as Rows
 from lorafleet_kernels.gpu.operations import TritonOperations
@@ -20,6 +21,7 @@ from lorafleet_kernels.gpu.step_buffer import batch_in
 from lorafleet_kernels.gpu.tokens import known_tokens, stand_in
 from lorafleet_kernels.native_lora import LORA_GROUPS
 from lorafleet_runtime.engine.adapters.extras_step import ExtrasStep
+from lorafleet_runtime.engine.gpu.drawing import GpuTokens
 from lorafleet_runtime.engine.gpu.graphs import Capture, Captures, Shared, Sizes, StepGraphs
 from lorafleet_runtime.engine.gpu.page_copies import PageCopies
 from lorafleet_runtime.engine.runner import Runner
@@ -53,6 +55,7 @@ class GpuRunner(Runner):
         self._ops = model.ops
         self._grain = grain_for(model.config, self.pool.shape[2])
         self._groups = group_shapes(model.config)
+        self.forms = self._ops.lora_forms(self._groups, self._grain)
         self._adapters: dict[int, _Placed] = {}
         self._pages_of: dict[int, list[int]] = {}
         self._copies = PageCopies(self.pool)
@@ -63,6 +66,7 @@ class GpuRunner(Runner):
         self._descriptions = torch.zeros(shape, dtype=torch.int32, device=self.device)
         self._tokens = torch.zeros(LEAST_SAMPLES, dtype=torch.int32, device=self.device)
         """That the step before sampled."""
+        self._tokens_of = GpuTokens(self._ops)
         self._graphs = StepGraphs.none()
 
     @property
@@ -83,13 +87,12 @@ class GpuRunner(Runner):
         captured here."""
         shape, scratch = self._ops.heads(self.model.heads)
         largest = Sizes.of(rows, self.pool.shape[1], LEAST_TILE, shape.cut).total
-        processors = self._ops.card.processors
 
         def shared() -> Shared:
             numbers = torch.zeros(largest, dtype=torch.int32, device=self.device)
             return Shared(
                 self.model, self.pool, self._kv, self._tokens, numbers, Sending(largest, self.device),
-                self._descriptions, shape, scratch, self._groups, self._grain, processors, max_rank,
+                self._descriptions, shape, scratch, self._groups, self._grain, self.forms, max_rank,
             )  # fmt: skip
 
         self._graphs = StepGraphs(shared, rows, capture or Captures())
@@ -184,18 +187,26 @@ class GpuRunner(Runner):
         adapted, placed = self._adapted(step)
         if not adapted:
             return None
-        rank = max(each.rank for each in placed)
-        shape = StepShape(rows, len(adapted), rank)
-        m = block_m(rows, len(adapted), self._grain)
-        pages = sum(len(each.place.pages) for each in placed)
-        items = most_items(rows, len(adapted), m) if m > 1 else 0
-        sizes = StepSizes(rows, items, len(placed), pages)
+        shape = StepShape(rows, len(adapted), max(each.rank for each in placed))
+        return self.lora_of(shape, adapted, [each.place for each in placed])
+
+    def alone(self, batch: AttentionBatch, lora: LoraStep | None, sampled: int) -> Tensor:
+        """A step of nobody's: any tokens, and the logits of the last `sampled` of them."""
+        attend = self._ops.attention(self._kv, batch, self.model.heads, self.model.rope)
+        tokens = on_device([0] * len(batch.positions), torch.int64, self.device)
+        return self.model.logits(self.model.forward(tokens, attend, lora)[-sampled:])
+
+    def lora_of(self, shape: StepShape, adapted: Sequence[Rows], places: Sequence[AdapterPlace]) -> LoraStep:
+        """In the form for that shape, over the rows that have an adapter."""
+        chosen = self.forms(shape)
+        items = most_items(shape.rows, shape.segments, chosen.m) if chosen.m > 1 else 0
+        sizes = StepSizes(shape.rows, items, len(places), sum(len(place.pages) for place in places))
         buffer = np.empty(sizes.total, np.int32)
-        fill_step(buffer, sizes, adapted, [each.place for each in placed], m)
-        processors = self._ops.card.processors
-        forms = {name: GroupForm(g, choose(shape, g, self._grain, processors)) for name, g in self._groups.items()}
+        fill_step(buffer, sizes, adapted, places, chosen.m)
+        forms = {name: GroupForm(g, chosen.configs[name]) for name, g in self._groups.items()}
         batch = batch_in(on_device(buffer, torch.int32, self.device), sizes, self._descriptions, self._grain)
-        return LoraStep(self.pool, batch, forms, Scratch.of(forms, rows, rank, self.device), rank)
+        scratch = Scratch.of(forms, shape.rows, shape.max_rank, self.device)
+        return LoraStep(self.pool, batch, forms, scratch, shape.max_rank)
 
 
 def standing_tokens(step: RunStep) -> list[int]:

@@ -26,7 +26,7 @@ from lorafleet_runtime.protocol import Sampling
 __all__ = ["Logprobs", "Picked", "Row", "Sampled", "pick", "sample"]
 
 # Below this, temperature is greedy, as in vLLM: dividing by less overflows float32, and changes no choice.
-_GREEDY = 1e-5
+GREEDY = 1e-5
 _BLOCK = 256
 # How many of a row's best tokens are looked at, and then how many, before all of the vocabulary is.
 _CANDIDATES = 256
@@ -86,7 +86,7 @@ def sample(logits: Tensor, rows: Sequence[Row]) -> list[Sampled]:
 
 def tokens_of(adjusted: Tensor, rows: Sequence[Row]) -> Tensor:
     """The plain operations' `TokensOf`."""
-    drawn = [i for i, row in enumerate(rows) if row.sampling.temperature >= _GREEDY]
+    drawn = [i for i, row in enumerate(rows) if row.sampling.temperature >= GREEDY]
     if len(drawn) == len(rows):
         return _draw(adjusted, rows)
     tokens = argmax(adjusted)
@@ -120,7 +120,7 @@ def with_logprobs(tokens: Sequence[int], found: Logprobs | None) -> list[Sampled
 
 def is_plain(sampling: Sampling, position: int) -> bool:
     """Whether the best token of the model's own logits is all that is asked for at that position of the output."""
-    return sampling.temperature < _GREEDY and sampling.logprobs < 0 and not changes(sampling, position)
+    return sampling.temperature < GREEDY and sampling.logprobs < 0 and not changes(sampling, position)
 
 
 def _draw(logits: Tensor, rows: Sequence[Row]) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,19 @@ import torch
 from numpy.typing import NDArray
 
 from lorafleet_kernels.gpu.attention_plan import DoesNotFit
+from lorafleet_kernels.gpu.card import Card
+from lorafleet_kernels.gpu.lora import LoraStep
+from lorafleet_kernels.gpu.lora_config import LoraConfig, Variant
+from lorafleet_kernels.gpu.step_forms import default_forms
+from lorafleet_kernels.gpu.tuning.document import Run
+from lorafleet_kernels.gpu.tuning.lookup import Found, Tuning
+from lorafleet_kernels.gpu.tuning.store import store
 from lorafleet_runtime.config import EngineConfig
 from lorafleet_runtime.engine.engine import Engine
 from lorafleet_runtime.engine.gpu import runner as runner_module
 from lorafleet_runtime.engine.gpu.graphs import Captures, DecodeGraph, sizes_up_to
 from lorafleet_runtime.engine.gpu.runner import GpuRunner
+from lorafleet_runtime.engine.gpu.tune import Order
 from lorafleet_runtime.engine.start import start
 from lorafleet_runtime.engine.step_plan import RunStep
 from lorafleet_runtime.engine.transfers import Sending
@@ -104,7 +113,8 @@ def test_decode_steps_that_are_replayed_over_the_same_memory_give_the_same_token
     engine = make("triton", overlap=overlap)
     runner = engine._runner
     assert isinstance(runner, GpuRunner)
-    replays, unseen = [], []
+    replays: list[Callable[[], torch.Tensor]] = []
+    unseen: list[int] = []
     take = runner_module.standing_tokens
 
     def standing(step: RunStep) -> list[int]:
@@ -156,6 +166,47 @@ def test_more_references_to_shared_pages_than_a_graph_has_room_for_are_computed_
 
     assert serve(engine) == expected
     assert fits
+
+
+@pytest.mark.interpreted
+def test_forms_that_were_tuned_are_run_and_say_the_same(
+    make: Callable[..., Engine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = AddRequest("1", [5, 17, 3, 200, 9, 41], Sampling(max_tokens=3, temperature=0), "mlp")
+
+    def said(engine: Engine) -> list[int]:
+        engine.handle(request)
+        tokens: list[int] = []
+        while engine.has_work:
+            tokens += [token for delta in engine.step() for token in delta.token_ids]
+        return tokens
+
+    expected = said(make("reference"))
+    monkeypatch.setenv("LORAFLEET_TUNINGS", str(tmp_path / "tunings"))
+    bounds = EngineConfig("", "tiny", dtype="float32", max_num_seqs=24, max_batched_tokens=24, max_lora_rank=8)
+    order, card = Order.of(bounds, CONFIG), Card.of(torch.device("cpu"))
+    tunings = []
+    for step in order.steps:
+        usual = default_forms(step, order.shapes.groups, order.shapes.grain, card.processors)
+        other = {n: replace(c, splits=3 - min(c.splits, 2), lanes=2) for n, c in usual.configs.items()}
+        tunings.append(Tuning(order.shapes, step, {n: Found(c, 1e-6, 2e-6) for n, c in other.items()}))
+    store(Run({}, tuple(tunings)), card, tmp_path / "tunings")
+    engine = make("triton")
+    runner = engine._runner
+    assert isinstance(runner, GpuRunner)
+    run: list[LoraConfig] = []
+    shrink = LoraStep.shrink
+
+    def shrinks(self: LoraStep, layer: int, group: str, x: torch.Tensor) -> None:
+        run.append(self._forms[group].config)
+        shrink(self, layer, group, x)
+
+    monkeypatch.setattr(LoraStep, "shrink", shrinks)
+
+    assert said(engine) == expected
+    assert len(expected) == 3
+    assert {config.lanes for config in run} == {2}  # by default 1
+    assert {config.variant for config in run} == set(Variant)
 
 
 def test_there_is_a_graph_for_every_number_of_rows_and_few_rows_are_computed_in_vain() -> None:
