@@ -31,11 +31,12 @@ _numbers = itertools.count()
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Seconds in all, of reading the weights and of capturing graphs; bytes that the card has less of after these,
-    without the pool."""
+    """Seconds in all, of reading the weights, of compiling kernels and of capturing graphs; bytes that the card has
+    less of after these."""
 
     seconds: float
     load: float
+    compiling: float
     capture: float
     graphs: int
 
@@ -88,13 +89,13 @@ def _started(config: EngineConfig) -> tuple[Engine, Start]:
 
     begun = time.perf_counter()
     engine = start(config, note)
-    ended, used = time.perf_counter(), _used()
-    read = moments["loading weights"][0]
-    capturing, before = moments.get("capturing graphs", (ended, used))
-    pool = engine.state().pages
-    held = pool.total * pool.bytes if pool is not None else 0
-    loaded = moments["measuring what is fastest on this machine"][0]
-    return engine, Start(ended - begun, loaded - read, ended - capturing, max(0, used - before - held))
+    end = time.perf_counter(), _used()
+    read, loaded = (moments[message][0] for message in ("loading weights", "measuring what is fastest on this machine"))
+    captures = moments.get("capturing decode steps", end)
+    compiles = moments.get("compiling kernels", captures)
+    return engine, Start(
+        end[0] - begun, loaded - read, captures[0] - compiles[0], end[0] - captures[0], max(0, end[1] - captures[1])
+    )
 
 
 def _used() -> int:

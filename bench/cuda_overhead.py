@@ -32,8 +32,8 @@ def starts(engines: Engines, lines: Lines) -> Iterator[Result]:
         assert start is not None, "it has just been started"
         yield lines.line(case, "until ready", start.seconds, "s")
         yield lines.line(case, "reading weights", start.load, "s")
-        goal = CAPTURE_GOAL if not memory else None
-        yield lines.line(case, "pool and captured graphs", start.capture, "s", most=goal)
+        yield lines.line(case, "compiling kernels", start.compiling, "s")
+        yield lines.line(case, "capturing graphs", start.capture, "s", most=CAPTURE_GOAL)
         yield lines.line(case, "memory of graphs", start.graphs / 2**20, "MiB")
 
 

@@ -128,8 +128,6 @@ def _start(
     reader = AdapterReader(
         decoder_config, elements, model.dtype, config.max_lora_rank, shard, config.partition, base, grain, keep
     )
-    if config.device == "cuda":
-        progress("capturing graphs", 0.95)
     runner, loader = _parts(config, model, total_pages, reader, ranks)
     if config.device == "cuda":
         _prepare(runner, limits, config.max_lora_rank, progress)
