@@ -52,10 +52,13 @@ def load(engine: Engine, files: Sequence[Path], number: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Of a closed loop: requests in flight, and the bounds between which output lengths are drawn."""
+    """Of a closed loop: requests in flight, the bounds between which output lengths are drawn, tokens of a prompt, and
+    the end of the ids that these are drawn from."""
 
     flight: int = 32
     outputs: tuple[int, int] = (16, 112)
+    prompt: int = PROMPT
+    vocabulary: int = 49000
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +119,9 @@ class ClosedLoop:
         return turn
 
     def send(self, adapter: int, tokens: int) -> str:
-        """One request of `PROMPT` random tokens; returns its id."""
+        """One request of `Shape.prompt` random tokens; returns its id."""
         request = f"r{next(self._number)}"
-        prompt = [self._rng.randrange(10, 49000) for _ in range(PROMPT)]
+        prompt = [self._rng.randrange(10, self._shape.vocabulary) for _ in range(self._shape.prompt)]
         sampling = Sampling(max_tokens=tokens, temperature=0)
         self._sent[request], self._adapter[request] = time.perf_counter(), adapter
         self.engine.handle(AddRequest(request, prompt, sampling, f"a{adapter}"))

@@ -19,6 +19,7 @@ import argparse
 import gc
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -141,14 +142,16 @@ def run_sections(parts: Mapping[str, Callable[[], Iterable[Result]]]) -> tuple[l
     results: list[Result] = []
     whole = True
     for name, run in parts.items():
+        begun = time.monotonic()
         try:
             for found in run():
                 results.append(found)
             torch.cuda.empty_cache()
-        except Exception:
+        except (Exception, SystemExit):
             traceback.print_exc()
             print(f"{name}: failed; what it did not come to is missing", file=sys.stderr)
             whole = False
+        print(f"{name}: {time.monotonic() - begun:.0f} s", flush=True)
         gc.collect()  # what the traceback held: its memory is the next one's
     return results, whole
 

@@ -31,6 +31,7 @@ from lorafleet_gateway.mirror import Mirror
 from lorafleet_gateway.placing import RETRY_AFTER
 from lorafleet_gateway.quotas import Quotas
 from lorafleet_gateway.relay import Relay, Services
+from lorafleet_gateway.suspects import SuspectLines
 from lorafleet_gateway.upstream import Upstream
 
 
@@ -46,7 +47,7 @@ def create_app(
     loads = Loads(time.monotonic, limits.avoid_seconds)
     metrics = Metrics()
     quotas = Quotas(secrets.token_hex(8), metrics, time.monotonic)
-    services = Services(fleet, Upstream(token, limits), loads, limits, metrics, quotas)
+    services = Services(fleet, Upstream(token, limits), loads, limits, metrics, quotas, SuspectLines())
     quotas.follow(fleet.tenants.by_name)  # what was read before; `on_change` tells the rest
     exchange = Exchange(services)
     fleet.on_change += [lambda: loads.follow(fleet.fleet), lambda: quotas.follow(fleet.tenants.by_name)]

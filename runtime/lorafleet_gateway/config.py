@@ -21,12 +21,15 @@ class Limits:
     event_bytes: int = 8 * 1024 * 1024  # one event of a replica's stream
     read_bytes: int = 32 * 1024  # per stream, read ahead of a slow client before the replica is made to wait
     place_seconds: float = 5.0  # to find a first replica that holds the model ready
-    resume_seconds: float = 30.0  # to find another one after a replica was lost
+    resume_seconds: float = 120.0  # to find another one after a replica was lost: an engine on a GPU starts in a minute
     connect_seconds: float = 2.0
     backoff_seconds: float = 0.05  # the first pause when no replica is left to try; doubles
     backoff_most_seconds: float = 1.0
     avoid_seconds: float = 1.0  # how long others keep away from a replica that has just failed
-    losses: int = 3  # replicas lost in a row without one new token: the request may be what kills them
+    losses: int = 3  # replicas lost in a row: the request may be what kills them
+    forgiving_tokens: int = 16  # new ones in one attempt, after which the losses before it count no more
+    suspect_losses: int = 2  # in a row, from which on requests are tried one at a time
+    suspect_seconds: float = 5.0  # of an attempt, after which the next one is tried beside it
     poll_seconds: float = 0.2
     load_seconds: float = 0.2  # between two exchanges of counters and load with a replica
     exchanges_per_second: float = 250.0  # with all of them together; each costs both sides a millisecond

@@ -51,6 +51,7 @@ class ApiError(GatewayError):
         param: str | None = None,
         *,
         retry_after: int | None = None,
+        never_again: bool = False,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -58,6 +59,7 @@ class ApiError(GatewayError):
         self.code = code
         self.param = param
         self.retry_after = retry_after
+        self.never_again = never_again
 
     @property
     def kind(self) -> str:
@@ -67,7 +69,9 @@ class ApiError(GatewayError):
     def renamed(self, wire_name: str, served_name: str) -> ApiError:
         """The same error in the client's words: a replica knows an adapter by another name."""
         message = self.message.replace(wire_name, served_name)
-        return ApiError(self.status, message, self.code, self.param, retry_after=self.retry_after)
+        return ApiError(
+            self.status, message, self.code, self.param, retry_after=self.retry_after, never_again=self.never_again
+        )
 
     def body(self) -> bytes:
         """The JSON body, the same in an answer and in a stream's last event."""
@@ -79,6 +83,8 @@ class ApiError(GatewayError):
         headers = {"content-type": "application/json"}
         if self.retry_after is not None:
             headers["retry-after"] = str(self.retry_after)
+        if self.never_again:
+            headers["x-should-retry"] = "false"  # OpenAI's clients ask again after any 502, unless told
         if self.status == 401:
             headers["www-authenticate"] = "Bearer"
         return headers
@@ -138,6 +144,12 @@ def model_not_ready(model: str, why: str, retry_after: int) -> ApiError:
 def replica_failed(model: str, why: str) -> ApiError:
     """502 for a request that replicas took and lost, and that no other could take."""
     return ApiError(502, f"No replica of `{model}` could finish the request: {why}", "replica_failed")
+
+
+def replica_killer(model: str, deaths: int, why: str) -> ApiError:
+    """502 for a request over which one replica after the other was lost, and which may be the cause."""
+    message = f"{deaths} replicas of `{model}` in a row were lost with this request, so it is not tried again: {why}"
+    return ApiError(502, message, "replica_failed", never_again=True)
 
 
 def invalid_api_key() -> ApiError:

@@ -22,16 +22,18 @@ from lorafleet_gateway.errors import (
     model_not_found,
     model_not_ready,
     replica_failed,
+    replica_killer,
 )
 from lorafleet_gateway.fleet import FleetFolder
 from lorafleet_gateway.loads import Loads
+from lorafleet_gateway.suspects import SuspectLines
 
 RETRY_AFTER = 2
 
 
 class Placing:
-    """One request's search for replicas. Call `next`; then `failed`, or `progressed` once it has brought
-    something."""
+    """One request's search for replicas. Call `next`; then `failed`, or `progressed` whenever it has brought
+    something; at last `close`."""
 
     def __init__(
         self,
@@ -39,6 +41,7 @@ class Placing:
         fleet: FleetFolder,
         loads: Loads,
         limits: Limits,
+        lines: SuspectLines,
         clock: Callable[[], float],
         seed: int,
     ) -> None:
@@ -46,6 +49,7 @@ class Placing:
         self._fleet = fleet
         self._loads = loads
         self._limits = limits
+        self._place = lines.place(target.base)
         self._clock = clock
         self._seed = seed
         self._deadline = clock() + limits.place_seconds
@@ -63,9 +67,12 @@ class Placing:
         self._begun = True
         self._revision = choice.revision or None
 
-    def progressed(self) -> None:
-        """The replica has brought something new: what failed before is forgiven."""
-        self._losses = 0
+    def progressed(self, tokens: int) -> None:
+        """The replica has brought something new, by now so many tokens: the next search is a new one, and after
+        enough of them its losses are forgiven. Who dies after each single token is not."""
+        if tokens >= self._limits.forgiving_tokens:
+            self._losses = 0
+            self._place.leave()
         self._extended = False
         self._failure = None
         self._preferred = ""
@@ -75,6 +82,7 @@ class Placing:
     def failed(self, choice: Choice, failure: AttemptFailed) -> None:
         """Note a failed attempt. Raises ApiError 502 when too many replicas were lost over this one
         request."""
+        self._place.stop_trying()
         self._excluded.add(choice.replica.key)
         self._failure = failure
         if isinstance(failure, Moved):
@@ -86,12 +94,24 @@ class Placing:
                 self._extend()
                 self._losses += 1
                 if self._losses >= self._limits.losses:
-                    why = f"{failure}, the last of {self._losses} in a row without a new token"
-                    raise replica_failed(self._target.served_name, why)
+                    raise replica_killer(self._target.served_name, self._losses, str(failure))
+
+    def close(self) -> None:
+        """The request has ended, in whatever way."""
+        self._place.leave()
 
     async def next(self) -> Choice:
-        """The replica to ask. Waits while there is none; raises ApiError 404, 502 or 503 when there will be
-        none."""
+        """The replica to ask. Waits while there is none, and for its turn when it may be what kills replicas;
+        raises ApiError 404, 502 or 503 when there will be none."""
+        if self._losses >= self._limits.suspect_losses:
+            begun = self._clock()
+            await self._place.take()
+            self._deadline += self._clock() - begun
+        choice = await self._found()
+        self._place.trying(self._limits.suspect_seconds)
+        return choice
+
+    async def _found(self) -> Choice:
         while True:
             fleet = self._fleet.fleet.base(self._target.base)
             found = route(

@@ -33,6 +33,7 @@ from lorafleet_gateway.metrics import Metrics
 from lorafleet_gateway.placing import Placing
 from lorafleet_gateway.quotas import Quotas, Ticket
 from lorafleet_gateway.resume import StreamTracker, usage_in
+from lorafleet_gateway.suspects import SuspectLines
 from lorafleet_gateway.upstream import HttpAttempt, Upstream
 
 _STREAM_HEADERS = [
@@ -53,6 +54,7 @@ class Services:
     limits: Limits
     metrics: Metrics
     quotas: Quotas
+    lines: SuspectLines
 
 
 class Relay(Response):
@@ -81,7 +83,9 @@ class Relay(Response):
             "Lorafleet-Request-Id": record.id,
         }
         seed = int(record.id[:16], 16)
-        self._placing = Placing(target, services.fleet, services.loads, services.limits, time.monotonic, seed)
+        self._placing = Placing(
+            target, services.fleet, services.loads, services.limits, services.lines, time.monotonic, seed
+        )
         self._started = False
         self._logged = ""
 
@@ -108,6 +112,7 @@ class Relay(Response):
                 await asyncio.gather(work, gone, return_exceptions=True)
             finally:
                 self._ticket.close()
+                self._placing.close()
 
     async def _whole(self, send: Send) -> None:
         body = self._request.upstream_body(self._target.wire_name)
@@ -162,7 +167,7 @@ class Relay(Response):
         body = self._request.upstream_body(self._target.wire_name, tracker.output_token_ids)
         attempt = self._attempt(choice, body)
         tracker.begin()
-        credited = False
+        before = len(tracker.output_token_ids)
         with self._services.loads.hold(self._target.base, choice.replica, attempt):
             async with self._entered(attempt):
                 while not tracker.done:
@@ -172,9 +177,8 @@ class Relay(Response):
                         self._ticket.close()
                     if events:
                         await self._send(send, events, choice, more=not tracker.done)
-                    if tracker.advanced and not credited:
-                        self._placing.progressed()
-                        credited = True
+                    if tracker.advanced:
+                        self._placing.progressed(len(tracker.output_token_ids) - before)
                     if tracker.failure is not None:
                         raise tracker.failure
                 await attempt.settle()

@@ -22,6 +22,7 @@ from lorafleet_gateway.errors import ApiError, Lost, NotHere, Unreachable
 # to it looks like a dead replica.
 _IDLE_SECONDS = 4.0
 OVERLOADED = "slo_unattainable"
+ENGINE_FAILED = "engine_failed"  # it died with the request in its hands
 _LARGE = 256 * 1024
 _FAILURES = (aiohttp.ClientError, TimeoutError, OSError)
 
@@ -181,6 +182,8 @@ class HttpAttempt:
         if status == 503 and error.get("code") == OVERLOADED:
             # It has waited its time out, and replicas are chosen by load: another one would be no better now.
             return ApiError(status, message, OVERLOADED, retry_after=seconds or 1)
+        if status == 503 and error.get("code") == ENGINE_FAILED:
+            return Lost(f"replica {name} lost it: {message}", accepted=True)
         if status in (404, 503):  # 404: the replica has restarted, and the fleet document does not know yet
             return NotHere(f"replica {name} cannot serve it ({error.get('code') or status})", seconds)
         if status >= 500 or status < 400:

@@ -5,6 +5,7 @@
     ├── ApiError               schemas, server, admin → one JSON body on every port
     ├── EngineDead             engine_client          → server: 503 or a last SSE event; cli: exit code 1
     ├── RankDied               engine.ranks           → engine process: state Failed with the reason; it ends
+    ├── StepFailed             engine.step_error      → engine process: state Failed with the reason; it ends
     ├── ClientGone             disconnects            → server: the generation is aborted, nothing is answered
     └── ArtifactError          artifacts              → admin: 409, 422, 502 or 507
 
@@ -60,6 +61,10 @@ class EngineDead(LorafleetError):
 
 class RankDied(LorafleetError):
     """A rank of this replica has ended unasked; no step can be finished without its part."""
+
+
+class StepFailed(LorafleetError):
+    """A step raised something; the message says what, and what the step was made of. Its device may answer no more."""
 
 
 class ClientGone(LorafleetError):

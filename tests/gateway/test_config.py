@@ -11,7 +11,7 @@ from lorafleet_gateway.errors import ConfigError
 def test_the_contracts_bounds_are_the_defaults() -> None:
     limits = Limits()
 
-    assert (limits.body_bytes, limits.place_seconds, limits.resume_seconds) == (8 * 2**20, 5.0, 30.0)
+    assert (limits.body_bytes, limits.place_seconds, limits.resume_seconds) == (8 * 2**20, 5.0, 120.0)
     assert limits.poll_seconds <= 0.25
     assert (limits.load_seconds, limits.retire_seconds) == (0.2, 600.0)
 

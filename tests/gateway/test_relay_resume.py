@@ -37,9 +37,9 @@ async def test_a_stream_whose_replica_dies_goes_on_elsewhere_unbroken(kit: Kit, 
 
 
 async def test_deaths_again_and_again_are_survived_as_long_as_there_is_progress(kit: Kit) -> None:
-    replicas = await kit.up(3, tokens=30)
+    replicas = await kit.up(3, tokens=15 * kit.limits.forgiving_tokens)
     for replica in replicas:
-        replica.faults = [Fault("reset", after=2)] * 50
+        replica.faults = [Fault("reset", after=kit.limits.forgiving_tokens)] * 50
 
     assert await kit.text_of() == replicas[0].text()
     resumes = kit.metrics.registry.get_sample_value("lorafleet_gateway_resumes_total", {"base_model": "models/smol"})

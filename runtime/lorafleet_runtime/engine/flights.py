@@ -14,6 +14,7 @@ from itertools import islice
 from lorafleet_runtime.core.batch import Batch
 from lorafleet_runtime.engine.runner import Runner
 from lorafleet_runtime.engine.sampling.sampler import Sampled
+from lorafleet_runtime.engine.step_error import launch_step
 from lorafleet_runtime.engine.step_plan import Plan
 
 
@@ -65,14 +66,14 @@ class Flights:
         return self._runner.plan(batch, self._under_way[-1].batch if self._under_way else None)
 
     def launch(self, batch: Batch, plan: Plan) -> None:
-        """Run a batch as it was planned. Raises what the runner raises, here or when it lands."""
+        """Run a batch as it was planned. Raises StepFailed or RankDied, here or when it lands."""
         assert not self.full, "one has to land first"
         prompt_tokens = sum(row.count for row in batch.rows if row.sequence.output_len == 0)
         launched = time.perf_counter()
         if self._device is None:
-            samples = self._runner.launch(plan)
+            samples = launch_step(self._runner, plan)
         else:
-            samples = self._device.submit(lambda: self._runner.launch(plan)()).result
+            samples = self._device.submit(lambda: launch_step(self._runner, plan)()).result
         self._under_way.append(_Flight(batch, samples, launched, prompt_tokens))
 
     def land(self) -> Landed:

@@ -22,7 +22,7 @@ from lorafleet_runtime.config import EngineConfig
 from lorafleet_runtime.engine.memory import give_back
 from lorafleet_runtime.engine.pulse import Pulse
 from lorafleet_runtime.engine.ranks.ranks import Ranks
-from lorafleet_runtime.errors import RankDied
+from lorafleet_runtime.errors import LorafleetError, StepFailed
 from lorafleet_runtime.logs import configure_logs
 from lorafleet_runtime.protocol import Deltas, EngineState, Shutdown, decode_to_engine, encode
 
@@ -59,8 +59,15 @@ def serve(config: EngineConfig, endpoint: str) -> None:
     log.info("the engine is ready", threads=threads())
     try:
         _loop(engine, inbox, outbox, alarm, pulse)
-    except RankDied as error:
+    except StepFailed as error:
+        log.error("a step failed", exc_info=error)
         outbox.send(encode(EngineState("Failed", message=f"{error}")))
+        pulse.stop()
+        context.destroy(linger=500)
+        os._exit(1)  # nothing is closed: a device that failed may never answer whoever tries
+    except Exception as error:
+        reason = f"{error}" if isinstance(error, LorafleetError) else f"{type(error).__name__}: {error}"
+        outbox.send(encode(EngineState("Failed", message=reason)))
         raise
     finally:
         engine.close()

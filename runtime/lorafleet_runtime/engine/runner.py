@@ -101,6 +101,10 @@ class Runner:
     def close(self) -> None:
         """End what belongs to it outside this process: nothing, for one rank."""
 
+    def graph_rows(self, step: RunStep) -> int:
+        """Rows of the captured graph that a step runs in, 0 where it runs in none."""
+        return 0
+
     def page_seconds(self) -> float:
         """What copying one page of an adapter takes, measured on the first pages of a pool that nobody uses yet."""
         count = min(PROBED_PAGES, self.pool.shape[1])

@@ -22,7 +22,8 @@ from lorafleet_runtime.core.room import Room
 from lorafleet_runtime.engine.adapters.disk_tier import DiskTier
 from lorafleet_runtime.engine.adapters.loader import AdapterLoader, AdapterReader, as_it_is
 from lorafleet_runtime.engine.engine import Engine
-from lorafleet_runtime.engine.gpu.memory import best_dtype_of_card, device_for, pool_bytes
+from lorafleet_runtime.engine.gpu.device import device_for
+from lorafleet_runtime.engine.gpu.memory import best_dtype_of_card, check_weights_fit, pool_bytes
 from lorafleet_runtime.engine.gpu.page_locked import PageLocking
 from lorafleet_runtime.engine.load import load_rank
 from lorafleet_runtime.engine.memory import available_bytes, give_back, keep_freed
@@ -102,6 +103,8 @@ def _start(
     if ranks is not None:
         ranks.load(config)
     shard = Shard(0, config.tensor_parallel)
+    if config.device == "cuda":
+        check_weights_fit(config, decoder_config)
     model = load_rank(config, decoder_config, shard, lambda f: progress("loading weights", 0.9 * f))
     kv = kv_dtype_of(config.kv_dtype, model.dtype)
     if kv != model.dtype:
@@ -225,14 +228,16 @@ def _check_kv(model: Decoder) -> None:
 def _total_pages(config: EngineConfig, decoder: DecoderConfig, page_bytes: int) -> int:
     """Pages of one rank's pool; `decoder` is what one rank runs. All ranks are on this machine, in its memory."""
     if config.device == "cuda":
-        memory = config.memory_bytes or pool_bytes(config, decoder)
+        memory = pool_bytes(config, decoder)
     else:
         memory = config.memory_bytes or int(DEFAULT_MEMORY_SHARE * available_bytes()) // config.tensor_parallel
     pages, needed = memory // page_bytes, pages_for_tokens(config.max_model_len)
     if pages < needed:
+        chosen = config.device == "cuda" and not config.memory_bytes
+        more = "take a larger card" if chosen else f"raise --memory to {needed * page_bytes}"
         raise ConfigError(
-            f"--memory {memory} bytes is {pages} pages of {page_bytes} bytes; one sequence of "
-            f"--max-model-len {config.max_model_len} needs {needed}: raise --memory to "
-            f"{needed * page_bytes} or lower --max-model-len"
+            f"{'what the card has left, ' if chosen else '--memory '}{memory} bytes{',' if chosen else ''} is {pages} "
+            f"pages of {page_bytes} bytes; one sequence of --max-model-len {config.max_model_len} needs {needed}: "
+            f"{more} or lower --max-model-len"
         )
     return int(pages)

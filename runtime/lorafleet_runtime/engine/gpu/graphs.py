@@ -202,15 +202,20 @@ class StepGraphs:
         return cls(nothing, 0, None)
 
     def capture_all(self) -> None:
-        """The largest first: the others take its memory again."""
+        """The largest first: the others take its memory again. Without a rank, those without adapters."""
+        self._shared = self._shared or self._make_shared()
+        variants = (None, *Variant) if self._shared.max_rank else (None,)
         for size in reversed(self._sizes):
-            for variant in (None, Variant.ROWS, Variant.TILES):
+            for variant in variants:
                 self._at(size, variant)
+
+    def rows_of(self, rows: int) -> int:
+        """Of the smallest for a step of so many rows; 0 where none is large enough."""
+        return next((size for size in self._sizes if size >= rows), 0)
 
     def of(self, rows: int, segments: int) -> DecodeGraph:
         """The smallest for a step of so many rows, in so many segments with adapters."""
-        size = next(size for size in self._sizes if size >= rows)
-        return self._at(size, variant_for(rows, segments) if segments else None)
+        return self._at(self.rows_of(rows), variant_for(rows, segments) if segments else None)
 
     def forget(self) -> None:
         """Memory that they read has moved: they are captured again when they are next wanted."""

@@ -156,14 +156,17 @@ class GpuRunner(Runner):
             self._numbers_here[layout_number] = number, rank
         return self._numbers_here[layout_number]
 
-    def _compute(self, step: RunStep) -> Tensor:
+    def graph_rows(self, step: RunStep) -> int:
         extras = self._extras.keys() & {row.adapter for row in step.rows}
         rows = sum(len(row.tokens) for row in step.rows)
         all_decode = step.decodes == rows and all(row.samples for row in step.rows)
-        if extras or not all_decode or rows > self._graphs.rows:
+        return 0 if extras or not all_decode else self._graphs.rows_of(rows)
+
+    def _compute(self, step: RunStep) -> Tensor:
+        if not self.graph_rows(step):
             return super()._compute(step)
         adapted, placed = self._adapted(step)
-        graph = self._graphs.of(rows, len(adapted))
+        graph = self._graphs.of(step.decodes, len(adapted))
         try:
             return graph.run(standing_tokens(step), attention_batch(step), adapted, [each.place for each in placed])
         except DoesNotFit:  # more references to shared pages than there are pages

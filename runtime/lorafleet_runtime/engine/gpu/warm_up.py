@@ -48,7 +48,9 @@ def warm_up(runner: GpuRunner, limits: Limits, max_rank: int) -> int:
 
 
 def shapes_of_all_forms(forms: ChooseForms, max_rows: int, max_rank: int) -> Iterator[StepShape]:
-    """Steps that start every kernel with adapters in it that any step does, the largest first."""
+    """Steps that start every kernel with adapters in it that any step does, the largest first; none without a rank."""
+    if not max_rank:
+        return
     rows = sorted({min(r, max_rows) for r in (*ROWS, max_rows)}, reverse=True)
     ranks = sorted({min(rank, max_rank) for rank in (1, *RANKS, max_rank)}, reverse=True)
     seen: set[object] = set()

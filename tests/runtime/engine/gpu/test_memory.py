@@ -1,4 +1,4 @@
-"""The device that an engine is given, and what a card's pool may have."""
+"""What a card's pool may have, and a card with too little memory."""
 
 from __future__ import annotations
 
@@ -8,32 +8,12 @@ import pytest
 import torch
 
 from lorafleet_runtime.config import EngineConfig
-from lorafleet_runtime.engine.gpu.memory import device_for, pool_bytes, step_bytes
+from lorafleet_runtime.engine.gpu.memory import check_weights_fit, pool_bytes, step_bytes, weight_bytes
 from lorafleet_runtime.errors import ConfigError
 from lorafleet_runtime.model.tiny import tiny_config
 
 CONFIG = EngineConfig("m", "m", dtype="bfloat16", device="cuda", max_num_seqs=8, max_batched_tokens=64)
 MIB = 2**20
-
-
-@pytest.mark.parametrize(("asked", "ranks", "there", "given"), [
-    ("auto", 1, True, "cuda"),
-    ("auto", 1, False, "cpu"),
-    ("auto", 2, True, "cpu"),  # several ranks run on CPUs only
-    ("cpu", 1, True, "cpu"),
-    ("cuda", 1, True, "cuda"),
-])  # fmt: skip
-def test_an_engine_runs_on_a_gpu_where_there_is_one_unless_told(
-    asked: str, ranks: int, there: bool, given: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
-    assert device_for(replace(CONFIG, device=asked, tensor_parallel=ranks)) == given
-
-
-def test_a_gpu_that_is_not_there_is_an_error_that_says_where_to_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(ConfigError, match="--device cuda: torch sees no GPU here: look at `nvidia-smi`"):
-        device_for(CONFIG)
 
 
 def test_the_pool_leaves_room_for_a_step_and_a_card_too_small_is_refused_with_the_numbers(
@@ -48,6 +28,26 @@ def test_the_pool_leaves_room_for_a_step_and_a_card_too_small_is_refused_with_th
     with pytest.raises(ConfigError, match=rf"16384 MIB, of which {free[0] >> 20} are free.*lower --max-batched-tokens"
                        .replace("MIB", "MiB")):  # fmt: skip
         pool_bytes(CONFIG, decoder)
+
+
+def test_a_pool_larger_than_the_card_is_refused_with_what_it_may_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = tiny_config("llama")
+    free = 1024 * MIB + step_bytes(CONFIG, decoder)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 16384 * MIB))
+    assert pool_bytes(replace(CONFIG, memory_bytes=1024 * MIB), decoder) == 1024 * MIB
+    with pytest.raises(ConfigError, match=r"--memory 1074790400 is 1025 MiB, and the card has 16384 MiB.*to 942Mi, or"):
+        pool_bytes(replace(CONFIG, memory_bytes=1025 * MIB), decoder)
+
+
+def test_weights_that_a_card_does_not_hold_are_refused_before_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder, free = tiny_config("llama", hidden_size=4096), [0]
+    needed = weight_bytes(CONFIG, decoder)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free[0], 16384 * MIB))
+    free[0] = needed + MIB
+    check_weights_fit(CONFIG, decoder)
+    free[0] = needed - MIB
+    with pytest.raises(ConfigError, match=rf"m has {needed >> 20} MiB of weights .* {free[0] >> 20} are free"):
+        check_weights_fit(CONFIG, decoder)
 
 
 @pytest.mark.parametrize("field", ["max_num_seqs", "max_batched_tokens", "max_lora_rank"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from lorafleet_kernels.gpu.lora_config import StepShape
 from lorafleet_kernels.gpu.step_forms import StepForms, default_forms
 from lorafleet_runtime.core.limits import Limits
+from lorafleet_runtime.engine.gpu.graphs import sizes_up_to
 from lorafleet_runtime.engine.gpu.runner import GpuRunner, group_shapes
 from lorafleet_runtime.engine.gpu.warm_up import compiled_for, shapes_of_all_forms, warm_up
 from lorafleet_runtime.errors import ConfigError
@@ -46,6 +49,21 @@ def test_few_steps_are_enough_and_the_largest_comes_first() -> None:
 
     assert shapes[0].rows == 8192
     assert len(shapes) < 24
+
+
+def test_who_takes_no_adapters_has_nothing_of_theirs_compiled_or_captured(runner: GpuRunner) -> None:
+    captured: dict[int, list[object]] = {0: [], 8: []}
+    for rank, steps in captured.items():
+
+        def capture(step: Callable[[], torch.Tensor], steps: list[object] = steps) -> Callable[[], torch.Tensor]:
+            steps.append(step)
+            return step
+
+        runner.use_graphs(4, rank, capture)
+
+    assert len(captured[0]) == len(sizes_up_to(4))
+    assert len(captured[8]) == 3 * len(captured[0])
+    assert not list(shapes_of_all_forms(forms, 64, 0))
 
 
 @pytest.fixture
