@@ -11,8 +11,10 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from lorafleet_kernels.batch import AttentionBatch
 from lorafleet_kernels.native import NativeAttention
 from lorafleet_kernels.native_lora import AdapterTable, TableTemplate
+from lorafleet_kernels.operations import Attention
 from lorafleet_runtime.core.batch import Batch
 from lorafleet_runtime.core.residency import Adapter
 from lorafleet_runtime.engine.adapters.extras_step import ExtrasStep
@@ -220,9 +222,11 @@ class Runner:
         sampling = [row.adapter for row in step.rows for _ in range(row.sampled)]
         return ExtrasStep(segments(step.rows), sampling, self._extras, self.model.config.rms_norm_eps)
 
+    def _attention(self, batch: AttentionBatch) -> Attention:
+        return self.model.ops.attention(self._kv, batch, self.model.heads, self.model.rope, self._scales)
+
     def _forward(self, step: RunStep, extras: ExtrasStep | None) -> Tensor:
-        attended = attention_batch(step)
-        attend = self.model.ops.attention(self._kv, attended, self.model.heads, self.model.rope, self._scales)
+        attend = self._attention(attention_batch(step))
         lora = self._lora(step)
         hook = lora if extras is None else extras.before(lora)
         if not isinstance(attend, NativeAttention):  # which asks for its threads itself

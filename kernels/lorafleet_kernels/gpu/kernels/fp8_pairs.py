@@ -28,6 +28,7 @@ HIGH = tl.constexpr("""{ .reg .b32 a, b;
     or.b32 $0, a, b; }""")
 """Two words at once: the compiler would take them apart for each shift, at twice the instructions."""
 
+
 @triton.jit
 def low(words, WIDE: tl.constexpr):
     """Features j of int16 words, as bfloat16 · 2^-120; as float32 · 2^-120 where WIDE."""

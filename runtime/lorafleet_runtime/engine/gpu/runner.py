@@ -181,7 +181,7 @@ class GpuRunner(Runner):
 
     def _forward(self, step: RunStep, extras: ExtrasStep | None) -> Tensor:
         attended = attention_batch(step)
-        attend = self._ops.attention(self._kv, attended, self.model.heads, self.model.rope, self._scales)
+        attend = self._attention(attended)
         lora = self._lora_step(step, len(attended.positions))
         hook = lora if extras is None else extras.before(lora)
         tokens = known_tokens(on_device(standing_tokens(step), torch.int32, self.device), self._tokens)
@@ -196,7 +196,7 @@ class GpuRunner(Runner):
 
     def alone(self, batch: AttentionBatch, lora: LoraStep | None, sampled: int) -> Tensor:
         """A step of nobody's: any tokens, and the logits of the last `sampled` of them."""
-        attend = self._ops.attention(self._kv, batch, self.model.heads, self.model.rope)
+        attend = self._attention(batch)
         tokens = on_device([0] * len(batch.positions), torch.int64, self.device)
         return self.model.logits(self.model.forward(tokens, attend, lora)[-sampled:])
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lorafleet_kernels.batch import AttentionBatch
 from lorafleet_runtime.config import EngineConfig
 from lorafleet_runtime.engine.engine import Engine
 from lorafleet_runtime.engine.gpu.graphs import Captures
@@ -141,6 +142,17 @@ def test_replayed_decode_steps_say_the_same(make: Make) -> None:
 
     assert apart(logits_of(engine, requests(2)[:2]), expected) < 0.01
     assert torch.cuda.is_available() or replays
+
+
+@pytest.mark.interpreted
+def test_a_step_of_nobodys_compiles_what_steps_with_such_pages_need(make: Make) -> None:
+    runner = make("triton")._runner
+    assert isinstance(runner, GpuRunner)
+
+    logits = runner.alone(AttentionBatch([0, 1, 2], [3], [[0]], 0), None, 2)
+
+    assert logits.shape == (2, CONFIG.vocab_size)
+    assert logits.isfinite().all()
 
 
 def test_the_same_memory_has_nearly_four_times_the_pages_of_float32_and_adapters_take_more_of_them(make: Make) -> None:
