@@ -44,18 +44,18 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
     kinds: Mapping[str, Callable[[TinyAdapter], TinyAdapter]] = {"auto": dequantised, "fp8": lambda adapter: adapter}
     started: list[Engine] = []
 
-    def make_engine(adapter_dtype: str, kernels: str, of: str = "") -> Engine:
+    def make_engine(adapter_dtype: str, kernels: str, of: str = "", kv: str = "auto") -> Engine:
         """`of`: as what the adapters are saved; "auto": dequantised, as an engine of full precision is to serve them.
         Its kernels are plain ones here, which `test_runner` finds to say the same as Triton's, and are much faster."""
         monkeypatch.setenv("LORAFLEET_KERNELS", kernels)
         config = EngineConfig(
             str(model), "tiny", dtype="float32", max_model_len=64, max_num_seqs=6, max_batched_tokens=24,
-            memory_bytes=2**20, threads=1, overlap="off", adapter_dtype=adapter_dtype,
+            memory_bytes=2**20, threads=1, overlap="off", adapter_dtype=adapter_dtype, kv_dtype=kv,
         )  # fmt: skip
         engine = start(config, lambda message, fraction: None)
         started.append(engine)
         for name, adapter in plain.items():
-            folder = save_adapter(tmp_path / f"{adapter_dtype}-{of}-{name}", kinds[of or adapter_dtype](adapter))
+            folder = save_adapter(tmp_path / f"{adapter_dtype}-{of}-{kv}-{name}", kinds[of or adapter_dtype](adapter))
             engine.handle(LoadAdapter(name, "r1", str(folder)))
         while any(a.state == "Loading" for a in engine.state().adapters):
             engine.step()
@@ -97,6 +97,16 @@ def test_tokens_are_those_of_the_dequantised_adapters(make: Callable[..., Engine
         assert adapter.pages <= -(-pages // 4) + 1, "a quarter of float32, and the scales"
         assert adapter.bytes * pages == size * adapter.pages
     assert serve(make("auto", "reference", of="fp8")) != expected, "the adapters themselves say something else"
+
+
+@pytest.mark.interpreted
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value|divide by zero) encountered:RuntimeWarning")
+def test_keys_and_values_may_be_of_8_bits_too(make: Callable[..., Engine]) -> None:
+    exact, fp8 = make("auto", "reference", kv="fp8"), make("fp8", "triton", kv="fp8")
+
+    for adapter, length in (("attention", 20), ("mlp", 3)):
+        prompt = [*range(3, 3 + length)]
+        assert say(fp8, adapter, prompt) == say(exact, adapter, prompt)
 
 
 @pytest.mark.interpreted
