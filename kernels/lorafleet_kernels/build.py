@@ -19,6 +19,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lorafleet_kernels.cache_folder import cache_folder
+
 SOURCES = Path(__file__).with_name("cpu")
 FLAGS = ("-std=gnu11", "-O3", "-fopenmp", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
 NATIVE = ("-march=native",)
@@ -56,10 +58,7 @@ class CannotBuild(Exception):
 
 def default_folder() -> Path:
     """`$LORAFLEET_NATIVE_CACHE`, or `lorafleet/native` in the user's cache folder."""
-    chosen = os.environ.get("LORAFLEET_NATIVE_CACHE")
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorafleet" / "native"
+    return cache_folder("LORAFLEET_NATIVE_CACHE", "native")
 
 
 def library(elements: str, folder: Path) -> Path:

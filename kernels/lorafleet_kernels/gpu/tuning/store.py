@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+from lorafleet_kernels.cache_folder import cache_folder
 from lorafleet_kernels.gpu import kernels
 from lorafleet_kernels.gpu.card import Card
 from lorafleet_kernels.gpu.step_forms import why_not
@@ -34,10 +35,7 @@ class CannotStore(Exception):
 
 def own_folder() -> Path:
     """`$LORAFLEET_TUNINGS`, or `lorafleet/tunings` in the user's cache folder."""
-    chosen = os.environ.get("LORAFLEET_TUNINGS")
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lorafleet" / "tunings"
+    return cache_folder("LORAFLEET_TUNINGS", "tunings")
 
 
 def file_name(card: Card) -> str:
