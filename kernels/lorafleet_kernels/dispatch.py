@@ -46,10 +46,14 @@ def _triton(dtype: torch.dtype, device: torch.device, *, insists: bool) -> Opera
         raise ValueError("LORAFLEET_KERNELS=triton on a CPU runs in Triton's interpreter only: set TRITON_INTERPRET=1")
     try:
         from lorafleet_kernels.gpu.operations import TritonOperations
+        from lorafleet_kernels.gpu.triton_driver import use_what_is_there
+
+        if device.type == "cuda":
+            use_what_is_there()
     except ImportError as error:
         if insists:
-            raise ValueError(f"LORAFLEET_KERNELS=triton, and Triton cannot be imported: {error}") from error
-        log.warning("plain torch computes on this GPU, several times slower: Triton cannot be imported: %s", error)
+            raise ValueError(f"LORAFLEET_KERNELS=triton, and Triton cannot be used: {error}") from error
+        log.warning("plain torch computes on this GPU, several times slower: Triton cannot be used: %s", error)
         return None
     return TritonOperations(dtype, device)
 

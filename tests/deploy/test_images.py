@@ -12,6 +12,7 @@ import yaml
 import lorafleet_gateway
 import lorafleet_operator
 import lorafleet_runtime
+from lorafleet_kernels.gpu.triton_driver import VARIABLE
 from lorafleet_operator.core.manifests import USER
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +34,8 @@ def test_an_image_runs_as_the_charts_user_from_a_base_of_ones_own_choice(file: P
     text = file.read_text()
     assert re.findall(r"^USER (.*)$", text, re.M) == [f"{USER}:{USER}"]
     assert VALUES["podSecurityContext"]["runAsUser"] == USER
-    assert set(re.findall(r"^FROM (\S+)", text, re.M)) == {"${BASE_IMAGE}"}
+    stages = set(re.findall(r"^FROM \S+ AS (\S+)$", text, re.M))
+    assert set(re.findall(r"^FROM (\S+)", text, re.M)) - stages == {"${BASE_IMAGE}"}
     assert ":latest" not in text
     for label in ("title", "description", "licenses", "version", "revision"):
         assert f"org.opencontainers.image.{label}=" in text
@@ -60,11 +62,22 @@ def test_each_image_that_the_chart_names_has_a_containerfile_of_the_charts_versi
 
 
 def test_torch_is_a_layer_of_its_own_below_everything_else() -> None:
-    lines = (ROOT / "images/runtime.Containerfile").read_text().rpartition("\nFROM ")[2].splitlines()
-    copies = [line.split()[1] for line in lines if line.startswith("COPY")]
-    assert copies[:2] == ["locks/torch.txt", "locks/runtime.txt"]
+    text = (ROOT / "images/runtime.Containerfile").read_text()
+    copies = {
+        name: re.findall(r"^COPY (?:--\S+ )?(\S+)", part, re.M)
+        for name, part in re.findall(r"^FROM (.+)\n((?:(?!FROM ).*\n?)*)", text, re.M)
+    }
+    assert copies["${BASE_IMAGE} AS torch"] == ["locks/torch.txt"]
+    assert copies["torch"][0] == "locks/runtime.txt"
     torch, runtime = pins("torch"), pins("runtime")
     assert torch.items() <= runtime.items(), "the second layer would install other versions over the first"
+
+
+def test_a_runtime_without_a_compiler_brings_what_triton_would_compile() -> None:
+    last = (ROOT / "images/runtime.Containerfile").read_text().rpartition("\nFROM ")[2]
+    assert "gcc" not in last
+    folder = re.search(rf"{VARIABLE}=(\S+)", last)
+    assert folder and f"COPY --from=triton /triton {folder[1]}\n" in last
 
 
 def test_neither_operator_nor_gateway_carries_torch() -> None:

@@ -1,0 +1,96 @@
+"""Triton's own module that speaks to the driver, where there is no C compiler to make it.
+
+Triton compiles it at the first launch in a process whose cache is empty. An image of a server has no compiler, so it
+brings the module: `python -m lorafleet_kernels.gpu.triton_driver FOLDER` makes it where there is one, needing neither
+a GPU nor a driver, and `LORAFLEET_TRITON_DRIVER` names the folder at run time. Kernels themselves need no compiler but
+Triton's."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+
+from triton import knobs
+from triton.backends.nvidia import driver
+
+MODULE = "cuda_utils"
+"""Triton's name for it."""
+VARIABLE = "LORAFLEET_TRITON_DRIVER"
+
+
+class NoDriverModule(ImportError):
+    """Triton cannot speak to the driver here; the message says why, and what to do."""
+
+
+def file_name() -> str:
+    """Of the module, for this Python."""
+    return f"{MODULE}{sysconfig.get_config_var('EXT_SUFFIX')}"
+
+
+def make(folder: Path) -> Path:
+    """Compile the module into `folder`. Raises NoDriverModule where there is no C compiler, or it fails."""
+    compiler = _compiler()
+    if compiler is None:
+        raise NoDriverModule("there is no C compiler (gcc, clang or $CC) to make Triton's driver module with")
+    here = Path(driver.__file__).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        # In the place of the driver's library, which a machine without a GPU has not: only its name is taken down.
+        library = Path(scratch) / "libcuda.so.1"
+        named = "-Wl,-soname,libcuda.so.1"
+        stand_in = [compiler, "-shared", "-nostdlib", named, "-o", f"{library}", "-x", "c", os.devnull]
+        module = folder / file_name()
+        includes = [f"-I{here / 'include'}", f"-I{sysconfig.get_paths()['include']}"]
+        build = [
+            compiler, f"{here / 'driver.c'}", "-O3", "-shared", "-fPIC", "-Wno-psabi", "-Wl,--no-as-needed",
+            f"-L{scratch}", "-l:libcuda.so.1", *includes, "-o", f"{module}",
+        ]  # fmt: skip
+        for command in (stand_in, build):
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                raise NoDriverModule(f"{' '.join(command)} failed: {done.stderr.strip().splitlines()[-1:]}")
+    return module
+
+
+def use_what_is_there() -> None:
+    """Have Triton take the module that `LORAFLEET_TRITON_DRIVER` names. Raises NoDriverModule where there is neither
+    that nor a compiler."""
+    folder = os.environ.get(VARIABLE)
+    if folder and (module := Path(folder) / file_name()).is_file():
+
+        def ready(name: str, source: str, *others: object) -> str:
+            if name == MODULE:
+                return f"{module}"
+            raise NoDriverModule(f"Triton wants to compile {source}: {VARIABLE} brings {MODULE} only: install gcc")
+
+        knobs.build.impl = ready
+    elif _compiler() is None:
+        raise NoDriverModule(
+            "Triton needs a C compiler at its first launch, and there is none: install gcc and Python's headers, or "
+            f"make the module elsewhere (python -m lorafleet_kernels.gpu.triton_driver FOLDER) and set {VARIABLE}"
+        )
+
+
+def _compiler() -> str | None:
+    return os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+
+
+def main() -> int:
+    if len(sys.argv) != 2:
+        print(__doc__, file=sys.stderr)
+        return 2
+    try:
+        print(make(Path(sys.argv[1])))
+    except NoDriverModule as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
