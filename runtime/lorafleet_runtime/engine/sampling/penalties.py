@@ -12,11 +12,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from lorafleet_runtime.engine.transfers import on_device
 from lorafleet_runtime.protocol import Sampling
+
+_OF_BYTES = torch.where((torch.arange(256)[:, None] >> torch.arange(8) & 1).bool(), 0.0, -torch.inf)
+"""What is added to the logits of the eight tokens of a mask's byte: looked up, as choosing bit by bit takes a processor
+five times as long, which cannot foresee them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,13 +120,16 @@ def _penalise(logits: Tensor, rows: Sequence[Row], chosen: list[int]) -> None:
 
 def _obeying(logits: Tensor, rows: Sequence[Row]) -> Tensor:
     """A copy with -inf where a constrained row's `allowed` has no bit."""
-    allowed = np.zeros((len(rows), logits.shape[1]), dtype=np.uint8)
-    for index, row in enumerate(rows):
-        bits = np.unpackbits(np.frombuffer(row.allowed or b"", dtype=np.uint8), bitorder="little")[: allowed.shape[1]]
-        allowed[index, : bits.size] = bits
-        if row.allowed is None:
-            allowed[index] = 1
-    return torch.where(on_device(allowed.view(np.bool_), torch.bool, logits.device), logits, -torch.inf)
+    width = -(-logits.shape[1] // 8)
+    bits = np.full((len(rows), width), 0xFF, dtype=np.uint8)
+    for own, row in zip(bits, rows, strict=True):
+        if row.allowed is not None:
+            allowed = np.frombuffer(row.allowed, dtype=np.uint8)[:width]
+            own[: allowed.size] = allowed
+            own[allowed.size :] = 0
+    table = _OF_BYTES.to(logits.device, logits.dtype)
+    forbidden = F.embedding(on_device(bits, torch.int32, logits.device), table).view(len(rows), -1)
+    return forbidden[:, : logits.shape[1]].add_(logits)
 
 
 def _occurring(token_ids: Sequence[int], vocabulary: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
