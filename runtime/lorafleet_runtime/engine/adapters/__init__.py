@@ -1,1 +1,1 @@
-"""Adapters of an engine: read, kept in tiers, and what a step needs of them."""
+"""Adapters of an engine: read, known by name, kept in tiers."""

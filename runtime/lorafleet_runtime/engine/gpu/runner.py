@@ -21,7 +21,7 @@ from lorafleet_kernels.gpu.step_buffer import batch_in
 from lorafleet_kernels.gpu.tokens import known_tokens, stand_in
 from lorafleet_kernels.gpu.weight_types import as_fp8
 from lorafleet_kernels.native_lora import LORA_GROUPS
-from lorafleet_runtime.engine.adapters.extras_step import ExtrasStep
+from lorafleet_runtime.engine.deltas.extras_step import ExtrasStep
 from lorafleet_runtime.engine.gpu.drawing import GpuTokens
 from lorafleet_runtime.engine.gpu.graphs import Capture, Captures, Shared, Sizes, StepGraphs
 from lorafleet_runtime.engine.gpu.page_copies import PageCopies

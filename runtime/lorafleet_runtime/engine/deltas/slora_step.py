@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lorafleet_runtime.engine.adapters.lora_stack import AdapterViews
+from lorafleet_runtime.engine.deltas.lora_stack import AdapterViews
 from lorafleet_runtime.engine.step_plan import BASE, Segment
 from lorafleet_runtime.model.collectives import Collectives
 from lorafleet_runtime.model.lora import GroupView

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorafleet_kernels.reference import LoraPart
-from lorafleet_runtime.engine.adapters.lora_stack import WASTE_LIMIT, AdapterViews, LoraStacks
+from lorafleet_runtime.engine.deltas.lora_stack import WASTE_LIMIT, AdapterViews, LoraStacks
 from lorafleet_runtime.model.lora import GroupView
 
 ADAPTERS, RANK, INPUTS, OUTPUTS = 9, 2, 3, 4

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lorafleet_kernels import reference as ops
-from lorafleet_runtime.engine.adapters.lora_stack import AdapterViews, LoraStacks, Stack
+from lorafleet_runtime.engine.deltas.lora_stack import AdapterViews, LoraStacks, Stack
 from lorafleet_runtime.engine.step_plan import BASE, Segment
 
 PADDING_LIMIT = 2
