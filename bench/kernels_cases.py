@@ -7,8 +7,8 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from lorafleet_kernels.gpu.lora_config import GroupShape
-from lorafleet_kernels.gpu.lora_host import Segment
+from lorafleet_kernels.gpu.lora.config import GroupShape
+from lorafleet_kernels.gpu.lora.host import Segment
 from lorafleet_runtime.model.config import GROUPS, DecoderConfig
 
 ITEM = 2

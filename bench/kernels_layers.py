@@ -18,10 +18,10 @@ from bench.kernels_cases import shapes
 from lorafleet_kernels import reference
 from lorafleet_kernels.batch import AttentionBatch, HeadSizes
 from lorafleet_kernels.gpu import elementwise, layers
-from lorafleet_kernels.gpu.attention import AttentionShape, DecodeScratch, TritonAttention, attention_of_step
+from lorafleet_kernels.gpu.attention.step import AttentionShape, DecodeScratch, TritonAttention, attention_of_step
 from lorafleet_kernels.gpu.card import Card
 from lorafleet_kernels.gpu.layers import TritonLayers
-from lorafleet_kernels.gpu.lora import LoraStep
+from lorafleet_kernels.gpu.lora.step import LoraStep
 from lorafleet_kernels.reference_fp8 import FP8
 from lorafleet_runtime.model.config import DecoderConfig
 

@@ -26,7 +26,7 @@ from bench.kernels_pools import stored
 from bench.kernels_timing import Clock, Device, result
 from bench.record import Result
 from lorafleet_kernels.gpu.card import Card
-from lorafleet_kernels.gpu.lora import LoraStep
+from lorafleet_kernels.gpu.lora.step import LoraStep
 from lorafleet_runtime.model.config import LORA_TARGETS, DecoderConfig
 
 ATTENTION_GOAL, BASE_GOAL = 0.85, 1.25

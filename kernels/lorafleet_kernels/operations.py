@@ -57,7 +57,7 @@ class Operations:
 
     @property
     def aligns_adapters(self) -> bool:
-        """Whether adapters are read by tiles, from `lorafleet_kernels.gpu.lora_batch`, so that their rows have to begin
+        """Whether adapters are read by tiles, from `lorafleet_kernels.gpu.lora.batch`, so that their rows have to begin
         at a grain."""
         return False
 

@@ -9,8 +9,8 @@ from typing import Protocol
 from torch import Tensor
 
 from lorafleet_kernels.gpu import elementwise
-from lorafleet_kernels.gpu.attention import TritonAttention
-from lorafleet_kernels.gpu.lora import LoraStep
+from lorafleet_kernels.gpu.attention.step import TritonAttention
+from lorafleet_kernels.gpu.lora.step import LoraStep
 
 FUSED_ROWS = 128
 """Up to so many rows an expand is part of the operation that follows. It goes row by row there, and reads an adapter's

@@ -10,11 +10,11 @@ from torch import Tensor
 from lorafleet_kernels.batch import AttentionBatch, HeadSizes
 from lorafleet_kernels.gpu import elementwise
 from lorafleet_kernels.gpu.argmax import TritonArgmax
-from lorafleet_kernels.gpu.attention import AttentionShape, DecodeScratch, attention_of_step
+from lorafleet_kernels.gpu.attention.step import AttentionShape, DecodeScratch, attention_of_step
 from lorafleet_kernels.gpu.card import Card
 from lorafleet_kernels.gpu.layers import GpuLayer, TritonLayers
-from lorafleet_kernels.gpu.lora_config import GroupShape
-from lorafleet_kernels.gpu.step_forms import ChooseForms
+from lorafleet_kernels.gpu.lora.config import GroupShape
+from lorafleet_kernels.gpu.lora.forms import ChooseForms
 from lorafleet_kernels.gpu.tuning.lookup import ModelShapes, TunedForms
 from lorafleet_kernels.gpu.tuning.store import load
 from lorafleet_kernels.operations import Attention, Operations

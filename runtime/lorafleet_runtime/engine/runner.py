@@ -17,12 +17,12 @@ from lorafleet_kernels.native_lora import AdapterTable, TableTemplate
 from lorafleet_kernels.operations import Attention
 from lorafleet_runtime.core.batch import Batch
 from lorafleet_runtime.core.residency import Adapter
+from lorafleet_runtime.engine.constrained.requests import Constraints, Masks
 from lorafleet_runtime.engine.deltas.extras_step import ExtrasStep
 from lorafleet_runtime.engine.deltas.lora_stack import LoraStacks
 from lorafleet_runtime.engine.deltas.lora_step import LoraStep
-from lorafleet_runtime.engine.constrained.requests import Constraints, Masks
-from lorafleet_runtime.engine.pool import Pool, page_bytes
 from lorafleet_runtime.engine.deltas.slora_step import SloraStep
+from lorafleet_runtime.engine.pool import Pool, page_bytes
 from lorafleet_runtime.engine.sampling.choosing import Choice, choose
 from lorafleet_runtime.engine.sampling.sampler import Row, Sampled, TokensOf, tokens_of
 from lorafleet_runtime.engine.step_plan import (

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lorafleet_kernels import reference
 from lorafleet_kernels.batch import AttentionBatch, HeadSizes
-from lorafleet_kernels.gpu.attention import AttentionShape, DecodeScratch, TritonAttention, attention_of_step
+from lorafleet_kernels.gpu.attention.step import AttentionShape, DecodeScratch, TritonAttention, attention_of_step
 
 TOLERANCES = {torch.float32: 4e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 """Of the largest value. Queries and keys are rounded up to three times before scores multiply that, then weights once:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lorafleet_kernels.gpu.attention import AttentionShape, DecodeScratch, TritonAttention, attention_of_step
+from lorafleet_kernels.gpu.attention.step import AttentionShape, DecodeScratch, TritonAttention, attention_of_step
 from lorafleet_kernels.reference_fp8 import FP8, kv_write, restore
 from tests.kernels.gpu.attention_twin import LAYER, Case
 

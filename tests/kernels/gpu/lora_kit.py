@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lorafleet_kernels.gpu.lora import GroupForm, LoraStep, Scratch
-from lorafleet_kernels.gpu.lora_config import GroupShape, LoraConfig, Tiles, Variant
-from lorafleet_kernels.gpu.lora_host import AdapterPlace, Segment, StepSizes, describe, fill_step, most_items
+from lorafleet_kernels.gpu.lora.config import GroupShape, LoraConfig, Tiles, Variant
+from lorafleet_kernels.gpu.lora.host import AdapterPlace, Segment, StepSizes, describe, fill_step, most_items
+from lorafleet_kernels.gpu.lora.step import GroupForm, LoraStep, Scratch
+from lorafleet_kernels.gpu.lora.step_buffer import batch_in
 from lorafleet_kernels.gpu.specialization import INTERPRETED
-from lorafleet_kernels.gpu.step_buffer import batch_in
 from lorafleet_kernels.reference_lora import AdaptedRows, lora_rows
 from lorafleet_runtime.model.adapter_weights import AdapterWeights, LoraPair
 from lorafleet_runtime.model.config import GROUPS, DecoderConfig

@@ -16,7 +16,7 @@ from bench.kernels_pools import stored
 from lorafleet_kernels.gpu.beside import Beside
 from lorafleet_kernels.gpu.card import Card
 from lorafleet_kernels.gpu.layers import TritonLayers
-from lorafleet_kernels.gpu.lora import LoraStep
+from lorafleet_kernels.gpu.lora.step import LoraStep
 from lorafleet_runtime.model.config import LORA_TARGETS
 
 pytestmark = pytest.mark.interpreted

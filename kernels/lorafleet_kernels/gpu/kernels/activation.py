@@ -8,9 +8,9 @@ import triton
 import triton.language as tl
 
 from lorafleet_kernels.gpu.kernels.lora_delta import slice_delta
-from lorafleet_kernels.gpu.lora_config import TYPES, row_expands
+from lorafleet_kernels.gpu.lora.config import TYPES, row_expands
+from lorafleet_kernels.gpu.lora.weight_types import stored_beside
 from lorafleet_kernels.gpu.specialization import Specialization
-from lorafleet_kernels.gpu.weight_types import stored_beside
 
 BLOCK, WARPS = 1024, 4
 COUNTS = ["plane_stride", "planes_width", "layout_stride", "splits"]

@@ -11,11 +11,11 @@ from itertools import product
 import triton
 import triton.language as tl
 
-from lorafleet_kernels.gpu.attention_tiles import PAGE_TOKENS, SHIPPED_SIZES
+from lorafleet_kernels.gpu.attention.tiles import PAGE_TOKENS, SHIPPED_SIZES
 from lorafleet_kernels.gpu.kernels.fp8_pairs import quantised
 from lorafleet_kernels.gpu.kernels.lora_delta import slice_delta
+from lorafleet_kernels.gpu.lora.weight_types import Stored, stored_beside
 from lorafleet_kernels.gpu.specialization import Specialization
-from lorafleet_kernels.gpu.weight_types import Stored, stored_beside
 
 HEADS_AT_ONCE = 8
 WARPS = 4

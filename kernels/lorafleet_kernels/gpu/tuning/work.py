@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from lorafleet_kernels.gpu.layers import FUSED_ROWS
-from lorafleet_kernels.gpu.lora import GroupForm, LoraStep, Scratch
-from lorafleet_kernels.gpu.lora_config import GroupShape, LoraConfig, StepShape, Variant, fused_tiles
-from lorafleet_kernels.gpu.lora_host import AdapterPlace, Segment, StepSizes, describe, fill_step, most_items
-from lorafleet_kernels.gpu.step_buffer import batch_in
+from lorafleet_kernels.gpu.lora.config import GroupShape, LoraConfig, StepShape, Variant, fused_tiles
+from lorafleet_kernels.gpu.lora.host import AdapterPlace, Segment, StepSizes, describe, fill_step, most_items
+from lorafleet_kernels.gpu.lora.step import GroupForm, LoraStep, Scratch
+from lorafleet_kernels.gpu.lora.step_buffer import batch_in
 
 HEADROOM = 2
 """Copies fill so many L2 caches, at least."""

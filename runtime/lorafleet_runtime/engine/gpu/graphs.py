@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 
 from lorafleet_kernels.batch import AttentionBatch
-from lorafleet_kernels.gpu.attention import AttentionShape, DecodeScratch, TritonAttention
-from lorafleet_kernels.gpu.attention_plan import Bounds, Cut, DevicePlan, plan_attention
+from lorafleet_kernels.gpu.attention.plan import Bounds, Cut, DevicePlan, plan_attention
+from lorafleet_kernels.gpu.attention.step import AttentionShape, DecodeScratch, TritonAttention
 from lorafleet_kernels.gpu.beside import Beside
 from lorafleet_kernels.gpu.layers import FUSED_ROWS
-from lorafleet_kernels.gpu.lora import GroupForm, LoraStep, Scratch
-from lorafleet_kernels.gpu.lora_config import GroupShape, StepShape, Variant, variant_for
-from lorafleet_kernels.gpu.lora_host import AdapterPlace, StepSizes, fill_step, most_items
-from lorafleet_kernels.gpu.lora_host import Segment as Rows
-from lorafleet_kernels.gpu.step_buffer import batch_in
-from lorafleet_kernels.gpu.step_forms import ChooseForms
+from lorafleet_kernels.gpu.lora.config import GroupShape, StepShape, Variant, variant_for
+from lorafleet_kernels.gpu.lora.forms import ChooseForms
+from lorafleet_kernels.gpu.lora.host import AdapterPlace, StepSizes, fill_step, most_items
+from lorafleet_kernels.gpu.lora.host import Segment as Rows
+from lorafleet_kernels.gpu.lora.step import GroupForm, LoraStep, Scratch
+from lorafleet_kernels.gpu.lora.step_buffer import batch_in
 from lorafleet_kernels.gpu.tokens import known_tokens
 from lorafleet_runtime.engine.transfers import Sending
 from lorafleet_runtime.model.decoder import Decoder

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from lorafleet_kernels.batch import AttentionBatch
-from lorafleet_kernels.gpu.attention_plan import DoesNotFit
-from lorafleet_kernels.gpu.lora import GroupForm, LoraStep, Scratch
-from lorafleet_kernels.gpu.lora_batch import DESCRIPTION
-from lorafleet_kernels.gpu.lora_config import LEAST_TILE, GroupShape, StepShape
-from lorafleet_kernels.gpu.lora_host import AdapterPlace, StepSizes, describe, fill_step, most_items
-from lorafleet_kernels.gpu.lora_host import Segment as Rows
+from lorafleet_kernels.gpu.attention.plan import DoesNotFit
+from lorafleet_kernels.gpu.lora.batch import DESCRIPTION
+from lorafleet_kernels.gpu.lora.config import LEAST_TILE, GroupShape, StepShape
+from lorafleet_kernels.gpu.lora.host import AdapterPlace, StepSizes, describe, fill_step, most_items
+from lorafleet_kernels.gpu.lora.host import Segment as Rows
+from lorafleet_kernels.gpu.lora.step import GroupForm, LoraStep, Scratch
+from lorafleet_kernels.gpu.lora.step_buffer import batch_in
+from lorafleet_kernels.gpu.lora.weight_types import as_fp8
 from lorafleet_kernels.gpu.operations import TritonOperations
-from lorafleet_kernels.gpu.step_buffer import batch_in
 from lorafleet_kernels.gpu.tokens import known_tokens, stand_in
-from lorafleet_kernels.gpu.weight_types import as_fp8
 from lorafleet_kernels.native_lora import LORA_GROUPS
 from lorafleet_runtime.engine.deltas.extras_step import ExtrasStep
 from lorafleet_runtime.engine.gpu.drawing import GpuTokens

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lorafleet_kernels.gpu.lora import LoraStep
-from lorafleet_kernels.gpu.lora_config import GroupShape, LoraConfig, StepShape
-from lorafleet_kernels.gpu.step_forms import default_forms
+from lorafleet_kernels.gpu.lora.config import GroupShape, LoraConfig, StepShape
+from lorafleet_kernels.gpu.lora.forms import default_forms
+from lorafleet_kernels.gpu.lora.step import LoraStep
 from lorafleet_kernels.gpu.tuning import work as work_module
 from lorafleet_kernels.gpu.tuning.lookup import ModelShapes
 from lorafleet_kernels.gpu.tuning.search import Budget, agrees, candidates

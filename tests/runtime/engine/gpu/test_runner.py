@@ -13,11 +13,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from lorafleet_kernels.gpu.attention_plan import DoesNotFit
+from lorafleet_kernels.gpu.attention.plan import DoesNotFit
 from lorafleet_kernels.gpu.card import Card
-from lorafleet_kernels.gpu.lora import LoraStep
-from lorafleet_kernels.gpu.lora_config import LoraConfig, Variant
-from lorafleet_kernels.gpu.step_forms import default_forms
+from lorafleet_kernels.gpu.lora.config import LoraConfig, Variant
+from lorafleet_kernels.gpu.lora.forms import default_forms
+from lorafleet_kernels.gpu.lora.step import LoraStep
 from lorafleet_kernels.gpu.tuning.document import Run
 from lorafleet_kernels.gpu.tuning.lookup import Found, Tuning
 from lorafleet_kernels.gpu.tuning.store import store

@@ -13,9 +13,9 @@ import torch
 from structlog.testing import capture_logs
 
 from lorafleet_kernels.gpu.card import Card
-from lorafleet_kernels.gpu.lora_config import StepShape
+from lorafleet_kernels.gpu.lora.config import StepShape
+from lorafleet_kernels.gpu.lora.forms import default_forms
 from lorafleet_kernels.gpu.operations import TritonOperations
-from lorafleet_kernels.gpu.step_forms import default_forms
 from lorafleet_kernels.gpu.tuning.document import Run
 from lorafleet_kernels.gpu.tuning.lookup import Found, Tuning
 from lorafleet_kernels.gpu.tuning.search import Budget

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorafleet_kernels.gpu.decode_work import DecodeWork, decode_work, most_items, most_slots
+from lorafleet_kernels.gpu.attention.decode_work import DecodeWork, decode_work, most_items, most_slots
 
 CONTEXTS = st.lists(st.one_of(st.integers(1, 70), st.integers(1, 20_000)), min_size=1, max_size=40)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lorafleet_kernels.batch import AttentionBatch
-from lorafleet_kernels.gpu.attention_plan import Bounds, Cut, DevicePlan, DoesNotFit, plan_attention
+from lorafleet_kernels.gpu.attention.plan import Bounds, Cut, DevicePlan, DoesNotFit, plan_attention
 
 CUT = Cut(programs=4, block_pages=2, queries=8)
 BATCH = AttentionBatch(

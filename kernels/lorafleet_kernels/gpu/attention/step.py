@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from lorafleet_kernels.batch import AttentionBatch, HeadSizes
-from lorafleet_kernels.gpu.attention_plan import Bounds, Cut, DevicePlan, plan_attention
-from lorafleet_kernels.gpu.attention_tiles import (
+from lorafleet_kernels.gpu.attention.decode_work import ITEM, most_slots
+from lorafleet_kernels.gpu.attention.plan import Bounds, Cut, DevicePlan, plan_attention
+from lorafleet_kernels.gpu.attention.prefill_work import PREFILL_ITEM
+from lorafleet_kernels.gpu.attention.tiles import (
     PAGE_TOKENS,
     Capability,
     DecodeTiles,
@@ -22,15 +24,13 @@ from lorafleet_kernels.gpu.attention_tiles import (
     padded,
     prefill_tiles,
 )
-from lorafleet_kernels.gpu.decode_work import ITEM, most_slots
 from lorafleet_kernels.gpu.kernels import rope_kv
 from lorafleet_kernels.gpu.kernels.paged_decode import paged_decode_kernel
 from lorafleet_kernels.gpu.kernels.paged_decode_fp8 import paged_decode_fp8_kernel
 from lorafleet_kernels.gpu.kernels.paged_prefill import paged_prefill_kernel
 from lorafleet_kernels.gpu.kernels.paged_prefill_fp8 import paged_prefill_fp8_kernel
 from lorafleet_kernels.gpu.launch import FUSED
-from lorafleet_kernels.gpu.lora import PendingExpand
-from lorafleet_kernels.gpu.prefill_work import PREFILL_ITEM
+from lorafleet_kernels.gpu.lora.step import PendingExpand
 from lorafleet_kernels.gpu.specialization import INTERPRETED
 from lorafleet_kernels.reference_fp8 import FP8, FP8_SIZE
 

@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 
-from lorafleet_kernels.gpu.lora_config import (
+from lorafleet_kernels.gpu.lora.config import (
     GroupShape,
     StepShape,
     Variant,

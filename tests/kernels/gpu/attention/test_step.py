@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from lorafleet_kernels.batch import AttentionBatch, HeadSizes
-from lorafleet_kernels.gpu.attention import AttentionShape, DecodeScratch, TritonAttention
-from lorafleet_kernels.gpu.attention_plan import Bounds, DevicePlan, plan_attention
+from lorafleet_kernels.gpu.attention.plan import Bounds, DevicePlan, plan_attention
+from lorafleet_kernels.gpu.attention.step import AttentionShape, DecodeScratch, TritonAttention
 from lorafleet_kernels.reference_attention import ReferenceAttention, Scratch
 from tests.kernels.gpu.attention_twin import DTYPES, LAYER, TOLERANCES, a_case, longhand, worst
 

@@ -6,8 +6,8 @@ import math
 
 from torch import Tensor
 
-from lorafleet_kernels.gpu.lora_batch import LoraBatch
-from lorafleet_kernels.gpu.lora_host import StepSizes
+from lorafleet_kernels.gpu.lora.batch import LoraBatch
+from lorafleet_kernels.gpu.lora.host import StepSizes
 
 
 def batch_in(buffer: Tensor, sizes: StepSizes, layouts: Tensor, grain: int) -> LoraBatch:

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorafleet_kernels.gpu.prefill_work import most_prefill_items, prefill_work
+from lorafleet_kernels.gpu.attention.prefill_work import most_prefill_items, prefill_work
 
 
 def listed(chunks: list[tuple[int, int]], queries: int) -> np.ndarray:

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorafleet_kernels.gpu.lora_host import AdapterPlace, Segment, StepSizes, describe, fill_step, most_items
-from lorafleet_kernels.gpu.step_buffer import batch_in
+from lorafleet_kernels.gpu.lora.host import AdapterPlace, Segment, StepSizes, describe, fill_step, most_items
+from lorafleet_kernels.gpu.lora.step_buffer import batch_in
 from lorafleet_runtime.model.lora import plan_layout
 from tests.kernels.gpu.lora_kit import USUAL, shapes, weights
 

@@ -1,0 +1,1 @@
+"""Paged attention of a step on a GPU."""

@@ -1,0 +1,1 @@
+"""The adapters of a step on a GPU."""
