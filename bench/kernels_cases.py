@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from lorafleet_kernels.gpu.lora.config import GroupShape
+from lorafleet_kernels.gpu.forms.lora import GroupShape
 from lorafleet_kernels.gpu.lora.host import Segment
 from lorafleet_runtime.model.config import GROUPS, DecoderConfig
 

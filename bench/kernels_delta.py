@@ -16,7 +16,7 @@ from bench.kernels_timing import Clock, Device, Timer, eager, result
 from bench.record import Result
 from lorafleet_kernels.gpu import elementwise
 from lorafleet_kernels.gpu.card import Card
-from lorafleet_kernels.gpu.lora.config import Variant, variant_for
+from lorafleet_kernels.gpu.forms.lora import Variant, variant_for
 from lorafleet_runtime.model.config import GROUPS, DecoderConfig
 
 GOAL = 1.3

@@ -14,7 +14,7 @@ from bench.kernels_layers import Context, RandomDecoder, context, counted_launch
 from bench.kernels_pools import StoredAdapters, stored
 from lorafleet_kernels import reference
 from lorafleet_kernels.gpu.card import Card
-from lorafleet_kernels.gpu.lora.config import Variant
+from lorafleet_kernels.gpu.forms.lora import Variant
 from lorafleet_kernels.gpu.specialization import INTERPRETED
 from lorafleet_kernels.reference_fp8 import FP8, restore
 from lorafleet_runtime.model.config import GROUPS, LORA_TARGETS, DecoderConfig

@@ -14,12 +14,12 @@ from torch import Tensor
 from bench.kernels_cases import shapes
 from lorafleet_kernels.gpu.beside import Beside
 from lorafleet_kernels.gpu.card import Card
+from lorafleet_kernels.gpu.forms.lora import ROWS_OF_A_TILE, StepShape, Variant
+from lorafleet_kernels.gpu.forms.weight_types import as_fp8
 from lorafleet_kernels.gpu.layers import FUSED_ROWS
-from lorafleet_kernels.gpu.lora.config import ROWS_OF_A_TILE, StepShape, Variant
 from lorafleet_kernels.gpu.lora.host import AdapterPlace, Segment, StepSizes, describe, fill_step, most_items
 from lorafleet_kernels.gpu.lora.step import GroupForm, LoraStep, Scratch
 from lorafleet_kernels.gpu.lora.step_buffer import batch_in
-from lorafleet_kernels.gpu.lora.weight_types import as_fp8
 from lorafleet_kernels.gpu.tuning.lookup import ModelShapes, Tuning, forms_for
 from lorafleet_kernels.gpu.tuning.store import load
 from lorafleet_runtime.model.adapter_weights import AdapterWeights, LoraPair

@@ -16,7 +16,7 @@ from torch import Tensor
 from bench.kernels_cases import DeltaCase, shapes
 from bench.kernels_gate import add_deltas
 from bench.kernels_pools import StoredAdapters
-from lorafleet_kernels.gpu.lora.config import GroupShape
+from lorafleet_kernels.gpu.forms.lora import GroupShape
 
 MOST_COLUMNS = 4096
 """Ranks of all adapters and projections together, up to which multiplying by all of them can be worth it."""

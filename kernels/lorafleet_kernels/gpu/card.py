@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lorafleet_kernels.gpu.attention.tiles import Capability
+from lorafleet_kernels.gpu.forms.attention import Capability
 
 OLDEST = (8, 0)
 """Ampere: asynchronous copies and bfloat16 in the tensor cores, which the kernels use throughout."""

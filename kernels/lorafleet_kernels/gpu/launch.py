@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lorafleet_kernels.gpu.lora.config import Tiles
+from lorafleet_kernels.gpu.forms.lora import Tiles
 
 FUSED = {"enable_fp_fusion": True}
 """A multiplication and an addition may be one instruction, as the gate compiles them; named, as Triton's default is to

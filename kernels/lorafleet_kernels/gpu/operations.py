@@ -12,9 +12,9 @@ from lorafleet_kernels.gpu import elementwise
 from lorafleet_kernels.gpu.argmax import TritonArgmax
 from lorafleet_kernels.gpu.attention.step import AttentionShape, DecodeScratch, attention_of_step
 from lorafleet_kernels.gpu.card import Card
+from lorafleet_kernels.gpu.forms.lora import GroupShape
+from lorafleet_kernels.gpu.forms.step import ChooseForms
 from lorafleet_kernels.gpu.layers import GpuLayer, TritonLayers
-from lorafleet_kernels.gpu.lora.config import GroupShape
-from lorafleet_kernels.gpu.lora.forms import ChooseForms
 from lorafleet_kernels.gpu.tuning.lookup import ModelShapes, TunedForms
 from lorafleet_kernels.gpu.tuning.store import load
 from lorafleet_kernels.operations import Attention, Operations

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lorafleet_kernels.batch import HeadSizes
-from lorafleet_kernels.gpu.lora.config import Variant
+from lorafleet_kernels.gpu.forms.lora import Variant
 from lorafleet_runtime.model.config import DecoderConfig
 from tests.kernels.gpu import lora_kit
 from tests.kernels.gpu.attention_twin import DTYPES, LAYER, a_case

@@ -7,8 +7,8 @@ import torch
 import triton
 import triton.language as tl
 
+from lorafleet_kernels.gpu.forms.lora import Variant
 from lorafleet_kernels.gpu.kernels.lora_delta import slice_delta
-from lorafleet_kernels.gpu.lora.config import Variant
 from tests.kernels.gpu.lora_kit import LAYER, ODD, USUAL, close, make
 
 pytestmark = pytest.mark.interpreted

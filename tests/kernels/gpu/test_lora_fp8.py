@@ -12,8 +12,8 @@ from torch import Tensor
 from lorafleet_kernels.batch import HeadSizes
 from lorafleet_kernels.fp8_rows import dequantise, quantise
 from lorafleet_kernels.gpu.card import Card
-from lorafleet_kernels.gpu.lora.config import Variant, over_fp8, row_expands
-from lorafleet_kernels.gpu.lora.weight_types import CONVERTS, FP8, as_fp8
+from lorafleet_kernels.gpu.forms.lora import Variant, over_fp8, row_expands
+from lorafleet_kernels.gpu.forms.weight_types import CONVERTS, FP8, as_fp8
 from lorafleet_runtime.model.adapter_weights import AdapterWeights, LoraPair
 from lorafleet_runtime.model.config import DecoderConfig
 from tests.kernels.gpu import attention_twin

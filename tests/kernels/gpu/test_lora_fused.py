@@ -7,7 +7,7 @@ import torch
 
 from lorafleet_kernels import reference_lora
 from lorafleet_kernels.gpu import elementwise
-from lorafleet_kernels.gpu.lora.config import Variant
+from lorafleet_kernels.gpu.forms.lora import Variant
 from tests.kernels.gpu.lora_kit import LAYER, NOISE, ODD, TOLERANCE, TYPES, USUAL, Case, Ranks, make
 
 pytestmark = pytest.mark.interpreted

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lorafleet_kernels.gpu.lora.config import LoraConfig, Tiles, Variant
+from lorafleet_kernels.gpu.forms.lora import LoraConfig, Tiles, Variant
 from tests.kernels.gpu.lora_kit import LAYER, ODD, TYPES, USUAL, Case, Ranks, close, make, narrow, shapes
 
 pytestmark = pytest.mark.interpreted

@@ -9,7 +9,7 @@ import torch
 
 from lorafleet_kernels.batch import HeadSizes
 from lorafleet_kernels.gpu.attention.step import AttentionShape, DecodeScratch, attention_of_step
-from lorafleet_kernels.gpu.attention.tiles import DecodeTiles
+from lorafleet_kernels.gpu.forms.attention import DecodeTiles
 from tests.kernels.gpu.attention_twin import DTYPES, LAYER, TOLERANCES, Case, a_case, longhand, worst
 
 pytestmark = pytest.mark.interpreted

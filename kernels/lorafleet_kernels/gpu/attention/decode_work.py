@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lorafleet_kernels.gpu.attention.tiles import PAGE_TOKENS
+from lorafleet_kernels.gpu.forms.attention import PAGE_TOKENS
 
 ITEM = 6
 """Numbers of an item: row, first place in the page table, tokens, first slot of the row, piece, pieces of the row."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from lorafleet_kernels.batch import AttentionBatch
 from lorafleet_kernels.gpu.attention.decode_work import ITEM, decode_work, most_items
 from lorafleet_kernels.gpu.attention.prefill_work import PREFILL_ITEM, most_prefill_items, prefill_work
-from lorafleet_kernels.gpu.attention.tiles import PAGE_TOKENS
+from lorafleet_kernels.gpu.forms.attention import PAGE_TOKENS
 
 ALIGNMENT = 32
 """Of every part, in int32: Triton makes other code for pointers that are no multiples of 16 bytes."""

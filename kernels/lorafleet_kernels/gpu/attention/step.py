@@ -13,7 +13,7 @@ from lorafleet_kernels.batch import AttentionBatch, HeadSizes
 from lorafleet_kernels.gpu.attention.decode_work import ITEM, most_slots
 from lorafleet_kernels.gpu.attention.plan import Bounds, Cut, DevicePlan, plan_attention
 from lorafleet_kernels.gpu.attention.prefill_work import PREFILL_ITEM
-from lorafleet_kernels.gpu.attention.tiles import (
+from lorafleet_kernels.gpu.forms.attention import (
     PAGE_TOKENS,
     Capability,
     DecodeTiles,

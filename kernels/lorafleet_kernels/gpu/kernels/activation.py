@@ -7,9 +7,9 @@ from itertools import product
 import triton
 import triton.language as tl
 
+from lorafleet_kernels.gpu.forms.lora import TYPES, row_expands
+from lorafleet_kernels.gpu.forms.weight_types import stored_beside
 from lorafleet_kernels.gpu.kernels.lora_delta import slice_delta
-from lorafleet_kernels.gpu.lora.config import TYPES, row_expands
-from lorafleet_kernels.gpu.lora.weight_types import stored_beside
 from lorafleet_kernels.gpu.specialization import Specialization
 
 BLOCK, WARPS = 1024, 4

@@ -8,6 +8,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from lorafleet_kernels.gpu.forms.lora import TYPES, over_fp8, row_expands, tile_expands
+from lorafleet_kernels.gpu.forms.weight_types import stored_beside
 from lorafleet_kernels.gpu.kernels.lora_delta import slice_delta
 from lorafleet_kernels.gpu.kernels.lora_pages import (
     adapter_entry,
@@ -17,8 +19,6 @@ from lorafleet_kernels.gpu.kernels.lora_pages import (
     sum_planes,
     weight_values,
 )
-from lorafleet_kernels.gpu.lora.config import TYPES, over_fp8, row_expands, tile_expands
-from lorafleet_kernels.gpu.lora.weight_types import stored_beside
 from lorafleet_kernels.gpu.specialization import Specialization
 
 COUNTS = ["plane_stride", "planes_width", "layout_stride", "splits"]
@@ -98,7 +98,7 @@ def expand_rows(
 
 
 def specializations() -> list[Specialization]:
-    """Every form that `lora.config` can choose; one of them also for pages of no power of two, and for odd widths."""
+    """Every form that `forms.lora` can choose; one of them also for pages of no power of two, and for odd widths."""
     widths = {"y_stride", "width_0", "width_1", "width_2"}
     forms = []
     for dtype, stored in ((t, stored) for t in TYPES for stored in stored_beside(t)):

@@ -8,9 +8,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from lorafleet_kernels.gpu.forms.lora import TYPES, row_shrinks, tile_shrinks
+from lorafleet_kernels.gpu.forms.weight_types import stored_beside
 from lorafleet_kernels.gpu.kernels.lora_pages import adapter_entry, in_pool, rank_scales, weight_values
-from lorafleet_kernels.gpu.lora.config import TYPES, row_shrinks, tile_shrinks
-from lorafleet_kernels.gpu.lora.weight_types import stored_beside
 from lorafleet_kernels.gpu.specialization import Specialization
 
 
@@ -101,7 +101,7 @@ def shrink_rows(
 
 
 def specializations() -> list[Specialization]:
-    """Every form that `lora.config` can choose, for pages of 2¹⁵ elements (8 heads of keys and values of 128); one of
+    """Every form that `forms.lora` can choose, for pages of 2¹⁵ elements (8 heads of keys and values of 128); one of
     them also for pages of no power of two, and for a model of odd widths."""
     forms = []
     for dtype, stored in ((t, stored) for t in TYPES for stored in stored_beside(t)):

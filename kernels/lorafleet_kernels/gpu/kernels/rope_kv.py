@@ -11,10 +11,10 @@ from itertools import product
 import triton
 import triton.language as tl
 
-from lorafleet_kernels.gpu.attention.tiles import PAGE_TOKENS, SHIPPED_SIZES
+from lorafleet_kernels.gpu.forms.attention import PAGE_TOKENS, SHIPPED_SIZES
+from lorafleet_kernels.gpu.forms.weight_types import Stored, stored_beside
 from lorafleet_kernels.gpu.kernels.fp8_pairs import quantised
 from lorafleet_kernels.gpu.kernels.lora_delta import slice_delta
-from lorafleet_kernels.gpu.lora.weight_types import Stored, stored_beside
 from lorafleet_kernels.gpu.specialization import Specialization
 
 HEADS_AT_ONCE = 8

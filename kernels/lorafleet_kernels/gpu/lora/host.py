@@ -9,8 +9,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from lorafleet_kernels.gpu.forms.lora import GroupShape
 from lorafleet_kernels.gpu.lora.batch import DESCRIPTION, SLICES
-from lorafleet_kernels.gpu.lora.config import GroupShape
 from lorafleet_kernels.native_lora import LORA_GROUPS
 
 Ints = NDArray[np.int32]

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from lorafleet_kernels.gpu.beside import Beside
 from lorafleet_kernels.gpu.elementwise import norm_block
+from lorafleet_kernels.gpu.forms.lora import GroupShape, LoraConfig, Variant, fused_tiles, over_fp8
 from lorafleet_kernels.gpu.kernels import activation, lora_expand, lora_shrink, norm
 from lorafleet_kernels.gpu.launch import FUSED, options
 from lorafleet_kernels.gpu.lora.batch import SLICES, LoraBatch
-from lorafleet_kernels.gpu.lora.config import GroupShape, LoraConfig, Variant, fused_tiles, over_fp8
 from lorafleet_kernels.gpu.specialization import INTERPRETED
 from lorafleet_kernels.native_lora import LORA_GROUPS
 

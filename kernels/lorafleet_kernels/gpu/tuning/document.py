@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from lorafleet_kernels.gpu.card import Card
-from lorafleet_kernels.gpu.lora.config import GroupShape, LoraConfig, StepShape, Tiles, Variant
+from lorafleet_kernels.gpu.forms.lora import GroupShape, LoraConfig, StepShape, Tiles, Variant
 from lorafleet_kernels.gpu.tuning.lookup import Found, ModelShapes, Tuning
 
 FORMAT = 1

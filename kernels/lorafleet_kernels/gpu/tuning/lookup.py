@@ -8,8 +8,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from lorafleet_kernels.gpu.lora.config import GroupShape, LoraConfig, StepShape, variant_for
-from lorafleet_kernels.gpu.lora.forms import StepForms, default_forms
+from lorafleet_kernels.gpu.forms.lora import GroupShape, LoraConfig, StepShape, variant_for
+from lorafleet_kernels.gpu.forms.step import StepForms, default_forms
 
 REACH = 2
 """A measurement speaks for steps of half to twice its rows, segments and ranks: beyond, other tiles and other splits

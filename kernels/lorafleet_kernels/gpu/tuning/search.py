@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from triton.errors import TritonError
 
-from lorafleet_kernels.gpu.lora.config import (
+from lorafleet_kernels.gpu.forms.lora import (
     GroupShape,
     LoraConfig,
     StepShape,
@@ -24,7 +24,7 @@ from lorafleet_kernels.gpu.lora.config import (
     tile_expands,
     tile_shrinks,
 )
-from lorafleet_kernels.gpu.lora.forms import MOST_LANES, SPLITS, default_forms
+from lorafleet_kernels.gpu.forms.step import MOST_LANES, SPLITS, default_forms
 from lorafleet_kernels.gpu.tuning.clock import REPEATS, Timer
 from lorafleet_kernels.gpu.tuning.lookup import Found, ModelShapes, Tuning
 from lorafleet_kernels.gpu.tuning.work import Work, fused

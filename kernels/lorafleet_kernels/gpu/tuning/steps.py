@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lorafleet_kernels.gpu.lora.config import ROWS_OF_A_TILE, StepShape
+from lorafleet_kernels.gpu.forms.lora import ROWS_OF_A_TILE, StepShape
 
 PROMPT_SEGMENTS = (1, 4, 16)
 LEAST_PROMPT_ROWS = 128

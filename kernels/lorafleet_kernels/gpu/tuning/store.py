@@ -18,7 +18,7 @@ from pathlib import Path
 from lorafleet_kernels.cache_folder import cache_folder
 from lorafleet_kernels.gpu import kernels
 from lorafleet_kernels.gpu.card import Card
-from lorafleet_kernels.gpu.lora.forms import why_not
+from lorafleet_kernels.gpu.forms.step import why_not
 from lorafleet_kernels.gpu.tuning.document import Document, Malformed, Run, from_json, to_json
 from lorafleet_kernels.gpu.tuning.lookup import Tuning
 

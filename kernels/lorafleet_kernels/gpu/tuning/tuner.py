@@ -9,7 +9,7 @@ from functools import partial
 
 import torch
 
-from lorafleet_kernels.gpu.lora.config import GroupShape, StepShape
+from lorafleet_kernels.gpu.forms.lora import GroupShape, StepShape
 from lorafleet_kernels.gpu.tuning.clock import Timer, replayed
 from lorafleet_kernels.gpu.tuning.lookup import ModelShapes, Tuning
 from lorafleet_kernels.gpu.tuning.search import Budget, OutOfTime, Say, tune_step

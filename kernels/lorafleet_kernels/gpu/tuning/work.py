@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lorafleet_kernels.gpu.forms.lora import GroupShape, LoraConfig, StepShape, Variant, fused_tiles
 from lorafleet_kernels.gpu.layers import FUSED_ROWS
-from lorafleet_kernels.gpu.lora.config import GroupShape, LoraConfig, StepShape, Variant, fused_tiles
 from lorafleet_kernels.gpu.lora.host import AdapterPlace, Segment, StepSizes, describe, fill_step, most_items
 from lorafleet_kernels.gpu.lora.step import GroupForm, LoraStep, Scratch
 from lorafleet_kernels.gpu.lora.step_buffer import batch_in

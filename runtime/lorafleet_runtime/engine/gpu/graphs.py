@@ -17,9 +17,9 @@ from lorafleet_kernels.batch import AttentionBatch
 from lorafleet_kernels.gpu.attention.plan import Bounds, Cut, DevicePlan, plan_attention
 from lorafleet_kernels.gpu.attention.step import AttentionShape, DecodeScratch, TritonAttention
 from lorafleet_kernels.gpu.beside import Beside
+from lorafleet_kernels.gpu.forms.lora import GroupShape, StepShape, Variant, variant_for
+from lorafleet_kernels.gpu.forms.step import ChooseForms
 from lorafleet_kernels.gpu.layers import FUSED_ROWS
-from lorafleet_kernels.gpu.lora.config import GroupShape, StepShape, Variant, variant_for
-from lorafleet_kernels.gpu.lora.forms import ChooseForms
 from lorafleet_kernels.gpu.lora.host import AdapterPlace, StepSizes, fill_step, most_items
 from lorafleet_kernels.gpu.lora.host import Segment as Rows
 from lorafleet_kernels.gpu.lora.step import GroupForm, LoraStep, Scratch

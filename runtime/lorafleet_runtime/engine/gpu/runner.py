@@ -11,13 +11,13 @@ from torch import Tensor
 
 from lorafleet_kernels.batch import AttentionBatch
 from lorafleet_kernels.gpu.attention.plan import DoesNotFit
+from lorafleet_kernels.gpu.forms.lora import LEAST_TILE, GroupShape, StepShape
+from lorafleet_kernels.gpu.forms.weight_types import as_fp8
 from lorafleet_kernels.gpu.lora.batch import DESCRIPTION
-from lorafleet_kernels.gpu.lora.config import LEAST_TILE, GroupShape, StepShape
 from lorafleet_kernels.gpu.lora.host import AdapterPlace, StepSizes, describe, fill_step, most_items
 from lorafleet_kernels.gpu.lora.host import Segment as Rows
 from lorafleet_kernels.gpu.lora.step import GroupForm, LoraStep, Scratch
 from lorafleet_kernels.gpu.lora.step_buffer import batch_in
-from lorafleet_kernels.gpu.lora.weight_types import as_fp8
 from lorafleet_kernels.gpu.operations import TritonOperations
 from lorafleet_kernels.gpu.tokens import known_tokens, stand_in
 from lorafleet_kernels.native_lora import LORA_GROUPS

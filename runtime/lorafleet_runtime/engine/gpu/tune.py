@@ -16,7 +16,7 @@ import structlog
 import torch
 
 from lorafleet_kernels.gpu.card import Card
-from lorafleet_kernels.gpu.lora.config import StepShape
+from lorafleet_kernels.gpu.forms.lora import StepShape
 from lorafleet_kernels.gpu.tuning.about import about_run
 from lorafleet_kernels.gpu.tuning.document import Run
 from lorafleet_kernels.gpu.tuning.lookup import ModelShapes, Tuning, nearest

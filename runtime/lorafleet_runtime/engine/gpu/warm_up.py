@@ -9,8 +9,8 @@ from itertools import product
 import torch
 
 from lorafleet_kernels.batch import AttentionBatch
-from lorafleet_kernels.gpu.lora.config import LoraConfig, StepShape
-from lorafleet_kernels.gpu.lora.forms import ChooseForms
+from lorafleet_kernels.gpu.forms.lora import LoraConfig, StepShape
+from lorafleet_kernels.gpu.forms.step import ChooseForms
 from lorafleet_runtime.core.limits import Limits
 from lorafleet_runtime.core.pages import PAGE_TOKENS, pages_for_tokens
 from lorafleet_runtime.engine.constrained.requests import Masks

@@ -12,8 +12,8 @@ import torch
 from lorafleet_kernels.batch import HeadSizes
 from lorafleet_kernels.gpu.attention.plan import Bounds, DevicePlan, plan_attention
 from lorafleet_kernels.gpu.attention.step import AttentionShape, DecodeScratch, TritonAttention, attention_of_step
-from lorafleet_kernels.gpu.attention.tiles import decode_tiles
-from lorafleet_kernels.gpu.lora.config import Variant
+from lorafleet_kernels.gpu.forms.attention import decode_tiles
+from lorafleet_kernels.gpu.forms.lora import Variant
 from lorafleet_kernels.reference_fp8 import FP8, ReferenceFp8Attention
 from tests.kernels.gpu import lora_kit
 from tests.kernels.gpu.attention_twin import DTYPES, LAYER, Case, a_case, longhand, worst

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lorafleet_kernels.gpu.lora.config import StepShape, Variant, variant_for
-from lorafleet_kernels.gpu.lora.forms import SPLITS, default_forms, why_not
+from lorafleet_kernels.gpu.forms.lora import StepShape, Variant, variant_for
+from lorafleet_kernels.gpu.forms.step import SPLITS, default_forms, why_not
 from lorafleet_kernels.gpu.tuning.lookup import ModelShapes, TunedForms, Tuning, forms_for
 from lorafleet_kernels.gpu.tuning.steps import steps_to_tune
 from tests.kernels.gpu.tuning.tunings import CARD, SHAPES, tuning

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
-from lorafleet_kernels.gpu.lora.config import GroupShape, LoraConfig, StepShape, Variant
-from lorafleet_kernels.gpu.lora.forms import default_forms, why_not
+from lorafleet_kernels.gpu.forms.lora import GroupShape, LoraConfig, StepShape, Variant
+from lorafleet_kernels.gpu.forms.step import default_forms, why_not
 from lorafleet_kernels.gpu.tuning.clock import REPEATS
 from lorafleet_kernels.gpu.tuning.lookup import Tuning
 from lorafleet_kernels.gpu.tuning.search import (

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from lorafleet_kernels.gpu.card import Card
-from lorafleet_kernels.gpu.lora.config import Tiles
+from lorafleet_kernels.gpu.forms.lora import Tiles
 from lorafleet_kernels.gpu.tuning.document import Document, to_json
 from lorafleet_kernels.gpu.tuning.store import (
     SHIPPED,

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lorafleet_kernels.gpu.lora.config import GroupShape, LoraConfig, StepShape
-from lorafleet_kernels.gpu.lora.forms import default_forms
+from lorafleet_kernels.gpu.forms.lora import GroupShape, LoraConfig, StepShape
+from lorafleet_kernels.gpu.forms.step import default_forms
 from lorafleet_kernels.gpu.lora.step import LoraStep
 from lorafleet_kernels.gpu.tuning import work as work_module
 from lorafleet_kernels.gpu.tuning.lookup import ModelShapes

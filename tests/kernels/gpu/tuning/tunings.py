@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lorafleet_kernels.gpu.card import Card
-from lorafleet_kernels.gpu.lora.config import GroupShape, StepShape
-from lorafleet_kernels.gpu.lora.forms import default_forms
+from lorafleet_kernels.gpu.forms.lora import GroupShape, StepShape
+from lorafleet_kernels.gpu.forms.step import default_forms
 from lorafleet_kernels.gpu.tuning.document import Run
 from lorafleet_kernels.gpu.tuning.lookup import Found, ModelShapes, Tuning
 

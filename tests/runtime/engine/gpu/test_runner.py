@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from lorafleet_kernels.gpu.attention.plan import DoesNotFit
 from lorafleet_kernels.gpu.card import Card
-from lorafleet_kernels.gpu.lora.config import LoraConfig, Variant
-from lorafleet_kernels.gpu.lora.forms import default_forms
+from lorafleet_kernels.gpu.forms.lora import LoraConfig, Variant
+from lorafleet_kernels.gpu.forms.step import default_forms
 from lorafleet_kernels.gpu.lora.step import LoraStep
 from lorafleet_kernels.gpu.tuning.document import Run
 from lorafleet_kernels.gpu.tuning.lookup import Found, Tuning

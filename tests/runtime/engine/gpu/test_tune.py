@@ -13,8 +13,8 @@ import torch
 from structlog.testing import capture_logs
 
 from lorafleet_kernels.gpu.card import Card
-from lorafleet_kernels.gpu.lora.config import StepShape
-from lorafleet_kernels.gpu.lora.forms import default_forms
+from lorafleet_kernels.gpu.forms.lora import StepShape
+from lorafleet_kernels.gpu.forms.step import default_forms
 from lorafleet_kernels.gpu.operations import TritonOperations
 from lorafleet_kernels.gpu.tuning.document import Run
 from lorafleet_kernels.gpu.tuning.lookup import Found, Tuning

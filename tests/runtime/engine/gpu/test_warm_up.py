@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorafleet_kernels.gpu.lora.config import StepShape
-from lorafleet_kernels.gpu.lora.forms import StepForms, default_forms
+from lorafleet_kernels.gpu.forms.lora import StepShape
+from lorafleet_kernels.gpu.forms.step import StepForms, default_forms
 from lorafleet_runtime.core.limits import Limits
 from lorafleet_runtime.engine.gpu.graphs import sizes_up_to
 from lorafleet_runtime.engine.gpu.runner import GpuRunner, group_shapes

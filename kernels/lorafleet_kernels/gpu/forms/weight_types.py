@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lorafleet_kernels.gpu.attention.tiles import Capability
+from lorafleet_kernels.gpu.forms.attention import Capability
 
 CONVERTS = (8, 9)
 """The least compute capability with an instruction from e4m3 to float16."""

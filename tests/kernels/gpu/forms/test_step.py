@@ -7,8 +7,8 @@ from itertools import product
 
 import pytest
 
-from lorafleet_kernels.gpu.lora.config import GroupShape, StepShape, Tiles, Variant, block_m, choose
-from lorafleet_kernels.gpu.lora.forms import StepForms, default_forms, why_not
+from lorafleet_kernels.gpu.forms.lora import GroupShape, StepShape, Tiles, Variant, block_m, choose
+from lorafleet_kernels.gpu.forms.step import StepForms, default_forms, why_not
 
 GROUPS = {"qkv": GroupShape(4096, (4096, 1024, 1024)), "down": GroupShape(14336, (4096,))}
 USUAL = choose(StepShape(64, 4, 32), GROUPS["qkv"], 256, 132)

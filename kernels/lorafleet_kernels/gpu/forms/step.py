@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from lorafleet_kernels.gpu.lora.config import (
+from lorafleet_kernels.gpu.forms.lora import (
     MOST_SPLITS,
     GroupShape,
     LoraConfig,

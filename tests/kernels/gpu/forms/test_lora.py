@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 
-from lorafleet_kernels.gpu.lora.config import (
+from lorafleet_kernels.gpu.forms.lora import (
     GroupShape,
     StepShape,
     Variant,

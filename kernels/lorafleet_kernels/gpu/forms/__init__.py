@@ -1,0 +1,1 @@
+"""In which forms the kernels ship, and which one a step gets."""
