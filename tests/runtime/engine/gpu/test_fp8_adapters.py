@@ -18,7 +18,7 @@ from lorafleet_runtime.engine.start import start
 from lorafleet_runtime.errors import ConfigError
 from lorafleet_runtime.model.tiny import TinyAdapter, random_adapter, save_adapter, save_tiny_model, tiny_config
 from lorafleet_runtime.protocol import AdapterState, AddRequest, LoadAdapter, Sampling
-from tests.runtime.engine.gpu.test_runner import RANKS, TARGETS, serve
+from tests.runtime.engine.gpu.traffic import RANKS, TARGETS, serve
 
 CONFIG = tiny_config("qwen3")
 
