@@ -81,6 +81,7 @@ def _compiler() -> str | None:
 
 
 def main() -> int:
+    """The command; returns its exit status: 1 where the module cannot be made, 2 for wrong arguments."""
     if len(sys.argv) != 2:
         print(__doc__, file=sys.stderr)
         return 2

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from lorafleet_kernels.gpu.kernels.last_arriver import arrives_last
+from lorafleet_kernels.gpu.kernels.logits_forms import logits_forms
 from lorafleet_kernels.gpu.specialization import Specialization
 
 BLOCK = 4096
@@ -56,20 +57,10 @@ def argmax_kernel(
 
 
 def specializations() -> list[Specialization]:
-    """Every element type of logits; vocabularies whose rows are aligned, and those whose are not."""
-    return [
-        Specialization(
-            name=f"argmax {dtype}{'' if aligned else ' unaligned'}",
-            kernel=argmax_kernel,
-            arguments={
-                "logits": f"*{dtype}", "tokens": "*i64", "tops": "*fp32", "best_values": "*fp32", "best_ids": "*i32",
-                "arrived": "*i32", "columns": "i32", "blocks": "i32", "row_stride": "i32",
-            },
-            constants={"BLOCK": BLOCK, "SPLITS": MOST_SPLITS, "NO_TOKEN": NO_TOKEN},
-            warps=WARPS,
-            stages=3,
-            divisible=frozenset({"row_stride"} if aligned else ()),
-        )
-        for dtype in ("bf16", "fp16", "fp32")
-        for aligned in (True, False)
-    ]  # fmt: skip
+    """Of all logits."""
+    arguments = {
+        "tokens": "*i64", "tops": "*fp32", "best_values": "*fp32", "best_ids": "*i32", "arrived": "*i32",
+        "blocks": "i32",
+    }  # fmt: skip
+    constants = {"BLOCK": BLOCK, "SPLITS": MOST_SPLITS, "NO_TOKEN": NO_TOKEN}
+    return logits_forms("argmax", argmax_kernel, arguments, constants, WARPS)

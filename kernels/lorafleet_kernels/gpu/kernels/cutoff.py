@@ -8,6 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from lorafleet_kernels.gpu.kernels.logits_forms import logits_forms
 from lorafleet_kernels.gpu.specialization import Specialization
 
 BLOCK = 8192
@@ -101,21 +102,8 @@ def cutoff_kernel(
 
 
 def specializations() -> list[Specialization]:
-    """Every element type of logits; vocabularies whose rows are aligned, and those whose are not."""
-    return [
-        Specialization(
-            name=f"cutoff {dtype}{'' if aligned else ' unaligned'}",
-            kernel=cutoff_kernel,
-            arguments={
-                "logits": f"*{dtype}",
-                **dict.fromkeys(("tops", "inverse_temperatures", "min_ps"), "*fp32"),
-                "top_ks": "*i32", "top_ps": "*fp32", "cutoffs": "*fp32", "columns": "i32", "row_stride": "i32",
-            },
-            constants={"BLOCK": BLOCK},
-            warps=WARPS,
-            stages=3,
-            divisible=frozenset({"row_stride"} if aligned else ()),
-        )
-        for dtype in ("bf16", "fp16", "fp32")
-        for aligned in (True, False)
-    ]  # fmt: skip
+    """Of all logits."""
+    arguments = {
+        **dict.fromkeys(("tops", "inverse_temperatures", "min_ps", "top_ps", "cutoffs"), "*fp32"), "top_ks": "*i32",
+    }  # fmt: skip
+    return logits_forms("cutoff", cutoff_kernel, arguments, {"BLOCK": BLOCK}, WARPS)

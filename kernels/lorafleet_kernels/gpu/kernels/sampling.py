@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from lorafleet_kernels.gpu.kernels.last_arriver import arrives_last
+from lorafleet_kernels.gpu.kernels.logits_forms import logits_forms
 from lorafleet_kernels.gpu.specialization import Specialization
 
 BLOCK = 2048
@@ -63,21 +64,9 @@ def draw_kernel(
 
 
 def specializations() -> list[Specialization]:
-    """Every element type of logits; vocabularies whose rows are aligned, and those whose are not."""
-    return [
-        Specialization(
-            name=f"draw {dtype}{'' if aligned else ' unaligned'}",
-            kernel=draw_kernel,
-            arguments={
-                "logits": f"*{dtype}", "tokens": "*i64",
-                **dict.fromkeys(("tops", "inverse_temperatures", "min_ps", "cutoffs"), "*fp32"),
-                "uniforms": "*fp64", "sums": "*fp64", "arrived": "*i32", "columns": "i32", "row_stride": "i32",
-            },
-            constants={"BLOCK": BLOCK, "BLOCKS": MOST_BLOCKS},
-            warps=WARPS,
-            stages=3,
-            divisible=frozenset({"row_stride"} if aligned else ()),
-        )
-        for dtype in ("bf16", "fp16", "fp32")
-        for aligned in (True, False)
-    ]  # fmt: skip
+    """Of all logits."""
+    arguments = {
+        "tokens": "*i64", **dict.fromkeys(("tops", "inverse_temperatures", "min_ps", "cutoffs"), "*fp32"),
+        "uniforms": "*fp64", "sums": "*fp64", "arrived": "*i32",
+    }  # fmt: skip
+    return logits_forms("draw", draw_kernel, arguments, {"BLOCK": BLOCK, "BLOCKS": MOST_BLOCKS}, WARPS)

@@ -52,6 +52,7 @@ class Document:
 
 
 def to_json(document: Document) -> str:
+    """As it is stored; `from_json` reads it."""
     card = document.card
     record = {
         "format": FORMAT,

@@ -187,6 +187,7 @@ def _say_of(say: Say, group: str, why: str) -> None:
 
 
 def shown(config: LoraConfig) -> str:
+    """A form in a line for people."""
     forms = f"shrink {config.shrink}, expand {config.expand}"
     return f"{config.variant} {forms}, {config.splits} splits, {config.lanes} lanes"
 

@@ -59,6 +59,7 @@ def tuned(
 
 
 def described(step: StepShape) -> str:
+    """A step's shape in words."""
     return f"{step.rows} rows, {step.segments} segments, rank {step.max_rank}"
 
 

@@ -138,6 +138,7 @@ def line_of(tuning: Tuning) -> str:
 
 
 def summary(found: Sequence[Tuning], steps: int) -> str:
+    """What was gained over all of `steps` steps, in a line."""
     if not found:
         return f"none of {steps} steps could be tuned"
     gains = [tuning.default_seconds / tuning.seconds for tuning in found]
@@ -146,6 +147,7 @@ def summary(found: Sequence[Tuning], steps: int) -> str:
 
 
 def this_card() -> Card:
+    """Of CUDA's current device. Raises ValueError for one that the kernels do not know."""
     return Card.of(torch.device("cuda", torch.cuda.current_device()))
 
 
