@@ -67,6 +67,30 @@ def scales_of(both):
 
 
 @triton.jit
+def scored(low_queries, high_queries, keys, key_scales, scale, WIDE: tl.constexpr):
+    """Scores `[queries, N]` of keys `[N, D/2]` words, by the two halves of their features."""
+    scores = tl.dot(low_queries, tl.trans(low(keys, WIDE)), input_precision="ieee")
+    scores = tl.dot(high_queries, tl.trans(high(keys, WIDE)), scores, input_precision="ieee")
+    return scores * (key_scales * (LIFT * scale))[None, :]
+
+
+@triton.jit
+def attended(scores, values, value_scales, best, total, low_mixed, high_mixed, WIDE: tl.constexpr):
+    """The running softmax over one tile more: the best score, the sum of weights, and the mixed values' halves, which
+    are short of LIFT."""
+    new_best = tl.maximum(best, tl.max(scores, 1))
+    weights = tl.exp2(scores - new_best[:, None])
+    fade = tl.exp2(best - new_best)
+    total = total * fade + tl.sum(weights, 1)
+    weights = weights * (value_scales * LIFT)[None, :]
+    if not WIDE:
+        weights = weights.to(tl.bfloat16)
+    low_mixed = tl.dot(weights, low(values, WIDE), low_mixed * fade[:, None], input_precision="ieee")
+    high_mixed = tl.dot(weights, high(values, WIDE), high_mixed * fade[:, None], input_precision="ieee")
+    return new_best, total, low_mixed, high_mixed
+
+
+@triton.jit
 def quantised(low_half, high_half):
     """Heads `[heads, D/2]` float32 → their int16 words, and their scales `[heads]` as the bits of bfloat16; of a head
     that is not finite those of NaN, so that all that reads it is NaN."""

@@ -11,7 +11,7 @@ import triton.language as tl
 
 from lorafleet_kernels.gpu.attention.decode_work import ITEM
 from lorafleet_kernels.gpu.forms.attention import GROUP_TILE, PAGE_TOKENS, SHIPPED_SIZES, decode_forms, half_tile
-from lorafleet_kernels.gpu.kernels.fp8_pairs import LIFT, high, lifted, low, scales_of
+from lorafleet_kernels.gpu.kernels.fp8_pairs import LIFT, attended, lifted, scales_of, scored
 from lorafleet_kernels.gpu.kernels.last_arriver import arrives_last
 from lorafleet_kernels.gpu.kernels.paged_decode import added_up
 from lorafleet_kernels.gpu.specialization import Specialization
@@ -45,19 +45,11 @@ def _piece(
         values = tl.load(there + PAGE * kv_heads * HALF, mask=mask, other=0)
         both = tl.load(scales + ids * (kv_heads * PAGE) + at % PAGE, mask=live, other=0)
         key_scales, value_scales = scales_of(both)
-        scores = tl.dot(low_queries, tl.trans(low(keys, WIDE)), input_precision="ieee")
-        scores = tl.dot(high_queries, tl.trans(high(keys, WIDE)), scores, input_precision="ieee")
-        scores = tl.where(live[None, :], scores * (key_scales * (LIFT * scale))[None, :], float("-inf"))
-        new_best = tl.maximum(best, tl.max(scores, 1))
-        weights = tl.exp2(scores - new_best[:, None])
-        fade = tl.exp2(best - new_best)
-        total = total * fade + tl.sum(weights, 1)
-        weights = weights * (value_scales * LIFT)[None, :]
-        if not WIDE:
-            weights = weights.to(tl.bfloat16)
-        low_mixed = tl.dot(weights, low(values, WIDE), low_mixed * fade[:, None], input_precision="ieee")
-        high_mixed = tl.dot(weights, high(values, WIDE), high_mixed * fade[:, None], input_precision="ieee")
-        best = new_best
+        scores = scored(low_queries, high_queries, keys, key_scales, scale, WIDE)
+        scores = tl.where(live[None, :], scores, float("-inf"))
+        best, total, low_mixed, high_mixed = attended(
+            scores, values, value_scales, best, total, low_mixed, high_mixed, WIDE
+        )
     return best, total, low_mixed, high_mixed
 
 

@@ -8,7 +8,7 @@ import triton.language as tl
 
 from lorafleet_kernels.gpu.attention.prefill_work import PREFILL_ITEM
 from lorafleet_kernels.gpu.forms.attention import PAGE_TOKENS, SHIPPED_SIZES, half_tile, prefill_forms
-from lorafleet_kernels.gpu.kernels.fp8_pairs import LIFT, high, lifted, low, scales_of
+from lorafleet_kernels.gpu.kernels.fp8_pairs import LIFT, attended, lifted, scales_of, scored
 from lorafleet_kernels.gpu.specialization import Specialization
 
 
@@ -47,21 +47,12 @@ def _over(
             keys = tl.load(there)
             values = tl.load(there + PAGE * kv_heads * HALF)
         key_scales, value_scales = scales_of(both)
-        scores = tl.dot(low_queries, tl.trans(low(keys, WIDE)), input_precision="ieee")
-        scores = tl.dot(high_queries, tl.trans(high(keys, WIDE)), scores, input_precision="ieee")
-        scores = scores * (key_scales * (LIFT * scale))[None, :]
+        scores = scored(low_queries, high_queries, keys, key_scales, scale, WIDE)
         if EDGE:
             scores = tl.where(at[None, :] <= positions[:, None], scores, float("-inf"))
-        new_best = tl.maximum(best, tl.max(scores, 1))
-        weights = tl.exp2(scores - new_best[:, None])
-        fade = tl.exp2(best - new_best)
-        total = total * fade + tl.sum(weights, 1)
-        weights = weights * (value_scales * LIFT)[None, :]
-        if not WIDE:
-            weights = weights.to(tl.bfloat16)
-        low_mixed = tl.dot(weights, low(values, WIDE), low_mixed * fade[:, None], input_precision="ieee")
-        high_mixed = tl.dot(weights, high(values, WIDE), high_mixed * fade[:, None], input_precision="ieee")
-        best = new_best
+        best, total, low_mixed, high_mixed = attended(
+            scores, values, value_scales, best, total, low_mixed, high_mixed, WIDE
+        )
     return best, total, low_mixed, high_mixed
 
 
