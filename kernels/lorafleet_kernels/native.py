@@ -7,8 +7,8 @@ would cost as much as the small operations do. `threads` says how many threads a
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Mapping
-from ctypes import POINTER, c_float, c_int, c_int32, c_int64, c_void_p
+from collections.abc import Callable, Mapping, Sequence
+from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ _FALLIBLE = (
 _SIGNATURES: Mapping[str, tuple[Any, ...]] = {
     "lorafleet_add_rms_norm": (c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_float, c_int),
     "lorafleet_silu_and_mul": (c_void_p, c_void_p, c_int64, c_int64, c_int),
-    "lorafleet_argmax": (c_void_p, c_void_p, c_int64, c_int64, c_int),
+    "lorafleet_argmax": (c_void_p, POINTER(c_char_p), c_void_p, c_int64, c_int64, c_int),
     "lorafleet_tiles_ready": (),
     "lorafleet_tiles_turn": (c_void_p, c_void_p, c_int64, c_int64),
     "lorafleet_tiles_turned": (c_void_p, c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_int64, c_int),
@@ -159,10 +159,14 @@ class Native:
         self.functions["lorafleet_silu_and_mul"](x.data_ptr(), out.data_ptr(), rows, width, self.threads())
         return out
 
-    def argmax(self, logits: Tensor) -> Tensor:
+    def argmax(self, logits: Tensor, allowed: Sequence[bytes | None] = ()) -> Tensor:
         logits = logits.contiguous()  # several ranks' columns may be part of something wider
-        tokens = torch.empty(logits.shape[0], dtype=torch.int64)
-        self.functions["lorafleet_argmax"](logits.data_ptr(), tokens.data_ptr(), *logits.shape, self.threads())
+        rows, width = logits.shape
+        tokens = torch.empty(rows, dtype=torch.int64)
+        least = -(-width // 8)
+        masks = [None if mask is None else mask.ljust(least, b"\0") for mask in allowed]
+        at = (c_char_p * rows)(*masks) if masks else None
+        self.functions["lorafleet_argmax"](logits.data_ptr(), at, tokens.data_ptr(), rows, width, self.threads())
         return tokens
 
 

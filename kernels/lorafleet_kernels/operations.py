@@ -75,9 +75,14 @@ class Operations:
     def silu_and_mul(self, x: Tensor) -> Tensor:
         return reference.silu_and_mul(x) if self._native is None else self._native.silu_and_mul(x)
 
-    def argmax(self, logits: Tensor) -> Tensor:
-        """Tokens `[n]` of `logits [n, V]`."""
-        return reference.argmax(logits) if self._native is None else self._native.argmax(logits)
+    @property
+    def argmax_obeys(self) -> bool:
+        """Whether `argmax` takes masks."""
+        return True
+
+    def argmax(self, logits: Tensor, allowed: Sequence[bytes | None] = ()) -> Tensor:
+        """Tokens `[n]` of `logits [n, V]`, where `allowed` has a mask of those that it allows (`reference.argmax`)."""
+        return (self._native or reference).argmax(logits, allowed)
 
     def tiles_fit(self, weight: Tensor) -> bool:
         """Whether this processor has matrix tiles for a weight `[O, K]`: then the three operations below are there."""

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lorafleet_kernels.batch import HeadSizes
+from lorafleet_kernels.masks import packed, penalties
 
 PAGE_TOKENS = 16
 
@@ -31,9 +32,14 @@ def add_rms_norm(x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> Tensor
     return rms_norm(x.add_(delta), weight, eps)
 
 
-def argmax(logits: Tensor) -> Tensor:
+def argmax(logits: Tensor, allowed: Sequence[bytes | None] = ()) -> Tensor:
     """The best token of each row of `logits [n, V]`, the lowest id among equals; -1 where it is not finite, or a logit
-    is NaN."""
+    is NaN or inf. `allowed`, where there is any: of each row None, or the mask of what may be chosen (`masks`)."""
+    masked = [row for row, mask in enumerate(allowed) if mask is not None]
+    if masked:
+        bits = packed([mask for mask in allowed if mask is not None], logits.shape[1])
+        logits = logits.clone()
+        logits[masked] += penalties(torch.from_numpy(bits).int(), logits.shape[1], logits.dtype)
     best, tokens = logits.max(dim=-1)
     return torch.where(best.isfinite(), tokens, -1)
 

@@ -96,6 +96,38 @@ def test_greedy_takes_the_lowest_of_equals_and_refuses_what_is_not_finite(
     assert native(dtype).argmax(logits).tolist() == expected.tolist()
 
 
+masks = st.none() | st.binary(max_size=14) | st.sampled_from([b"", bytes(12), b"\xff" * 12])
+
+
+@given(dtypes, seeds, st.lists(masks, min_size=1, max_size=9), st.integers(1, 90), st.data())
+@few
+def test_greedy_takes_the_lowest_of_the_equals_that_masks_allow_however_long_they_are(
+    native: Callable[[torch.dtype], Native],
+    dtype: torch.dtype,
+    seed: int,
+    allowed: list[bytes | None],
+    width: int,
+    data: st.DataObject,
+) -> None:
+    logits = torch.randint(-3, 4, (len(allowed), width), generator=torch.Generator().manual_seed(seed)).to(dtype)
+    at = st.tuples(st.integers(0, len(allowed) - 1), st.integers(0, width - 1))
+    for place, value in data.draw(
+        st.lists(st.tuples(at, st.sampled_from([torch.inf, -torch.inf, torch.nan])), max_size=3)
+    ):
+        logits[place] = value
+    expected: list[int] = []
+    for row, mask in zip(logits.tolist(), allowed, strict=True):
+        may = [i for i in range(width) if mask is None or (i < 8 * len(mask) and mask[i // 8] >> i % 8 & 1)]
+        broken = any(value != value or value == torch.inf for value in row)
+        best = max((row[i] for i in may), default=-torch.inf)
+        expected.append(-1 if broken or best == -torch.inf else next(i for i in may if row[i] == best))
+
+    before = logits.clone()
+    assert native(dtype).argmax(logits, allowed).tolist() == expected
+    assert reference.argmax(logits, allowed).tolist() == expected
+    assert torch.equal(logits.nan_to_num(), before.nan_to_num())
+
+
 @dataclass
 class Weights:
     a: Tensor

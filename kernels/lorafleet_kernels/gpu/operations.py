@@ -48,7 +48,12 @@ class TritonOperations(Operations):
     def silu_and_mul(self, x: Tensor) -> Tensor:
         return elementwise.silu_and_mul(x)
 
-    def argmax(self, logits: Tensor) -> Tensor:
+    @property
+    def argmax_obeys(self) -> bool:
+        return False
+
+    def argmax(self, logits: Tensor, allowed: Sequence[bytes | None] = ()) -> Tensor:
+        assert not allowed, "ask `argmax_obeys` first"
         if self._argmax is None or len(logits) > self._rows:
             self._rows = max(LEAST_ROWS, 2 * self._rows, len(logits))
             self._argmax = TritonArgmax(self._rows, self._device, self.card.processors)

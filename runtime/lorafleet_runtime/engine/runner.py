@@ -169,7 +169,7 @@ class Runner:
 
     def sampled(self, logits: Tensor, rows: Sequence[Row], masks: Masks) -> Choice:
         """A sample for every row of `logits [rows, V]`."""
-        return choose(logits, rows, masks, self.model.ops.argmax, self._tokens_of)
+        return choose(logits, rows, masks, self.model.ops, self._tokens_of)
 
     @torch.inference_mode()
     def logits(self, plan: Plan) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -45,25 +46,40 @@ class Choice:
         return read
 
 
-def choose(
-    logits: Tensor, rows: Sequence[Row], masks: Masks, argmax: Callable[[Tensor], Tensor], others: TokensOf = tokens_of
-) -> Choice:
-    """A sample for every row of `logits [rows, V]`, which stay unchanged. `argmax` is the device's own, for rows whose
-    best token is all that is asked for; others beside them cost them nothing, and are chosen by `others`."""
+class Argmax(Protocol):
+    """A device's own way to the best token of each row of `logits [rows, V]`."""
+
+    @property
+    def argmax_obeys(self) -> bool:
+        """Whether it takes masks."""
+        ...
+
+    def argmax(self, logits: Tensor, allowed: Sequence[bytes | None] = ()) -> Tensor: ...
+
+
+def choose(logits: Tensor, rows: Sequence[Row], masks: Masks, device: Argmax, others: TokensOf = tokens_of) -> Choice:
+    """A sample for every row of `logits [rows, V]`, which stay unchanged. The device's own argmax is for rows whose
+    best token is all that is asked for, or the best that a mask allows where it obeys; others beside them cost them
+    nothing, and are chosen by `others`."""
     errors = {i: masks.errors[row.request_id] for i, row in enumerate(rows) if row.request_id in masks.errors}
-    left = [i for i, row in enumerate(rows) if i not in errors and not is_plain(row.sampling, row.position)]
+    allowed = [masks.allowed.get(row.request_id) for row in rows] if masks.allowed else []
+    bound = set() if device.argmax_obeys else {i for i, mask in enumerate(allowed) if mask is not None}
+    left = [
+        i for i, row in enumerate(rows) if i not in errors and (i in bound or not is_plain(row.sampling, row.position))
+    ]
     if not rows:
         return Choice(torch.empty(0, dtype=torch.int64))
+    greedy = allowed if device.argmax_obeys else ()
     if not left:
-        return Choice(argmax(logits), errors=errors)
-    asked = [replace(rows[i], allowed=masks.allowed.get(rows[i].request_id)) for i in left]
+        return Choice(device.argmax(logits, greedy), errors=errors)
+    asked = [replace(rows[i], allowed=allowed[i]) for i in left] if allowed else [rows[i] for i in left]
     if len(left) == len(rows):
         picked = pick(logits.float(), asked, others)
         return Choice(picked.tokens, picked.logprobs)
     index = on_device(left, torch.int64, logits.device)
     picked = pick(logits[index].float(), asked, others)
     # The best token of all rows: picking out those that want it would take longer.
-    tokens = argmax(logits).index_copy(0, index, picked.tokens)
+    tokens = device.argmax(logits, greedy).index_copy(0, index, picked.tokens)
     found = picked.logprobs
     if found is not None:
         found = replace(found, rows=tuple(left[row] for row in found.rows))

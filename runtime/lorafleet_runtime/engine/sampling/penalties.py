@@ -12,16 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lorafleet_kernels import masks
 from lorafleet_runtime.engine.transfers import on_device
 from lorafleet_runtime.protocol import Sampling
-
-_OF_BYTES = torch.where((torch.arange(256)[:, None] >> torch.arange(8) & 1).bool(), 0.0, -torch.inf)
-"""What is added to the logits of the eight tokens of a mask's byte: looked up, as choosing bit by bit takes a processor
-five times as long, which cannot foresee them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,18 +44,21 @@ def adjust(logits: Tensor, rows: Sequence[Row]) -> Tensor:
     """
     biased = [i for i, row in enumerate(rows) if _has_bias(row.sampling, row.position)]
     penalised = [i for i, row in enumerate(rows) if _has_penalty(row.sampling)]
-    if biased or penalised:
+    bound = [i for i, row in enumerate(rows) if row.allowed is not None]
+    if biased or penalised or bound:
         logits = logits.clone()
     if biased:
         _add_biases(logits, rows, biased)
     if penalised:
         _penalise(logits, rows, penalised)
-    return _obeying(logits, rows) if any(row.allowed is not None for row in rows) else logits
+    if bound:
+        _forbid(logits, rows, bound)
+    return logits
 
 
 def changes(sampling: Sampling, position: int) -> bool:
-    """Whether `adjust` would change the logits of such a request at that position of its output."""
-    return _has_bias(sampling, position) or _has_penalty(sampling) or sampling.constraint is not None
+    """Whether `adjust` would change the logits of such a request at that position of its output, but for its mask."""
+    return _has_bias(sampling, position) or _has_penalty(sampling)
 
 
 def reads_output(sampling: Sampling) -> bool:
@@ -118,18 +117,12 @@ def _penalise(logits: Tensor, rows: Sequence[Row], chosen: list[int]) -> None:
     logits[row_of, token_of] = values - subtracted
 
 
-def _obeying(logits: Tensor, rows: Sequence[Row]) -> Tensor:
-    """A copy with -inf where a constrained row's `allowed` has no bit."""
-    width = -(-logits.shape[1] // 8)
-    bits = np.full((len(rows), width), 0xFF, dtype=np.uint8)
-    for own, row in zip(bits, rows, strict=True):
-        if row.allowed is not None:
-            allowed = np.frombuffer(row.allowed, dtype=np.uint8)[:width]
-            own[: allowed.size] = allowed
-            own[allowed.size :] = 0
-    table = _OF_BYTES.to(logits.device, logits.dtype)
-    forbidden = F.embedding(on_device(bits, torch.int32, logits.device), table).view(len(rows), -1)
-    return forbidden[:, : logits.shape[1]].add_(logits)
+def _forbid(logits: Tensor, rows: Sequence[Row], bound: list[int]) -> None:
+    """-inf where a constrained row's `allowed` has no bit."""
+    bits = masks.packed([rows[i].allowed or b"" for i in bound], logits.shape[1])
+    there = on_device(bits, torch.int32, logits.device)
+    index = on_device(bound, torch.int64, logits.device)
+    logits.index_add_(0, index, masks.penalties(there, logits.shape[1], logits.dtype))
 
 
 def _occurring(token_ids: Sequence[int], vocabulary: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -39,8 +39,8 @@ def test_every_row_gets_its_token_whoever_is_beside_it(chosen: list[int]) -> Non
     logits = torch.randn(len(chosen), VOCABULARY, generator=torch.Generator().manual_seed(5)).mul(2).to(DEVICE)
     asked = [rows()[i] for i in chosen]
 
-    plain = choose(logits, asked, Masks(), ops.argmax, tokens_of).sent()()
-    on_card = choose(logits, asked, Masks(), ops.argmax, GpuTokens(ops)).sent()()
+    plain = choose(logits, asked, Masks(), ops, tokens_of).sent()()
+    on_card = choose(logits, asked, Masks(), ops, GpuTokens(ops)).sent()()
 
     assert [s.token_id for s in on_card] == [s.token_id for s in plain]
     assert [s.top for s in on_card] == [s.top for s in plain]
