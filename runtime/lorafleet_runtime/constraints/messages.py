@@ -23,7 +23,8 @@ class Open(msgspec.Struct, frozen=True, tag=True):
 
 
 class Advance(msgspec.Struct, frozen=True, tag=True):
-    """Tokens that requests have got since they were last named; each is answered by a Mask, in this order."""
+    """Tokens that requests have got since they were last named; each is answered by a Mask, in this order, all in one
+    Made."""
 
     tokens: list[tuple[str, list[int]]]
 
@@ -43,7 +44,7 @@ class Opened(msgspec.Struct, frozen=True, tag=True):
     seconds: float = 0.0
 
 
-class Mask(msgspec.Struct, frozen=True, tag=True):
+class Mask(msgspec.Struct, frozen=True):
     """The mask of the next token, or why there is none."""
 
     request_id: str
@@ -51,7 +52,13 @@ class Mask(msgspec.Struct, frozen=True, tag=True):
     error: str = ""
 
 
+class Made(msgspec.Struct, frozen=True, tag=True):
+    """One message, as each wakes the engine while all its cores compute."""
+
+    masks: list[Mask]
+
+
 ToWorker = Vocabulary | Open | Advance | Close
-FromWorker = Opened | Mask
+FromWorker = Opened | Made
 decode_to_worker: Callable[[bytes], ToWorker] = msgspec.msgpack.Decoder(ToWorker).decode
 decode_from_worker: Callable[[bytes], FromWorker] = msgspec.msgpack.Decoder(FromWorker).decode

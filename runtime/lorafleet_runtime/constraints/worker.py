@@ -1,7 +1,7 @@
-"""The process that knows constraints: `python -m lorafleet_runtime.constraints.worker`, a child of the engine.
+"""The process that knows constraints, a child of the engine: `python -m lorafleet_runtime.constraints.worker PROGRESS`.
 
-Frames on standard input and output; it ends when the input does. One thread makes masks; another compiles, so that
-running requests do not wait for a new one's constraint."""
+Frames on standard input and output, and the descriptor of its progress; it ends when the input does. One thread makes
+masks; another compiles, so that running requests do not wait for a new one's constraint."""
 
 from __future__ import annotations
 
@@ -24,11 +24,13 @@ from lorafleet_runtime.constraints.messages import (
     Advance,
     Close,
     FromWorker,
+    Made,
     Mask,
     Open,
     Opened,
     decode_to_worker,
 )
+from lorafleet_runtime.constraints.progress import Progress
 from lorafleet_runtime.constraints.trial import bound_memory, refusal
 from lorafleet_runtime.frames import frame, read_frame
 
@@ -45,7 +47,7 @@ MEMORY_BYTES = 2 * 2**30
 class Worker:
     """Matchers by request. `run` reads until the input ends."""
 
-    def __init__(self, source: IO[bytes], sink: IO[bytes]) -> None:
+    def __init__(self, source: IO[bytes], sink: IO[bytes], progress: Progress) -> None:
         self._source = source
         self._sink = sink
         self._sending = threading.Lock()
@@ -54,6 +56,8 @@ class Worker:
         self._matchers: dict[str, LLMatcher] = {}
         self._compiled: OrderedDict[Constraint, LLMatcher] = OrderedDict()
         self._orders: queue.SimpleQueue[Open] = queue.SimpleQueue()
+        self._progress = progress
+        self._asked = 0  # masks, so far
 
     def run(self) -> None:
         threading.Thread(target=self._compile_orders, daemon=True).start()
@@ -66,13 +70,15 @@ class Worker:
                 case Open() as order:
                     self._orders.put(order)
                 case Advance(tokens):
-                    for request_id, new in tokens:
-                        self._send(self._advance(request_id, new))
+                    self._send(Made([self._advance(request_id, new) for request_id, new in tokens]))
+                    self._progress.making = 0
                 case Close(request_ids):
                     for request_id in request_ids:
                         self._matchers.pop(request_id, None)
 
     def _advance(self, request_id: str, tokens: list[int]) -> Mask:
+        self._asked += 1
+        self._progress.making = self._asked
         with self._quiet:
             try:
                 matcher = self._matchers[request_id]
@@ -136,7 +142,7 @@ def main() -> None:
     sink = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints is no answer
     with contextlib.suppress(BrokenPipeError):
-        Worker(sys.stdin.buffer, sink).run()
+        Worker(sys.stdin.buffer, sink, Progress(int(sys.argv[1]))).run()
     os._exit(0)
 
 

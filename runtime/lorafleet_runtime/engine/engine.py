@@ -155,6 +155,8 @@ class Engine:
         """What each request got from the oldest step under way."""
         landed = self._flights.land()
         samples = landed.by_request()
+        # Their next masks are made from now on: by the time that all cores compute again, many are there.
+        self._constraints.prepare(landed.constrained(samples))
         results = self._scheduler.commit(landed.batch, [sample.token_id for sample in landed.samples])
         deltas: list[Delta] = []
         for sequence, made in results:
@@ -163,9 +165,6 @@ class Engine:
         if ended := [d.request_id for d in deltas if d.finish_reason]:
             self._adapters.collect()
             self._constraints.close(ended)
-        # Their next masks are made from now on: by the time that all cores compute again, many are there.
-        constrained = [sequence for sequence, _ in results if sequence.sampling.constraint is not None]
-        self._constraints.prepare((sequence.request_id, sequence.output_tokens) for sequence in constrained)
         return deltas
 
     def sharing(self) -> Sharing | None:

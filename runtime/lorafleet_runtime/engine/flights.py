@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -32,6 +32,15 @@ class Landed:
         """The samples of each row that samples."""
         left = iter(self.samples)
         return {row.sequence.request_id: list(islice(left, row.sampled)) for row in self.batch.sampling}
+
+    def constrained(self, samples: Mapping[str, list[Sampled]]) -> list[tuple[str, list[int]]]:
+        """Request id and output of those that have a constraint, with `samples`, before these are committed."""
+        bound = [row.sequence for row in self.batch.sampling if row.sequence.sampling.constraint is not None]
+        return [
+            (sequence.request_id, [*sequence.output_tokens, *(each.token_id for each in samples[sequence.request_id])])
+            for sequence in bound
+            if samples[sequence.request_id][-1].token_id >= 0
+        ]
 
 
 @dataclass(frozen=True, slots=True)

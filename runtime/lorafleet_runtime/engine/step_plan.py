@@ -14,7 +14,7 @@ from lorafleet_runtime.core.batch import Batch, Row
 from lorafleet_runtime.core.pages import pages_for_tokens
 from lorafleet_runtime.core.sequence import UNKNOWN
 from lorafleet_runtime.engine.sampling.penalties import Row as SamplingRow
-from lorafleet_runtime.engine.sampling.penalties import reads_output
+from lorafleet_runtime.engine.sampling.penalties import reads_tokens
 from lorafleet_runtime.model.lora import PackedAdapter
 
 BASE = -1
@@ -104,7 +104,7 @@ def sampling_rows(batch: Batch) -> tuple[SamplingRow, ...]:
 def _sampling_row(row: Row, drafts: int) -> SamplingRow:
     """Of the token after the first `drafts` drafts, as if they had been sampled."""
     sequence = row.sequence
-    reads = reads_output(sequence.sampling)
+    reads = reads_tokens(sequence.sampling)
     return SamplingRow(
         sampling=sequence.sampling,
         position=row.end + drafts - sequence.prompt_len,

@@ -5,6 +5,7 @@ A thread reads what it answers, so that the engine can wait for that with a dead
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import threading
 from collections.abc import Callable
 
 from lorafleet_runtime.constraints.messages import FromWorker, ToWorker, decode_from_worker
+from lorafleet_runtime.constraints.progress import Progress, shared_memory
 from lorafleet_runtime.frames import frame, read_frame
 
 COMMAND = (sys.executable, "-m", "lorafleet_runtime.constraints.worker")
@@ -21,7 +23,11 @@ class ConstraintProcess:
     """Started at once. `heard` is called in the reading thread after every answer, and at the end."""
 
     def __init__(self, heard: Callable[[], None]) -> None:
-        self._child = subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        shared = shared_memory()
+        command = (*COMMAND, f"{shared}")
+        self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=(shared,))
+        self._progress = Progress(shared)
+        os.close(shared)
         self._answers: queue.SimpleQueue[FromWorker | None] = queue.SimpleQueue()
         self._heard = heard
         self._ended = False
@@ -31,6 +37,11 @@ class ConstraintProcess:
     @property
     def pid(self) -> int:
         return self._child.pid
+
+    @property
+    def making(self) -> int:
+        """Which mask it is at, or was when it ended: `progress`."""
+        return self._progress.making
 
     def send(self, message: ToWorker) -> None:
         """To one that has ended, nothing: `next` says so."""

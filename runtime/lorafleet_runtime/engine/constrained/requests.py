@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from lorafleet_runtime.constraints.constraint import Constraint, Vocabulary
-from lorafleet_runtime.constraints.messages import Advance, Close, FromWorker, Mask, Open, Opened
+from lorafleet_runtime.constraints.constraint import Vocabulary
+from lorafleet_runtime.constraints.messages import Advance, Close, FromWorker, Made, Open, Opened
+from lorafleet_runtime.engine.constrained.asked import Asked
 from lorafleet_runtime.engine.constrained.process import ConstraintProcess
+from lorafleet_runtime.engine.constrained.request import Request
 from lorafleet_runtime.engine.constrained.turns import Turns
 from lorafleet_runtime.protocol import AddRequest
 
@@ -21,24 +23,12 @@ log = structlog.get_logger("engine")
 
 MASK_SECONDS = 1.0
 """How long a step waits for any one mask; usually all are there before the logits are."""
+LOOK_SECONDS = 0.1
+"""How often it looks whose mask is being made: masks of a step come together."""
 RESTART_SECONDS = 20.0
 """How long it waits for a process that has been started anew."""
 COMPILE_SECONDS = 20.0
 """Longer than a trial and a start may last together."""
-
-
-@dataclass(slots=True)
-class _Request:
-    """`output`: the tokens that the process was told. `mask` is of the one after them, as soon as it is made."""
-
-    constraint: Constraint
-    output: list[int]
-    mask: bytes = b""
-    error: str = ""
-
-    @property
-    def answered(self) -> bool:
-        return bool(self.mask or self.error)
 
 
 @dataclass(slots=True)
@@ -55,8 +45,8 @@ class Constraints:
     def __init__(self) -> None:
         self._vocabulary: Vocabulary | None = None
         self._process: ConstraintProcess | None = None
-        self._requests: dict[str, _Request] = {}
-        self._asked: list[str] = []  # whose mask the process makes now, in that order
+        self._requests: dict[str, Request] = {}
+        self._asked = Asked(self._answered)
         self._turns: Turns[AddRequest] = Turns()
         self._compiling: AddRequest | None = None
         self._unwanted = False  # what is being compiled is for a request that has ended
@@ -122,7 +112,7 @@ class Constraints:
                 request.mask = b""
                 news.append((request_id, new))
         if news and self._process is not None:
-            self._asked = [i for i in self._asked if not self._answered(i)] + [request_id for request_id, _ in news]
+            self._asked.add([request_id for request_id, _ in news])
             self._process.send(Advance(news))
 
     def masks(self, request_ids: Sequence[str]) -> Masks:
@@ -132,7 +122,7 @@ class Constraints:
             return masks
         self._hear()
         if not self._await(request_ids, MASK_SECONDS):
-            self._replace(self._slow(request_ids), f"the mask of a token took more than {MASK_SECONDS:g} s")
+            self._replace(self._slow(), f"the mask of a token took more than {MASK_SECONDS:g} s")
             self._await(request_ids, RESTART_SECONDS)
         for request_id in request_ids:
             request = self._requests.get(request_id)
@@ -178,36 +168,37 @@ class Constraints:
             if answer is not None:
                 self._take(answer)
             elif self._process.ended:
-                self._replace(self._slow(self._asked), "the process that made masks has ended")
+                self._replace(self._slow(), "the process that made masks has ended")
             else:
                 return
 
     def _await(self, request_ids: Sequence[str], seconds: float) -> bool:
         """Whether all of them have a mask or an error, each within that time of the one before."""
-        deadline = time.monotonic() + seconds
+        making, since = -1, 0.0
         while not all(self._answered(request_id) for request_id in request_ids):
-            left = deadline - time.monotonic()
-            if self._process is None or left <= 0:
+            if self._process is None or self._process.ended:
                 return False
-            answer = self._process.next(left)
+            if self._process.making != making:
+                making, since = self._process.making, time.monotonic()
+            left = since + seconds - time.monotonic()
+            if left <= 0:
+                return False
+            answer = self._process.next(min(left, LOOK_SECONDS))
             if answer is not None:
                 self._take(answer)
-                deadline = time.monotonic() + seconds
-            elif self._process.ended:
-                return False
+                making = -1
         return True
 
     def _take(self, answer: FromWorker) -> None:
-        request = self._requests.get(answer.request_id)
         match answer:
+            case Made(masks):
+                for mask in masks:
+                    if (request := self._requests.get(mask.request_id)) is not None:  # else it has ended
+                        request.take(mask)
             case Opened() if self._compiling is not None and answer.request_id == self._compiling.request_id:
                 self._took_compiled(self._compiling, answer)
-            case Opened() | Mask() if request is not None:
-                request.mask = answer.mask
-                if answer.error:
-                    request.error = f"constraint_failed: after {len(request.output)} tokens: {answer.error}"
-            case _:  # of a request that has ended
-                return
+            case Opened() if (request := self._requests.get(answer.request_id)) is not None:
+                request.take(answer)
 
     def _took_compiled(self, request: AddRequest, answer: Opened) -> None:
         self._compiling = None
@@ -219,15 +210,15 @@ class Constraints:
             assert request.sampling.constraint is not None
             self.compiled += answer.seconds > 0
             self.compile_seconds += answer.seconds
-            self._requests[request.request_id] = _Request(
+            self._requests[request.request_id] = Request(
                 request.sampling.constraint, list(request.output_token_ids), answer.mask
             )
             self._ready.append(request)
         self._compile_next()
 
-    def _slow(self, request_ids: Sequence[str]) -> str | None:
-        """Whose mask the process is at: it makes them in the order in which it was asked."""
-        return next((i for i in self._asked if i in request_ids and not self._answered(i)), None)
+    def _slow(self) -> str | None:
+        """Whose mask the process is at, or was."""
+        return self._asked.slow(self._process.making if self._process is not None else 0)
 
     def _replace(self, guilty: str | None, reason: str) -> None:
         """Another process in place of one that hangs or has ended; who was at fault gets an error."""
@@ -235,9 +226,9 @@ class Constraints:
         self.shut()
         if guilty is not None:
             self._requests[guilty].error = f"constraint_too_slow: {reason}"
-        self._asked = [request_id for request_id, request in self._requests.items() if not request.error]
-        for request_id in self._asked:
-            request = self._requests[request_id]
+        going_on = {request_id: request for request_id, request in self._requests.items() if not request.error}
+        self._asked.begin(going_on)
+        for request_id, request in going_on.items():
             request.mask = b""
             self._running().send(Open(request_id, request.constraint, request.output, trusted=True))
         if self._compiling is None:

@@ -43,7 +43,7 @@ def adjust(logits: Tensor, rows: Sequence[Row]) -> Tensor:
     must not end the step of all the others.
     """
     biased = [i for i, row in enumerate(rows) if _has_bias(row.sampling, row.position)]
-    penalised = [i for i, row in enumerate(rows) if _has_penalty(row.sampling)]
+    penalised = [i for i, row in enumerate(rows) if reads_tokens(row.sampling)]
     bound = [i for i, row in enumerate(rows) if row.allowed is not None]
     if biased or penalised or bound:
         logits = logits.clone()
@@ -58,12 +58,17 @@ def adjust(logits: Tensor, rows: Sequence[Row]) -> Tensor:
 
 def changes(sampling: Sampling, position: int) -> bool:
     """Whether `adjust` would change the logits of such a request at that position of its output, but for its mask."""
-    return _has_bias(sampling, position) or _has_penalty(sampling)
+    return _has_bias(sampling, position) or reads_tokens(sampling)
 
 
 def reads_output(sampling: Sampling) -> bool:
     """Whether what is sampled next depends on the tokens before it, beyond what the model makes of them."""
-    return _has_penalty(sampling) or sampling.constraint is not None
+    return reads_tokens(sampling) or sampling.constraint is not None
+
+
+def reads_tokens(sampling: Sampling) -> bool:
+    """Whether `adjust` looks at a row's tokens."""
+    return sampling.presence_penalty != 0.0 or sampling.frequency_penalty != 0.0 or sampling.repetition_penalty != 1.0
 
 
 def _has_bias(sampling: Sampling, position: int) -> bool:
@@ -72,10 +77,6 @@ def _has_bias(sampling: Sampling, position: int) -> bool:
 
 def _too_early(sampling: Sampling, position: int) -> bool:
     return position < sampling.min_tokens and bool(sampling.stop_token_ids)
-
-
-def _has_penalty(sampling: Sampling) -> bool:
-    return sampling.presence_penalty != 0.0 or sampling.frequency_penalty != 0.0 or sampling.repetition_penalty != 1.0
 
 
 def _add_biases(logits: Tensor, rows: Sequence[Row], chosen: list[int]) -> None:

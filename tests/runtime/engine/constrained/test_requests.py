@@ -243,6 +243,26 @@ def test_who_hangs_or_kills_the_process_of_masks_loses_its_request_and_others_go
     assert re.fullmatch(DATE.text, text(run(engine, ask("next", DATE))["next"]))
 
 
+def test_only_whose_mask_was_being_made_when_the_process_stopped_loses_its_request(engine: Engine) -> None:
+    names = ("first", "second", "third")
+    for name in names:
+        engine.handle(ask(name, Constraint("regex", "[01]{200}")))
+    deltas: list[Delta] = []
+    while {delta.request_id for delta in deltas} != set(names):
+        deltas += engine.step()
+    process = engine._constraints._process
+    assert process is not None
+    engine._constraints.masks(names)  # the process has nothing to do
+    os.kill(process.pid, signal.SIGSTOP)
+    engine._constraints.prepare((name, [*engine._constraints._requests[name].output, ord("0")]) for name in names)
+    process._progress.making = engine._constraints._asked._count - 1
+    masks = engine._constraints.masks(names)
+
+    assert list(masks.errors) == ["second"]
+    assert masks.errors["second"].startswith("constraint_too_slow: the mask of a token took more than 1 s")
+    assert list(masks.allowed) == ["first", "third"]
+
+
 def test_requests_that_are_aborted_are_forgotten_at_every_stage(engine: Engine) -> None:
     for name in ("compiling", "queued"):
         engine.handle(ask(name, DATE))
