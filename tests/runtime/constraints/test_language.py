@@ -15,6 +15,7 @@ from lorafleet_runtime.constraints.trial import refusal
 
 END, OTHER_END, WORD, TWIN = 256, 257, 258, 259
 VOCABULARY = Vocabulary([*(bytes([byte]) for byte in range(256)), b"", b"", b"true", b"true", b""], (END, OTHER_END))
+WORDS = [b"a" * count for count in range(2, 40)] + [b'a",', b'aa"', b"\n\n", "é".encode(), "éé".encode(), b"\xc3a"]
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +59,19 @@ def test_the_end_may_come_where_the_text_may_end_and_nowhere_else(language: Lang
 
     assert ends == [False, True, True]
     assert allowed(mask(matcher)) == {END, OTHER_END}
+
+
+@pytest.mark.parametrize("most", [0, 2, 11, 14, 19, 25, 33, 100])
+def test_masks_of_bounded_strings_are_those_that_the_library_makes_without_slices(most: int) -> None:
+    language = Language(Vocabulary([*VOCABULARY.tokens, *WORDS], VOCABULARY.ends))
+    constraint = of_json({"type": "array", "items": {"type": "string", "maxLength": most}})
+    sliced = language.compile(constraint)
+    language._tokenizer = language._tokenizer.with_slices([])
+    plain = language.compile(constraint)
+    for byte in b'["' + b"a" * most + b'",':
+        assert mask(sliced) == mask(plain)
+        for matcher in (sliced, plain):
+            advance(matcher, [byte])
 
 
 def test_characters_are_written_whole(language: Language) -> None:
