@@ -58,18 +58,18 @@ def tasks_of(config: EngineConfig, decoder: DecoderConfig) -> tuple[Task, ...]:
     return tasks_for(engine, shapes, page, heads)
 
 
-def tune_command(config: EngineConfig, seconds: float, only_missing: bool, command: str) -> int:
+def tune_command(
+    config: EngineConfig, seconds: float, only_missing: bool, command: str, stand: Stand | None = None
+) -> int:
     """Tune all, or what is missing, print a table of gains, store what was found. Returns the exit status: 1 where
-    nothing was found that was looked for.
+    nothing was found that was looked for. `stand`: by default this machine's GPU.
 
     Raises ConfigError."""
-    if not torch.cuda.is_available():
-        raise ConfigError("tune: torch sees no GPU here, and only on one are its kernels timed: look at `nvidia-smi`")
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        raise ConfigError("tune: TRITON_INTERPRET=1 is set: Triton would interpret what is to be timed. Unset it")
+    if stand is None:
+        _check_gpu()
     dtype = str(best_dtype_of_card()).removeprefix("torch.") if config.dtype == "auto" else config.dtype
     try:
-        stand = Stand.here()
+        stand = stand or Stand.here()
         tasks = tasks_of(replace(config, dtype=dtype), read_config(config.model))
         if only_missing:
             tasks = missing(tasks, load(stand.card))
@@ -80,6 +80,13 @@ def tune_command(config: EngineConfig, seconds: float, only_missing: bool, comma
         raise ConfigError(f"tune: {error}") from error
     print(summary(found, len(tasks)))
     return 0 if found or not tasks else 1
+
+
+def _check_gpu() -> None:
+    if not torch.cuda.is_available():
+        raise ConfigError("tune: torch sees no GPU here, and only on one are its kernels timed: look at `nvidia-smi`")
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        raise ConfigError("tune: TRITON_INTERPRET=1 is set: Triton would interpret what is to be timed. Unset it")
 
 
 def tune_at_start(config: EngineConfig, decoder: DecoderConfig, card: Card | None = None) -> None:

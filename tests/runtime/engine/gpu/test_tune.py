@@ -26,7 +26,14 @@ from lorafleet_kernels.gpu.tuning.tasks import AttentionTask, LoraTask, Task, mi
 from lorafleet_runtime.cli import main
 from lorafleet_runtime.config import EngineConfig
 from lorafleet_runtime.engine.gpu.runner import GpuRunner
-from lorafleet_runtime.engine.gpu.tune import line_of, summary, tasks_of, tune_and_store, tune_at_start
+from lorafleet_runtime.engine.gpu.tune import (
+    line_of,
+    summary,
+    tasks_of,
+    tune_and_store,
+    tune_at_start,
+    tune_command,
+)
 from lorafleet_runtime.engine.start import start
 from lorafleet_runtime.model.tiny import save_tiny_model, tiny_config
 
@@ -38,6 +45,7 @@ NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, o
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EngineConfig:
     monkeypatch.setenv("LORAFLEET_TUNINGS", str(tmp_path / "tunings"))
+    torch.set_num_threads(1)
     model = save_tiny_model(tmp_path / "model", DECODER, seed=4)
     return EngineConfig(
         str(model), "tiny", dtype="float32", max_num_seqs=2, max_batched_tokens=8, max_lora_rank=2, max_model_len=32,
@@ -145,6 +153,42 @@ def test_gains_are_told_by_task_and_in_all(config: EngineConfig) -> None:
     assert told.endswith("4 programs a processor")
     assert summary([first, slow], 5) == "2 of 5 tasks: 4.000 times as fast as the default forms (geometric mean)"
     assert summary([], 5) == "none of 5 tasks could be tuned"
+
+
+@pytest.mark.interpreted
+def test_the_command_tells_what_it_found_and_finds_it_again(
+    config: EngineConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Attention alone, as no adapter may come."""
+    config = replace(config, max_lora_rank=0, kv_dtype="fp8")
+    stand = Stand(torch.device("cpu"), CARD, 1, lambda run, calls, repeats=7: 1e-5)
+
+    assert tune_command(config, 600.0, False, "lorafleet-runtime tune", stand) == 0
+
+    first, decode, prompts, stored, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("interpreted: 2 tasks of ")
+    assert first.endswith(" in float32, keys and values fp8, adapters auto, in at most 600 s")
+    assert "attention, decode" in decode and "attention, prompts" in prompts
+    assert stored.startswith("stored in ")
+    assert last == "2 of 2 tasks: 1.000 times as fast as the default forms (geometric mean)"
+    assert tune_command(config, 600.0, True, "lorafleet-runtime tune --missing", stand) == 0
+    assert "interpreted: 0 tasks of " in capsys.readouterr().out
+
+
+def test_a_starts_tuner_is_told_all_that_the_engine_is(
+    config: EngineConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/told\necho tuned\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+
+    tune_at_start(replace(config, kv_dtype="fp8", adapter_dtype="fp8"), DECODER, CARD)
+
+    told = (tmp_path / "told").read_text()
+    assert told.startswith("-m lorafleet_runtime tune --missing --model ")
+    assert "--dtype float32 --kv-dtype fp8 --adapter-dtype fp8 --max-num-seqs 2 --max-batched-tokens 8" in told
+    assert "--max-lora-rank 2 --max-model-len 32 --seconds 1" in told
 
 
 @NO_GPU

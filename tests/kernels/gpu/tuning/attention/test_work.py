@@ -23,7 +23,7 @@ CASES = [(Phase.DECODE, DECODES), (Phase.PROMPTS, CHUNKS), (Phase.PROMPTS, Seque
 
 
 def heads(kv: str = "float32") -> Heads:
-    return Heads(4, 2, 16, "float32", kv)
+    return Heads(4, 2, 64, "float32", kv)
 
 
 def work(of: Heads, phase: Phase, sequences: Sequences, device: torch.device) -> AttentionWork:
