@@ -15,6 +15,7 @@ from torch import Tensor
 from triton.runtime.jit import KernelInterface
 
 from bench.kernels_cases import shapes
+from bench.kernels_pools import tunings
 from lorafleet_kernels import reference
 from lorafleet_kernels.batch import AttentionBatch, HeadSizes
 from lorafleet_kernels.gpu import elementwise, layers
@@ -22,6 +23,7 @@ from lorafleet_kernels.gpu.attention.step import AttentionShape, DecodeScratch, 
 from lorafleet_kernels.gpu.card import Card
 from lorafleet_kernels.gpu.layers import TritonLayers
 from lorafleet_kernels.gpu.lora.step import LoraStep
+from lorafleet_kernels.gpu.tuning.attention.lookup import Heads, attention_forms
 from lorafleet_kernels.reference_fp8 import FP8
 from lorafleet_runtime.model.config import DecoderConfig
 
@@ -118,7 +120,8 @@ def context(
     pool, scales = _pool(shape_of_pool, dtype, device, fp8)
     sizes = HeadSizes(config.num_heads, config.num_kv_heads, config.head_dim, config.rms_norm_eps)
     card = Card.of(device)
-    shape = AttentionShape.of(sizes, dtype, card.capability, card.processors, pool.dtype)
+    forms = attention_forms(Heads.of(sizes, dtype, pool.dtype), tunings(card), card.capability)
+    shape = AttentionShape.of(sizes, dtype, card.capability, card.processors, pool.dtype, forms)
     steps = torch.arange(0, config.head_dim, 2, device=device) / config.head_dim
     angles = torch.outer(torch.arange(max(positions) + 1.0, device=device), config.rope_theta**-steps).repeat(1, 2)
     tables = (angles.cos().to(dtype).unsqueeze(1), angles.sin().to(dtype).unsqueeze(1))

@@ -184,12 +184,12 @@ def _queries(rows: int, device: Device, config: DecoderConfig) -> tuple[Tensor, 
 
 def _decodes(held: Context, qkv: Tensor, out: Tensor) -> None:
     for layer in range(len(held.pool)):
-        held.attention._decode(layer, qkv, out)
+        held.attention.decode(layer, qkv, out)
 
 
 def _prefills(held: Context, qkv: Tensor, out: Tensor) -> None:
     for layer in range(len(held.pool)):
-        held.attention._prefill(layer, qkv, out)
+        held.attention.prefill(layer, qkv, out)
 
 
 def _dense(q: Tensor, k: Tensor, v: Tensor, times: int) -> None:

@@ -15,12 +15,13 @@ from bench.kernels_cases import shapes
 from lorafleet_kernels.gpu.beside import Beside
 from lorafleet_kernels.gpu.card import Card
 from lorafleet_kernels.gpu.forms.lora import ROWS_OF_A_TILE, StepShape, Variant
-from lorafleet_kernels.gpu.forms.weight_types import as_fp8
+from lorafleet_kernels.gpu.forms.weight_types import as_fp8, name_of
 from lorafleet_kernels.gpu.layers import FUSED_ROWS
 from lorafleet_kernels.gpu.lora.host import AdapterPlace, Segment, StepSizes, describe, fill_step, most_items
 from lorafleet_kernels.gpu.lora.step import GroupForm, LoraStep, Scratch
 from lorafleet_kernels.gpu.lora.step_buffer import batch_in
-from lorafleet_kernels.gpu.tuning.lookup import ModelShapes, Tuning, forms_for
+from lorafleet_kernels.gpu.tuning.document import Tuning
+from lorafleet_kernels.gpu.tuning.lora.lookup import ModelShapes, forms_for
 from lorafleet_kernels.gpu.tuning.store import load
 from lorafleet_runtime.model.adapter_weights import AdapterWeights, LoraPair
 from lorafleet_runtime.model.config import LORA_TARGETS, DecoderConfig
@@ -30,10 +31,11 @@ from lorafleet_runtime.model.lora_fp8 import SCALE_BYTES, fp8_matrices, plan_fp8
 
 @dataclass(frozen=True, slots=True)
 class StoredAdapters:
-    """`pool [layers, P, page elements]`, of bfloat16 or as kernels read e4m3; of each adapter its layout and page ids,
+    """`pool [layers, P, page elements]`, of `dtype` or as kernels read e4m3; of each adapter its layout and page ids,
     on the host and on the device."""
 
     config: DecoderConfig
+    dtype: torch.dtype
     pool: Tensor
     grain: int
     ranks: tuple[int, ...]
@@ -54,7 +56,7 @@ class StoredAdapters:
         """One over these segments, in the forms that the engine would choose, or in those for the other variant."""
         told = _told(rows, len(segments), forced)
         groups = shapes(self.config)
-        model = ModelShapes(groups, str(self.pool.dtype).removeprefix("torch."), self.grain)
+        model = ModelShapes(groups, name_of(self.dtype), name_of(self.pool.dtype), self.grain)
         chosen = forms_for(StepShape(*told, max(self.ranks)), tunings(card), model, card.processors)
         forms, m = {name: GroupForm(groups[name], form) for name, form in chosen.configs.items()}, chosen.m
         pages = sum(len(place.pages) for place in self.places)
@@ -116,7 +118,7 @@ def stored(
     else:
         pool = torch.empty(config.num_layers, count, page, dtype=dtype, device=device).normal_(std=spread)
     return StoredAdapters(
-        config, pool, grain, tuple(ranks), tuple(planned[rank] for rank in ranks), tuple(pages), tuple(places),
+        config, dtype, pool, grain, tuple(ranks), tuple(planned[rank] for rank in ranks), tuple(pages), tuple(places),
         torch.from_numpy(np.stack(described)).to(device),
     )  # fmt: skip
 

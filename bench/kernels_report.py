@@ -19,7 +19,7 @@ DOCS = Path(__file__).parent.parent / "docs" / "kernels"
 
 def circumstances(device: Device) -> dict[str, str]:
     tuned = len(tunings(Card.of(device.device)))
-    return {"card": device.name, "driver": device.driver, "lora_forms": f"{tuned} steps tuned" if tuned else "default"}
+    return {"card": device.name, "driver": device.driver, "forms": f"{tuned} tuned" if tuned else "default"}
 
 
 def packages() -> list[str]:

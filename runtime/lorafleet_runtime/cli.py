@@ -58,6 +58,8 @@ def _tune(parsed: argparse.Namespace, given: Sequence[str]) -> int:
         served_name="tune",
         dtype=parsed.dtype,
         kv_dtype=parsed.kv_dtype,
+        adapter_dtype=parsed.adapter_dtype,
+        max_model_len=parsed.max_model_len,
         max_num_seqs=parsed.max_num_seqs,
         max_batched_tokens=parsed.max_batched_tokens,
         max_lora_rank=parsed.max_lora_rank,
@@ -148,7 +150,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--port", type=int, default=8000, help="serving port; 0 picks a free one")
     add("--admin-port", type=int, default=8001, help="admin port; 0 picks a free one")
     add("--device", choices=DEVICES, default="auto", help="auto: a GPU where there is one")
-    add("--max-model-len", type=int, default=0, help="context in tokens; 0: the model's own")
     add("--memory", default="", help="each rank's page pool for KV and adapters, as 1Gi (default: a share of the free)")
     add("--host-memory", default="", help="bound of adapters kept beside the pool, as 2Gi, by rank; more are on disk")
     add("--prefix-caching", action=argparse.BooleanOptionalAction, default=True, help="keep prompts' KV for later ones")
@@ -158,12 +159,10 @@ def _parser() -> argparse.ArgumentParser:
         help="adapters on several ranks: replicated needs no communication, slora keeps nothing twice")  # fmt: skip
     add("--overlap", choices=OVERLAPS, default="auto",
         help="schedule a step while the one before it runs; auto: where a core is left for that")  # fmt: skip
-    add("--adapter-dtype", choices=ADAPTER_DTYPES, default="auto",
-        help="fp8: LoRA matrices take half the memory, on a GPU; auto: they have the model's type")  # fmt: skip
     add("--speculate", type=int, default=0, metavar="N",
         help="check up to N guesses at a request's further tokens in a step, by what it has read and said")  # fmt: skip
     add("--autotune", type=int, default=0, metavar="SECONDS",
-        help="tune adapters' kernels at a start on a GPU where `lorafleet-runtime tune` has not; 0: never")  # fmt: skip
+        help="tune kernels at a start on a GPU where `lorafleet-runtime tune` has not; 0: never")  # fmt: skip
     add("--fairness", default="", metavar="JSON", help="how tenants share: a BaseModel's spec.fairness")
     add("--adapter", action="append", default=[], metavar="ID=FOLDER", help="load at start; may be repeated")
     add("--drain-seconds", type=float, default=20.0, help="how long SIGTERM waits for running requests")
@@ -171,7 +170,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--exit-with-parent", action="store_true", help="end when standard input ends")
     tune = commands.add_parser(
         "tune",
-        help="measure the forms of adapters' kernels for a model on this machine's GPU, and keep the fastest",
+        help="measure the forms of kernels for a model on this machine's GPU, and keep the fastest",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     tune.add_argument("--model", required=True, help="as of `serve`; its configuration is enough")
@@ -187,6 +186,9 @@ def _add_bounds(parser: argparse.ArgumentParser) -> None:
     add("--dtype", choices=DTYPES, default="auto", help="auto: what this device runs fastest")
     add("--kv-dtype", choices=KV_DTYPES, default="auto",
         help="of keys and values in the pool: auto: --dtype; fp8: a byte each, on GPUs")  # fmt: skip
+    add("--adapter-dtype", choices=ADAPTER_DTYPES, default="auto",
+        help="fp8: LoRA matrices take half the memory, on a GPU; auto: they have the model's type")  # fmt: skip
+    add("--max-model-len", type=int, default=0, help="context in tokens; 0: the model's own")
     add("--max-num-seqs", type=int, default=64, help="requests in one batch")
     add("--max-batched-tokens", type=int, default=512, help="tokens of one step")
     add("--max-lora-rank", type=int, default=64, help="adapters of a higher rank are refused")

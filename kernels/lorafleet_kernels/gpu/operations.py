@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -14,8 +15,11 @@ from lorafleet_kernels.gpu.attention.step import AttentionShape, DecodeScratch, 
 from lorafleet_kernels.gpu.card import Card
 from lorafleet_kernels.gpu.forms.lora import GroupShape
 from lorafleet_kernels.gpu.forms.step import ChooseForms
+from lorafleet_kernels.gpu.forms.weight_types import name_of
 from lorafleet_kernels.gpu.layers import GpuLayer, TritonLayers
-from lorafleet_kernels.gpu.tuning.lookup import ModelShapes, TunedForms
+from lorafleet_kernels.gpu.tuning.attention.lookup import Heads, attention_forms
+from lorafleet_kernels.gpu.tuning.document import Tuning
+from lorafleet_kernels.gpu.tuning.lora.lookup import ModelShapes, TunedForms
 from lorafleet_kernels.gpu.tuning.store import load
 from lorafleet_kernels.operations import Attention, Operations
 
@@ -67,17 +71,24 @@ class TritonOperations(Operations):
         return attention_of_step(pool, batch, shape, tables, scratch, scales)
 
     def heads(self, sizes: HeadSizes, kv: torch.dtype) -> tuple[AttentionShape, DecodeScratch]:
-        """How attention over such heads in a pool of `kv` is launched, and the memory that all its launches share."""
+        """How attention over such heads in a pool of `kv` is launched, by what was measured on this card, and the
+        memory that all its launches share."""
         if (sizes, kv) not in self._heads:
-            shape = AttentionShape.of(sizes, self._dtype, self.card.capability, self.card.processors, kv)
+            card = self.card
+            forms = attention_forms(Heads.of(sizes, self._dtype, kv), self._tunings, card.capability)
+            shape = AttentionShape.of(sizes, self._dtype, card.capability, card.processors, kv, forms)
             self._heads[sizes, kv] = shape, DecodeScratch.of(shape, self._device)
         return self._heads[sizes, kv]
 
     def lora_forms(self, groups: Mapping[str, GroupShape], grain: int, stored: torch.dtype) -> ChooseForms:
-        """The forms of a model's adapters, whose weights are `stored` so, by what was measured on this card; what was
-        measured is read now."""
-        shapes = ModelShapes(groups, str(stored).removeprefix("torch."), grain)
-        return TunedForms(load(self.card), shapes, self.card.processors)
+        """The forms of a model's adapters, whose weights are `stored` so, by what was measured on this card."""
+        shapes = ModelShapes(groups, name_of(self._dtype), name_of(stored), grain)
+        return TunedForms(self._tunings, shapes, self.card.processors)
+
+    @cached_property
+    def _tunings(self) -> list[Tuning]:
+        """Read when the first form is chosen: a start tunes what is missing before that."""
+        return load(self.card)
 
     def fused_layers(self, layers: Sequence[GpuLayer], eps: float) -> TritonLayers:
         return TritonLayers(layers, eps)

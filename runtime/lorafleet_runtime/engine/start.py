@@ -118,7 +118,7 @@ def _start(
     if config.autotune and config.device == "cuda" and model.ops.aligns_adapters:
         from lorafleet_runtime.engine.gpu.tune import tune_at_start  # Triton takes a second, and is not everywhere
 
-        progress("tuning adapters' kernels for this card", 0.92)
+        progress("tuning kernels for this card", 0.92)
         tune_at_start(config, decoder_config)
     if ranks is not None:
         ranks.wait_until_loaded()

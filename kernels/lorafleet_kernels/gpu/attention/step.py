@@ -47,10 +47,10 @@ class AttentionShape:
     @classmethod
     def of(
         cls, sizes: HeadSizes, dtype: torch.dtype, capability: Capability, processors: int,
-        kv: torch.dtype | None = None,
+        kv: torch.dtype | None = None, forms: tuple[DecodeTiles, PrefillTiles] | None = None,
     ) -> AttentionShape:  # fmt: skip
-        """`processors`: multiprocessors of the card; `kv`: what the pool has, `dtype` where it is not said. Raises
-        ValueError for heads that the kernels do not know."""
+        """`processors`: multiprocessors of the card; `kv`: what the pool has, `dtype` where it is not said; `forms`:
+        the defaults for these where none are given. Raises ValueError for heads that the kernels do not know."""
         if sizes.size % 2 or sizes.heads % sizes.kv_heads:
             raise ValueError(
                 f"{sizes.heads} heads over {sizes.kv_heads} of size {sizes.size}: the kernels want an even size and "
@@ -59,8 +59,10 @@ class AttentionShape:
         if kv == FP8 and sizes.size % FP8_SIZE:
             raise ValueError(f"heads of size {sizes.size}: keys and values of 8 bits want a multiple of {FP8_SIZE}")
         group = sizes.heads // sizes.kv_heads
-        decode = decode_tiles(sizes.size, group, kv or dtype, capability)
-        prefill = prefill_tiles(sizes.size, group, dtype, capability)
+        decode, prefill = forms or (
+            decode_tiles(sizes.size, group, kv or dtype, capability),
+            prefill_tiles(sizes.size, group, dtype, capability),
+        )
         programs = max(1, processors * decode.resident // sizes.kv_heads)
         return cls(sizes, decode, prefill, Cut(programs, decode.pages, prefill.queries(group)))
 
@@ -119,9 +121,9 @@ class TritonAttention:
         out = torch.empty(qkv.shape[0], sizes.heads * sizes.size, dtype=qkv.dtype, device=qkv.device)
         self._rotate_and_write(layer, qkv, q_norm, k_norm, pending)
         if self._plan.decode_bounds.shape[0]:
-            self._decode(layer, qkv, out)
+            self.decode(layer, qkv, out)
         if self._plan.prefill_items.shape[0]:
-            self._prefill(layer, qkv, out)
+            self.prefill(layer, qkv, out)
         return out
 
     def _rotate_and_write(
@@ -150,7 +152,9 @@ class TritonAttention:
             num_warps=rope_kv.expand_warps(sizes.size, pending.tables[0].element_size()), num_stages=2, **FUSED,
         )  # fmt: skip
 
-    def _decode(self, layer: int, q: Tensor, out: Tensor) -> None:
+    def decode(self, layer: int, q: Tensor, out: Tensor) -> None:
+        """Of the step's decode rows alone, whose keys and values are in the pool: `out [T, heads · D]` from the queries
+        that rows of `q` begin with."""
         shape, plan, tiles, scratch = self._shape, self._plan, self._shape.decode, self._scratch
         pool = self._pool[layer]
         if self._scales is not None:
@@ -172,7 +176,8 @@ class TritonAttention:
             num_warps=tiles.warps, num_stages=tiles.stages, **FUSED,
         )  # fmt: skip
 
-    def _prefill(self, layer: int, q: Tensor, out: Tensor) -> None:
+    def prefill(self, layer: int, q: Tensor, out: Tensor) -> None:
+        """The same of its chunks."""
         shape, plan, tiles = self._shape, self._plan, self._shape.prefill
         pool = self._pool[layer]
         if self._scales is not None:

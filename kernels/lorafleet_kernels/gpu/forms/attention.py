@@ -1,8 +1,9 @@
 """Which tiles the attention kernels use: a pure choice by head size, group, element type and card. Defaults for any
-card; what was measured on one may take their place."""
+card; what was measured on one may take their place (`attention_candidates` lists what ships)."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,8 +15,8 @@ GROUP_TILE = 16
 """Rows of the smallest tile of the tensor cores: fewer query heads a key-value head are padded to it."""
 SHIPPED_SIZES = (64, 80, 96, 128, 256)
 """Head sizes whose forms are compiled and checked; others work and are compiled when first met."""
-CARDS = {(8, 0): "sm_80", (8, 6): "sm_80", (9, 0): "sm_90"}
-"""One capability of each amount of shared memory, 164, 100 and 228 KB a processor, and where its forms are checked."""
+_DECODE = re.compile(r"n(\d{1,4}) w(\d{1,2}) s(\d{1,2})")
+_PREFILL = re.compile(r"m(\d{1,4}) n(\d{1,4}) w(\d{1,2}) s(\d{1,2})")
 
 Capability = tuple[int, int]
 
@@ -31,6 +32,14 @@ class DecodeTiles:
 
     def __str__(self) -> str:
         return f"n{self.tokens} w{self.warps} s{self.stages}"
+
+    @classmethod
+    def parse(cls, text: str, resident: int) -> DecodeTiles:
+        """What `str` wrote. Raises ValueError."""
+        if (found := _DECODE.fullmatch(text)) is None:
+            raise ValueError(f"{text!r} is no form of decode attention: write it as n32 w4 s5")
+        tokens, warps, stages = map(int, found.groups())
+        return cls(tokens, warps, stages, resident)
 
     @property
     def pages(self) -> int:
@@ -48,6 +57,13 @@ class PrefillTiles:
 
     def __str__(self) -> str:
         return f"m{self.rows} n{self.tokens} w{self.warps} s{self.stages}"
+
+    @classmethod
+    def parse(cls, text: str) -> PrefillTiles:
+        """What `str` wrote. Raises ValueError."""
+        if (found := _PREFILL.fullmatch(text)) is None:
+            raise ValueError(f"{text!r} is no form of prompts' attention: write it as m128 n64 w8 s3")
+        return cls(*map(int, found.groups()))
 
     def queries(self, group: int) -> int:
         """Tokens of a chunk that one program takes."""
@@ -78,16 +94,16 @@ def decode_tiles(size: int, group: int, dtype: torch.dtype, capability: Capabili
     if dtype == FP8:
         return _fp8_decode_tiles(width, wide_group, capability)
     if width <= 128:
-        return DecodeTiles(64, 4, 5, resident=2 if _has_little(capability) or wide_group else 4)
+        return DecodeTiles(64, 4, 5, resident=2 if has_little(capability) or wide_group else 4)
     if width <= 256:
-        return DecodeTiles(32, 4, 5, resident=2 if _has_little(capability) or wide_group else 4)
+        return DecodeTiles(32, 4, 5, resident=2 if has_little(capability) or wide_group else 4)
     return DecodeTiles(32, 8, 5 if width <= 512 else 2, resident=1)
 
 
 def _fp8_decode_tiles(width: int, wide_group: bool, capability: Capability) -> DecodeTiles:
     """Sums and keys take as many registers as those of 16 bits, so tiles are no longer; where a processor has room,
     more of them are in flight."""
-    resident = 2 if _has_little(capability) or wide_group else 4
+    resident = 2 if has_little(capability) or wide_group else 4
     if width <= 64:
         return DecodeTiles(32 if wide_group else 64, 4, 5, resident)
     return DecodeTiles(32, 4, 7, resident) if width <= 128 else DecodeTiles(32, 8, 5, resident=1)
@@ -107,24 +123,6 @@ def prefill_tiles(size: int, group: int, dtype: torch.dtype, capability: Capabil
     return replace(tiles, rows=max(tiles.rows, padded(group)))
 
 
-def decode_forms(size: int, group: int, dtype: torch.dtype = torch.bfloat16) -> dict[DecodeTiles, set[str]]:
-    """All that `decode_tiles` may choose for such elements, each once, and the cards where it may."""
-    forms: dict[DecodeTiles, set[str]] = {}
-    for capability, card in CARDS.items():
-        # How many are resident is a matter of the split, not of the code.
-        tiles = replace(decode_tiles(size, group, dtype, capability), resident=1)
-        forms.setdefault(tiles, set()).add(card)
-    return forms
-
-
-def prefill_forms(size: int) -> dict[PrefillTiles, set[str]]:
-    """All that `prefill_tiles` may choose for 16-bit elements, each once, and the cards where it may."""
-    forms: dict[PrefillTiles, set[str]] = {}
-    for capability, card in CARDS.items():
-        forms.setdefault(prefill_tiles(size, 1, torch.bfloat16, capability), set()).add(card)
-    return forms
-
-
-def _has_little(capability: Capability) -> bool:
+def has_little(capability: Capability) -> bool:
     """Whether a processor has 100 KB of shared memory only: Ampere and later cards that are not for data centres."""
     return capability in ((8, 6), (8, 9), (12, 0), (12, 1))

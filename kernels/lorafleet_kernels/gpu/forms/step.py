@@ -61,8 +61,8 @@ def why_not(config: LoraConfig, grain: int) -> str:
         return f"no expand by {config.variant} of {config.expand} ships"
     if config.shrink.k > grain or config.expand.n > grain:
         return f"tiles {config.shrink} and {config.expand} are longer than the grain, {grain}"
-    if config.splits not in SPLITS:
-        return f"{config.splits} splits are none of {', '.join(map(str, SPLITS))}"
+    if not 1 <= config.splits <= MOST_SPLITS:
+        return f"{config.splits} splits are not in 1..{MOST_SPLITS}"
     if not 1 <= config.lanes <= MOST_LANES:
         return f"{config.lanes} lanes are not in 1..{MOST_LANES}"
     return ""

@@ -13,6 +13,7 @@ from lorafleet_kernels.gpu.forms.attention import Capability
 CONVERTS = (8, 9)
 """The least compute capability with an instruction from e4m3 to float16."""
 FP8 = (torch.uint8, torch.float8_e4m3fn)
+FP8_NAME = "fp8"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,3 +38,8 @@ def stored_beside(dtype: str) -> tuple[Stored, ...]:
 def as_fp8(pool: Tensor, capability: Capability) -> Tensor:
     """The same memory `[layers, P, bytes of a page]`, of the type that kernels on such a card read e4m3 as."""
     return pool.view(torch.float8_e4m3fn if capability >= CONVERTS else torch.uint8)
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """Of a type in the pool: "bfloat16", or "fp8" whatever it is read as."""
+    return FP8_NAME if dtype in FP8 else str(dtype).removeprefix("torch.")

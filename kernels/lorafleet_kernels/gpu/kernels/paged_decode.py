@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 
 from lorafleet_kernels.gpu.attention.decode_work import ITEM
-from lorafleet_kernels.gpu.forms.attention import GROUP_TILE, PAGE_TOKENS, SHIPPED_SIZES, decode_forms
+from lorafleet_kernels.gpu.forms.attention import GROUP_TILE, PAGE_TOKENS, SHIPPED_SIZES
+from lorafleet_kernels.gpu.forms.attention_candidates import decode_forms
 from lorafleet_kernels.gpu.kernels.last_arriver import arrives_last
 from lorafleet_kernels.gpu.specialization import Specialization
 

@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 
 from lorafleet_kernels.gpu.attention.prefill_work import PREFILL_ITEM
-from lorafleet_kernels.gpu.forms.attention import PAGE_TOKENS, SHIPPED_SIZES, prefill_forms
+from lorafleet_kernels.gpu.forms.attention import PAGE_TOKENS, SHIPPED_SIZES
+from lorafleet_kernels.gpu.forms.attention_candidates import prefill_forms
 from lorafleet_kernels.gpu.specialization import Specialization
 
 

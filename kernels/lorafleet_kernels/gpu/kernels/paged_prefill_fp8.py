@@ -7,9 +7,11 @@ import triton
 import triton.language as tl
 
 from lorafleet_kernels.gpu.attention.prefill_work import PREFILL_ITEM
-from lorafleet_kernels.gpu.forms.attention import PAGE_TOKENS, SHIPPED_SIZES, half_tile, prefill_forms
+from lorafleet_kernels.gpu.forms.attention import PAGE_TOKENS, SHIPPED_SIZES, half_tile
+from lorafleet_kernels.gpu.forms.attention_candidates import prefill_forms
 from lorafleet_kernels.gpu.kernels.fp8_pairs import LIFT, attended, lifted, scales_of, scored
 from lorafleet_kernels.gpu.specialization import Specialization
+from lorafleet_kernels.reference_fp8 import FP8
 
 
 @triton.jit
@@ -128,5 +130,5 @@ def specializations() -> list[Specialization]:
         )
         for dtype in ("bf16", "fp16")
         for size in SHIPPED_SIZES
-        for tiles, cards in prefill_forms(size).items()
+        for tiles, cards in prefill_forms(size, FP8).items()
     ]  # fmt: skip

@@ -1,1 +1,1 @@
-"""Forms of the LoRA kernels by measurement: found once per card and model, stored, found again at every start."""
+"""Forms of kernels by measurement: found once per card and model, stored, found again at every start."""

@@ -19,13 +19,19 @@ from lorafleet_kernels.cache_folder import cache_folder
 from lorafleet_kernels.gpu import kernels
 from lorafleet_kernels.gpu.card import Card
 from lorafleet_kernels.gpu.forms.step import why_not
-from lorafleet_kernels.gpu.tuning.document import Document, Malformed, Run, from_json, to_json
-from lorafleet_kernels.gpu.tuning.lookup import Tuning
+from lorafleet_kernels.gpu.tuning.attention.lookup import AttentionTuning
+from lorafleet_kernels.gpu.tuning.attention.lookup import why_not as why_no_attention
+from lorafleet_kernels.gpu.tuning.document import Document, Run, Tuning, from_json, to_json
+from lorafleet_kernels.gpu.tuning.fields import Malformed
 
 log = logging.getLogger("lorafleet.kernels")
 
 SHIPPED = Path(__file__).with_name("cards")
-TUNED = ("lora_shrink.py", "lora_expand.py", "lora_delta.py", "lora_pages.py")
+TUNED = (
+    "lora_shrink.py", "lora_expand.py", "lora_delta.py", "lora_pages.py",
+    "paged_decode.py", "paged_decode_fp8.py", "paged_prefill.py", "paged_prefill_fp8.py", "fp8_pairs.py",
+    "last_arriver.py",
+)  # fmt: skip
 """The kernels whose forms are measured: where one of these changes, what was measured before is of others."""
 
 
@@ -67,7 +73,7 @@ def load(card: Card, folders: Sequence[Path] = ()) -> list[Tuning]:
         if reason := _stale(document, card):
             log.warning("tunings in %s are left out, the default forms serve: %s", path, reason)
             continue
-        reasons = [_unusable(tuning) for tuning in document.tunings]
+        reasons = [_unusable(tuning, card) for tuning in document.tunings]
         if lost := list(filter(None, reasons)):
             log.warning("%d of %d tunings in %s are left out: %s", len(lost), len(reasons), path, lost[0])
         found += [tuning for tuning, reason in zip(document.tunings, reasons, strict=True) if not reason]
@@ -131,6 +137,8 @@ def _stale(document: Document, card: Card) -> str:
     return ""
 
 
-def _unusable(tuning: Tuning) -> str:
+def _unusable(tuning: Tuning, card: Card) -> str:
+    if isinstance(tuning, AttentionTuning):
+        return why_no_attention(tuning, card.capability)
     reasons = (why_not(found.config, tuning.shapes.grain) for found in tuning.found.values())
     return next(filter(None, reasons), "")

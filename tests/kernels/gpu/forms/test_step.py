@@ -24,6 +24,13 @@ def test_the_default_forms_of_any_step_share_its_work_items_and_ship() -> None:
         assert [why_not(config, grain) for config in forms.configs.values()] == ["", ""]
 
 
+def test_a_default_that_cuts_few_inputs_to_single_tiles_ships() -> None:
+    (config,) = default_forms(StepShape(1, 1, 2), {"down": GroupShape(112, (64,))}, 16, 132).configs.values()
+
+    assert config.splits == 7
+    assert why_not(config, 16) == ""
+
+
 def test_groups_of_two_heights_are_no_step() -> None:
     other = choose(StepShape(64, 1, 32), GROUPS["down"], 256, 132)
 
@@ -38,7 +45,7 @@ def test_groups_of_two_heights_are_no_step() -> None:
         (replace(USUAL, expand=Tiles(16, 128, 16, 8, 2)), 256, "no expand by tiles of 16x128x16 w8 s2 ships"),
         (replace(USUAL, variant=Variant.ROWS), 256, "no shrink by rows"),
         (USUAL, 64, "longer than the grain, 64"),
-        (replace(USUAL, splits=3), 256, "3 splits are none of 1, 2, 4, 8, 16"),
+        (replace(USUAL, splits=0), 256, "0 splits are not in 1..16"),
         (replace(USUAL, splits=32), 256, "32 splits"),
         (replace(USUAL, lanes=5), 256, "5 lanes are not in 1..4"),
     ],

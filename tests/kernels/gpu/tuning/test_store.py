@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 
 from lorafleet_kernels.gpu.card import Card
+from lorafleet_kernels.gpu.forms.attention import DecodeTiles
 from lorafleet_kernels.gpu.forms.lora import Tiles
-from lorafleet_kernels.gpu.tuning.document import Document, to_json
+from lorafleet_kernels.gpu.tuning.document import Document, Tuning, to_json
+from lorafleet_kernels.gpu.tuning.lora.lookup import LoraTuning
 from lorafleet_kernels.gpu.tuning.store import (
     SHIPPED,
     CannotStore,
@@ -26,17 +28,17 @@ from lorafleet_kernels.gpu.tuning.store import (
     own_folder,
     store,
 )
-from tests.kernels.gpu.tuning.tunings import CARD, run, tuning
+from tests.kernels.gpu.tuning.tunings import CARD, attention_tuning, run, tuning
 
 
 def test_what_is_stored_is_found_again(tmp_path: Path) -> None:
-    first, second = tuning(8, 8), tuning(64, 64, splits=4)
+    first, second, third = tuning(8, 8), tuning(64, 64, splits=4), attention_tuning()
 
     store(run([first]), CARD, tmp_path)
-    path = store(run([second]), CARD, tmp_path)
+    path = store(run([second, third]), CARD, tmp_path)
 
     assert path.name == "nvidia-h200-132.json"
-    assert load(CARD, [tmp_path]) == [second, first]
+    assert load(CARD, [tmp_path]) == [second, third, first]
     assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", path.name]
 
 
@@ -45,7 +47,7 @@ def test_what_was_measured_here_comes_before_what_shipped(tmp_path: Path) -> Non
     store(run([tuning(8, 8, splits=2)]), CARD, shipped)
     store(run([tuning(8, 8, splits=4)]), CARD, own)
 
-    assert [t.found["o"].config.splits for t in load(CARD, [own, shipped])] == [4, 2]
+    assert load(CARD, [own, shipped]) == [tuning(8, 8, splits=4), tuning(8, 8, splits=2)]
 
 
 def test_a_card_of_which_nothing_is_known_has_none_without_a_word(
@@ -73,13 +75,14 @@ def _write(text: str) -> Callable[[Path], object]:
         (_write("{"), "no JSON"),
         (lambda path: path.write_bytes(b"\xff\xfe\x00"), "can't decode"),
         (lambda path: path.mkdir(), "directory"),
+        (_write(to_json(Document(CARD, kernels_digest(), ())).replace('"format": 2', '"format": 1')), "reads 2"),
         (_write(to_json(Document(CARD, "old", (run([tuning(8, 8)]),)))), "they are of other kernels (old, these are"),
         (
             _write(to_json(Document(replace(CARD, capability=(8, 0)), kernels_digest(), (run([tuning(8, 8)]),)))),
             "they are of Card(name='NVIDIA H200', capability=(8, 0)",
         ),
     ],
-    ids=["half", "no text", "a folder", "other kernels", "another card"],
+    ids=["half", "no text", "a folder", "an older format", "other kernels", "another card"],
 )
 def test_what_cannot_be_used_is_left_out_with_one_line(
     put: Callable[[Path], object], said: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -107,6 +110,17 @@ def test_forms_that_no_longer_ship_are_left_out_and_others_stay(
     (record,) = caplog.records
     assert "1 of 2 tunings" in record.getMessage()
     assert "no shrink by rows of 1x16x512 w4 s5 ships" in record.getMessage()
+
+
+def test_attention_in_a_form_that_no_longer_ships_is_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store(run([attention_tuning(DecodeTiles(512, 4, 5, 1)), tuning(8, 8)]), CARD, tmp_path)
+
+    assert load(CARD, [tmp_path]) == [tuning(8, 8)]
+
+    (record,) = caplog.records
+    assert "no attention of n512 w4 s5, 1 programs a processor ships for decode" in record.getMessage()
 
 
 @pytest.mark.parametrize("before", ["damaged", to_json(Document(CARD, "old", (run([tuning(8, 8)]),)))])
@@ -162,7 +176,12 @@ def test_processes_that_write_at_once_lose_nothing(tmp_path: Path) -> None:
     ]
     assert [writer.wait(120) for writer in writers] == [0, 0]
 
-    assert sorted(t.step.segments for t in load(CARD, [tmp_path])) == sorted(chain(*wanted))
+    assert sorted(_segments(t) for t in load(CARD, [tmp_path])) == sorted(chain(*wanted))
+
+
+def _segments(tuning: Tuning) -> int:
+    assert isinstance(tuning, LoraTuning)
+    return tuning.step.segments
 
 
 def test_whatever_ships_is_of_these_kernels() -> None:

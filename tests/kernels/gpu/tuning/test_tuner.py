@@ -8,82 +8,32 @@ from dataclasses import replace
 import pytest
 import torch
 
+from lorafleet_kernels.gpu.card import Card
 from lorafleet_kernels.gpu.forms.lora import GroupShape, LoraConfig, StepShape
-from lorafleet_kernels.gpu.forms.step import default_forms
-from lorafleet_kernels.gpu.lora.step import LoraStep
-from lorafleet_kernels.gpu.tuning import work as work_module
-from lorafleet_kernels.gpu.tuning.lookup import ModelShapes
-from lorafleet_kernels.gpu.tuning.search import Budget, agrees, candidates
-from lorafleet_kernels.gpu.tuning.tuner import Stand, tuned
-from lorafleet_kernels.gpu.tuning.work import GroupWork
-from lorafleet_kernels.reference import LoraPart, lora_segment
+from lorafleet_kernels.gpu.tuning.attention.lookup import AttentionTuning, Heads, Phase, Sequences
+from lorafleet_kernels.gpu.tuning.lora.lookup import LoraTuning, ModelShapes
+from lorafleet_kernels.gpu.tuning.lora.work import GroupWork
+from lorafleet_kernels.gpu.tuning.search import Budget
+from lorafleet_kernels.gpu.tuning.stand import Stand
+from lorafleet_kernels.gpu.tuning.tasks import AttentionTask, Engine, LoraTask, Task, missing, tasks_for
+from lorafleet_kernels.gpu.tuning.tuner import tuned
+from tests.kernels.gpu.tuning.tunings import attention_tuning
 
-pytestmark = pytest.mark.interpreted
-
-GROUP = GroupShape(32, (32, 16, 16))
+PAGE = 64
 ROWS, TILES = StepShape(2, 2, 3), StepShape(4, 1, 6)
-GRAIN, PAGE, PROCESSORS = 16, 64, 4
+SHAPES = ModelShapes(
+    {"qkv": GroupShape(32, (32, 16, 16)), "o": GroupShape(32, (16,))}, "bfloat16", "bfloat16", 16
+)  # fmt: skip
+HEADS = Heads(2, 1, 16, "float32", "float32")
+DECODES = AttentionTask(HEADS, Phase.DECODE, (Sequences(2, 1, 20), Sequences(1, 1, 5)))
 
 
-def work(step: StepShape, dtype: torch.dtype, device: torch.device) -> GroupWork:
-    return GroupWork(step, GROUP, dtype, GRAIN, PAGE, device, cache=1)
+def stand(device: torch.device, clock: Callable[..., float]) -> Stand:
+    return Stand(device, Card.of(device), 1, clock)
 
 
-def default(step: StepShape) -> LoraConfig:
-    return default_forms(step, {"o": GROUP}, GRAIN, PROCESSORS).configs["o"]
-
-
-def expected(of: GroupWork, step: StepShape) -> torch.Tensor:
-    """`[T, O]` float64, by the specification, from the pages."""
-    y = of._start.double().cpu()
-    slices, elements = work_module._plan(GROUP, step.max_rank, GRAIN)
-    for begin, end, adapter in work_module._segments(step):
-        vector = of._pool[0].double().cpu()[torch.from_numpy(of._places[adapter].pages).long()].flatten()[:elements]
-        a = vector[: slices[0].b].view(3 * step.max_rank, GROUP.k)
-        parts = [
-            LoraPart(s.begin, s.begin + width, vector[s.b : s.b + s.rank * width].view(s.rank, width))
-            for s, width in zip(slices, GROUP.widths, strict=True)
-        ]
-        lora_segment(y[begin:end], of._x[0, begin:end].double().cpu(), a, parts)
-    return y
-
-
-@pytest.mark.parametrize("step", [ROWS, TILES])
-def test_what_is_timed_is_what_the_specification_says(step: StepShape, device: torch.device) -> None:
-    made = work(step, torch.float32, device)
-
-    assert agrees(made.result(default(step)), expected(made, step).to(torch.float32).to(device))
-    assert made.copies == 2
-
-
-@pytest.mark.parametrize("apart", [False, True], ids=["in the next kernel", "apart"])
-def test_every_candidate_is_right(apart: bool, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(work_module, "FUSED_ROWS", 0 if apart else 128)
-    for step in (ROWS, TILES):
-        made = work(step, torch.float32, device)
-        forms = candidates(step, GROUP, default(step), default(step).shrink.m)
-        assert len(forms) > 1
-        for form in forms:
-            assert agrees(made.result(form), expected(made, step).to(torch.float32).to(device)), form
-
-
-def test_a_plane_that_nobody_wrote_shows(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = work(ROWS, torch.float32, device)
-    one_split = replace(default(ROWS), splits=1)
-    right = made.result(one_split)
-    shrink = LoraStep.shrink
-
-    def forgets(self: LoraStep, layer: int, group: str, x: torch.Tensor) -> None:
-        shrink(self, layer, group, x)
-        self._scratch.planes[:1] = float("nan")
-
-    monkeypatch.setattr(LoraStep, "shrink", forgets)
-
-    assert not agrees(made.result(one_split), right)
-
-
-def test_a_model_is_tuned_step_by_step_until_the_time_is_over(device: torch.device) -> None:
-    shapes = ModelShapes({"qkv": GROUP, "o": GroupShape(32, (16,))}, "bfloat16", GRAIN)
+@pytest.mark.interpreted
+def test_tasks_are_tuned_one_by_one_until_the_time_is_over(device: torch.device) -> None:
     timed: list[int] = []
 
     def clock(run: Callable[[], None], calls: int, /, repeats: int = 7) -> float:
@@ -91,22 +41,24 @@ def test_a_model_is_tuned_step_by_step_until_the_time_is_over(device: torch.devi
         timed.append(calls)
         return 1e-3 / len(timed)  # whatever comes later is faster
 
-    budget = Budget(1.0, lambda: 2.0 if len(timed) > 10 else 0.0)
-    stand = Stand(device, PROCESSORS, 1, clock)
+    budget = Budget(1.0, lambda: 2.0 if len(timed) > 70 else 0.0)
+    tasks: list[Task] = [DECODES, LoraTask(SHAPES, ROWS, PAGE)]
 
-    found = list(tuned([ROWS, StepShape(1, 1, 3)] * 4, shapes, PAGE, stand, budget, print))
+    found = list(tuned(tasks * 4, stand(device, clock), budget, print))
 
     assert 2 <= len(found) < 8
-    assert [t.step for t in found[:2]] == [ROWS, StepShape(1, 1, 3)]
-    assert all(f.seconds <= f.default_seconds for t in found for f in t.found.values())
-    assert any(f.seconds < f.default_seconds for t in found for f in t.found.values())
+    assert [task for task, _ in found[:2]] == tasks
+    assert [type(tuning) for _, tuning in found[:2]] == [AttentionTuning, LoraTuning]
+    assert all(tuning.seconds <= tuning.default_seconds for _, tuning in found)
+    assert any(tuning.seconds < tuning.default_seconds for _, tuning in found)
+    assert all(task.known([tuning]) for task, tuning in found)
 
 
-def test_a_step_that_does_not_fit_into_the_memory_ends_no_other(
+@pytest.mark.interpreted
+def test_a_task_that_does_not_fit_into_the_memory_ends_no_other(
     device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shapes, said = ModelShapes({"o": GroupShape(32, (16,))}, "float32", GRAIN), list[str]()
-    stand = Stand(device, PROCESSORS, 1, lambda run, calls, repeats=7: 1.0)
+    said: list[str] = []
 
     def fails(self: GroupWork, config: LoraConfig) -> torch.Tensor:
         if self._step == ROWS:
@@ -114,8 +66,29 @@ def test_a_step_that_does_not_fit_into_the_memory_ends_no_other(
         return torch.ones(3)
 
     monkeypatch.setattr(GroupWork, "result", fails)
+    tasks = [LoraTask(SHAPES, step, PAGE) for step in (ROWS, TILES)]
 
-    found = list(tuned([ROWS, TILES], shapes, PAGE, stand, Budget(1.0, lambda: 0.0), said.append))
+    found = list(tuned(tasks, stand(device, lambda run, calls, repeats=7: 1.0), Budget(1.0, lambda: 0.0), said.append))
 
-    assert [t.step for t in found] == [TILES]
+    assert [task for task, _ in found] == tasks[1:]
     assert said == ["2 rows, 2 segments, rank 3: left out: this card's memory does not hold it"]
+
+
+def test_heads_that_the_kernels_do_not_know_are_left_out_by_name(device: torch.device) -> None:
+    said: list[str] = []
+    odd = replace(DECODES, heads=replace(HEADS, size=15))
+
+    assert list(tuned([odd], stand(device, lambda run, calls, repeats=7: 1.0), Budget(1.0), said.append)) == []
+    assert "attention, decode: left out: 2 heads over 1 of size 15: the kernels want an even size" in said[0]
+
+
+def test_attention_comes_first_and_only_what_is_missing_is_left() -> None:
+    tasks = tasks_for(Engine(4, 256, 8, 1024), SHAPES, PAGE, HEADS)
+
+    assert [str(task) for task in tasks[:3]] == [
+        "attention, decode", "attention, prompts", "4 rows, 4 segments, rank 8",
+    ]  # fmt: skip
+    assert missing(tasks, []) == tasks
+    decodes, _ = HEADS.defaults((9, 0))
+    assert missing(tasks, [attention_tuning(decodes, heads=HEADS)]) == tasks[1:]
+    assert missing(tasks, [attention_tuning(decodes, heads=replace(HEADS, kv="fp8"))]) == tasks

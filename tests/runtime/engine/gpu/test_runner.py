@@ -14,13 +14,16 @@ from lorafleet_kernels.gpu.card import Card
 from lorafleet_kernels.gpu.forms.lora import LoraConfig, Variant
 from lorafleet_kernels.gpu.forms.step import default_forms
 from lorafleet_kernels.gpu.lora.step import LoraStep
-from lorafleet_kernels.gpu.tuning.document import Run
-from lorafleet_kernels.gpu.tuning.lookup import Found, Tuning
+from lorafleet_kernels.gpu.operations import TritonOperations
+from lorafleet_kernels.gpu.tuning.attention.lookup import AttentionTuning, Measured
+from lorafleet_kernels.gpu.tuning.document import Run, Tuning
+from lorafleet_kernels.gpu.tuning.lora.lookup import Found, LoraTuning
 from lorafleet_kernels.gpu.tuning.store import store
+from lorafleet_kernels.gpu.tuning.tasks import AttentionTask
 from lorafleet_runtime.config import EngineConfig
 from lorafleet_runtime.engine.engine import Engine
 from lorafleet_runtime.engine.gpu.runner import GpuRunner
-from lorafleet_runtime.engine.gpu.tune import Order
+from lorafleet_runtime.engine.gpu.tune import tasks_of
 from lorafleet_runtime.protocol import AddRequest, Sampling
 from tests.runtime.engine.gpu.traffic import CONFIG, serve
 
@@ -55,12 +58,16 @@ def test_forms_that_were_tuned_are_run_and_say_the_same(
     expected = said(make("reference"))
     monkeypatch.setenv("LORAFLEET_TUNINGS", str(tmp_path / "tunings"))
     bounds = EngineConfig("", "tiny", dtype="float32", max_num_seqs=24, max_batched_tokens=24, max_lora_rank=8)
-    order, card = Order.of(bounds, CONFIG), Card.of(torch.device("cpu"))
-    tunings = []
-    for step in order.steps:
-        usual = default_forms(step, order.shapes.groups, order.shapes.grain, card.processors)
-        other = {n: replace(c, splits=3 - min(c.splits, 2), lanes=2) for n, c in usual.configs.items()}
-        tunings.append(Tuning(order.shapes, step, {n: Found(c, 1e-6, 2e-6) for n, c in other.items()}))
+    card = Card.of(torch.device("cpu"))
+    tunings: list[Tuning] = []
+    for task in tasks_of(bounds, CONFIG):
+        if isinstance(task, AttentionTask):
+            other_form = task.heads.candidates(task.phase, card.capability)[-1]
+            tunings.append(AttentionTuning(task.heads, other_form, (Measured(task.sequences[0], 1e-6, 2e-6),)))
+        else:
+            usual = default_forms(task.step, task.shapes.groups, task.shapes.grain, card.processors)
+            other = {n: replace(c, splits=3 - min(c.splits, 2), lanes=2) for n, c in usual.configs.items()}
+            tunings.append(LoraTuning(task.shapes, task.step, {n: Found(c, 1e-6, 2e-6) for n, c in other.items()}))
     store(Run({}, tuple(tunings)), card, tmp_path / "tunings")
     engine = make("triton")
     runner = engine._runner
@@ -78,6 +85,9 @@ def test_forms_that_were_tuned_are_run_and_say_the_same(
     assert len(expected) == 3
     assert {config.lanes for config in run} == {2}  # by default 1
     assert {config.variant for config in run} == set(Variant)
+    assert isinstance(runner.model.ops, TritonOperations)
+    shape, _ = runner.model.ops.heads(runner.model.heads, torch.float32)
+    assert {shape.decode, shape.prefill} == {t.form for t in tunings if isinstance(t, AttentionTuning)}
 
 
 @pytest.mark.interpreted

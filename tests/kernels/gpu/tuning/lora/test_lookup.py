@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -10,14 +11,15 @@ from hypothesis import strategies as st
 
 from lorafleet_kernels.gpu.forms.lora import StepShape, Variant, variant_for
 from lorafleet_kernels.gpu.forms.step import SPLITS, default_forms, why_not
-from lorafleet_kernels.gpu.tuning.lookup import ModelShapes, TunedForms, Tuning, forms_for
-from lorafleet_kernels.gpu.tuning.steps import steps_to_tune
-from tests.kernels.gpu.tuning.tunings import CARD, SHAPES, tuning
+from lorafleet_kernels.gpu.tuning.document import Tuning
+from lorafleet_kernels.gpu.tuning.lora.lookup import ModelShapes, TunedForms, forms_for
+from lorafleet_kernels.gpu.tuning.lora.steps import steps_to_tune
+from tests.kernels.gpu.tuning.tunings import CARD, SHAPES, attention_tuning, tuning
 
 PROCESSORS = CARD.processors
 
 
-def splits(step: StepShape, tunings: list[Tuning], shapes: ModelShapes = SHAPES) -> int:
+def splits(step: StepShape, tunings: Sequence[Tuning], shapes: ModelShapes = SHAPES) -> int:
     """Which tuning a step got."""
     return forms_for(step, tunings, shapes, PROCESSORS).configs["o"].splits
 
@@ -45,13 +47,22 @@ def test_beyond_twice_its_size_a_measurement_says_nothing(step: StepShape) -> No
     assert splits(StepShape(128, 128, 32), known) == 1
 
 
+def test_what_was_measured_of_attention_is_passed_over() -> None:
+    assert splits(StepShape(8, 8, 16), [attention_tuning(), tuning(8, 8, splits=2)]) == 2
+
+
 def test_of_one_step_the_first_that_is_known_decides() -> None:
     assert splits(StepShape(8, 8, 16), [tuning(8, 8, splits=2), tuning(8, 8, splits=4)]) == 2
 
 
 @pytest.mark.parametrize(
     "other",
-    [replace(SHAPES, dtype="float16"), replace(SHAPES, grain=128), replace(SHAPES, groups={"o": SHAPES.groups["o"]})],
+    [
+        replace(SHAPES, dtype="float16"),
+        replace(SHAPES, weights="fp8"),
+        replace(SHAPES, grain=128),
+        replace(SHAPES, groups={"o": SHAPES.groups["o"]}),
+    ],
 )
 def test_another_models_measurements_are_not_its_own(other: ModelShapes) -> None:
     step = StepShape(8, 8, 16)

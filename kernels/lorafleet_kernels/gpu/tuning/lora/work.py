@@ -1,41 +1,28 @@
-"""What the tuner times: one group of one step, as the engine launches it, over adapters of noise.
-
-So many copies of inputs and weights that none is still in the L2 cache when it is its turn again, as in an engine,
-whose other layers come between."""
+"""What the tuner times: one group of one step, as the engine launches it, over adapters of noise."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from lorafleet_kernels.gpu.forms.lora import GroupShape, LoraConfig, StepShape, Variant, fused_tiles
+from lorafleet_kernels.gpu.forms.weight_types import as_fp8
 from lorafleet_kernels.gpu.layers import FUSED_ROWS
 from lorafleet_kernels.gpu.lora.host import AdapterPlace, Segment, StepSizes, describe, fill_step, most_items
 from lorafleet_kernels.gpu.lora.step import GroupForm, LoraStep, Scratch
 from lorafleet_kernels.gpu.lora.step_buffer import batch_in
+from lorafleet_kernels.gpu.tuning.lora.lookup import ModelShapes
+from lorafleet_kernels.gpu.tuning.search import copies_past
+from lorafleet_kernels.gpu.tuning.stand import Stand
 
-HEADROOM = 2
-"""Copies fill so many L2 caches, at least."""
-
-
-class Work(Protocol):
-    """One group of a step in any form."""
-
-    @property
-    def copies(self) -> int: ...
-
-    def run(self, config: LoraConfig) -> Callable[[], None]:
-        """Computes every copy in that form, in order."""
-        ...
-
-    def result(self, config: LoraConfig) -> Tensor:
-        """What the first copy becomes, from the same start every time."""
-        ...
+NOISE = 1e-4
+"""What a result may be off, of the largest value: what float32 sums lose, and what cancels."""
+SCALE_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,20 +47,22 @@ class GroupWork:
     Where the engine's expand is part of the next kernel, one by rows stands in for it here: it sums the same planes by
     the same tiles, and what else that kernel does is the same in every form."""
 
-    def __init__(
-        self, step: StepShape, group: GroupShape, dtype: torch.dtype, grain: int, page: int, device: torch.device,
-        cache: int,
-    ) -> None:  # fmt: skip
-        """`cache`: bytes of L2."""
-        self._step, self._grain, self._group = step, grain, group
-        rank, width = step.max_rank, sum(group.widths)
-        slices, elements = _plan(group, rank, grain)
+    noise = NOISE
+
+    def __init__(self, step: StepShape, group: GroupShape, model: ModelShapes, page: int, stand: Stand) -> None:
+        """`page`: elements of a pool page, of the model's type."""
+        self._step, self._grain, self._group = step, model.grain, group
+        rank, width, device = step.max_rank, sum(group.widths), stand.device
+        dtype: torch.dtype = getattr(torch, model.dtype)
+        stored = torch.float8_e4m3fn if model.of_fp8 else dtype
+        page = page * dtype.itemsize // stored.itemsize
+        slices, elements = _plan(group, rank, model.grain, scales=model.of_fp8)
         pages = -(-elements // page)
-        moved = dtype.itemsize * (step.segments * elements + step.rows * (group.k + 2 * width))
-        self.copies = max(2, HEADROOM * cache // moved + 1)
+        moved = step.segments * elements * stored.itemsize + step.rows * (group.k + 2 * width) * dtype.itemsize
+        self.copies = copies_past(stand.cache, moved)
         order = np.random.default_rng(0).permutation(step.segments * pages).astype(np.int32)
         self._places = [AdapterPlace(0, own) for own in np.split(order, step.segments)]
-        described = describe([{"o": slices}] * self.copies, {"o": group}, grain, rank)
+        described = describe([{"o": slices}] * self.copies, {"o": group}, self._grain, rank)
         self._layouts = torch.from_numpy(described[None]).to(device)
         generator = torch.Generator(device).manual_seed(0)
 
@@ -81,7 +70,13 @@ class GroupWork:
             made = torch.empty(self.copies, *shape, dtype=dtype, device=device)
             return made.normal_(std=spread, generator=generator)
 
-        self._pool = noise(step.segments * pages, page, spread=(group.k * rank) ** -0.25)
+        small = (group.k * rank) ** -0.25
+        self._pool = noise(step.segments * pages, page, spread=1.0 if model.of_fp8 else small)
+        if model.of_fp8:
+            coded = self._pool.to(stored).view(torch.uint8)
+            for place in self._places:
+                _write_scales(coded, place, slices[0].a, rank * len(group.widths), small**2)
+            self._pool = as_fp8(coded, stand.card.capability)
         self._x, self._y = noise(step.rows, group.k), noise(step.rows, width)
         self._start = self._y[0].clone()
 
@@ -126,16 +121,27 @@ class GroupWork:
         return call, scratch.planes
 
 
-def _plan(group: GroupShape, rank: int, grain: int) -> tuple[Sequence[_Slice], int]:
+def _plan(group: GroupShape, rank: int, grain: int, scales: bool) -> tuple[Sequence[_Slice], int]:
     """Where the matrices of an adapter on all projections lie in its vector, as the runtime lays them out, and its
-    length."""
-    a_stride = -(-group.k // grain) * grain
-    b, column, slices = len(group.widths) * rank * a_stride, 0, []
+    length. `scales`: of e4m3, up to A."""
+    ranks, a_stride = len(group.widths) * rank, -(-group.k // grain) * grain
+    first = -(-SCALE_BYTES * ranks // grain) * grain if scales else 0
+    b, column, slices = first + ranks * a_stride, 0, []
     for number, width in enumerate(group.widths):
-        slices.append(_Slice(number * rank * a_stride, b, rank, rank, column, grain))
+        slices.append(_Slice(first + number * rank * a_stride, b, rank, rank, column, grain))
         b += rank * (-(-width // grain) * grain)
         column += width
     return slices, b
+
+
+def _write_scales(pool: Tensor, place: AdapterPlace, a: int, ranks: int, size: float) -> None:
+    """Powers of two near `size`, two in turn, so that another rank's shows, up to byte `a` of an adapter's vector in
+    `pool [copies, P, bytes of a page]`."""
+    device = pool.device
+    scales = 2.0 ** (round(math.log2(size)) + torch.arange(ranks, device=device) % 2)
+    at = torch.arange(a - SCALE_BYTES * ranks, a, device=device)
+    pages = torch.from_numpy(place.pages).to(device).long()[at // pool.shape[2]]
+    pool[:, pages, at % pool.shape[2]] = scales.float().view(torch.uint8)
 
 
 def _segments(step: StepShape) -> list[Segment]:

@@ -5,11 +5,12 @@ Pure: no files, no clock, no device."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from lorafleet_kernels.gpu.forms.lora import GroupShape, LoraConfig, StepShape, variant_for
 from lorafleet_kernels.gpu.forms.step import StepForms, default_forms
+from lorafleet_kernels.gpu.forms.weight_types import FP8_NAME
 
 REACH = 2
 """A measurement speaks for steps of half to twice its rows, segments and ranks: beyond, other tiles and other splits
@@ -19,12 +20,17 @@ MOST_REMEMBERED = 4096
 
 @dataclass(frozen=True, slots=True)
 class ModelShapes:
-    """What of a model decides what its forms cost: its fused linear layers by name, the element type ("bfloat16"), and
-    the grain of adapters' rows, in elements."""
+    """What of a model and its adapters decides what their forms cost: its fused linear layers by name, the element
+    type ("bfloat16") and that of adapters' weights (the same, or "fp8"), and the grain of their rows, in elements."""
 
     groups: Mapping[str, GroupShape]
     dtype: str
+    weights: str
     grain: int
+
+    @property
+    def of_fp8(self) -> bool:
+        return self.weights == FP8_NAME
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +43,7 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class Tuning:
+class LoraTuning:
     """What was measured for one step of one kind of model: of every group. Raises ValueError where groups are missing,
     or cannot share a step."""
 
@@ -50,6 +56,11 @@ class Tuning:
             raise ValueError(f"forms of {sorted(self.found)}, of a model with {sorted(self.shapes.groups)}")
         if self.forms.variant is not variant_for(self.step.rows, self.step.segments):
             raise ValueError(f"forms by {self.forms.variant}, where {self.step} goes by the other variant")
+
+    @property
+    def key(self) -> object:
+        """A later tuning of the same key takes this one's place."""
+        return self.shapes, self.step
 
     @property
     def forms(self) -> StepForms:
@@ -67,21 +78,22 @@ class Tuning:
         return sum(found.default_seconds for found in self.found.values())
 
 
-def nearest(step: StepShape, tunings: Iterable[Tuning], shapes: ModelShapes) -> Tuning | None:
-    """Of `tunings` of these shapes and the step's variant, the first of the nearest; None where none is within reach.
-    """
+def nearest(step: StepShape, tunings: Iterable[object], shapes: ModelShapes) -> LoraTuning | None:
+    """Of `tunings` of whatever kind, the first of the nearest of these shapes and the step's variant; None where none
+    is within reach."""
     variant = variant_for(step.rows, step.segments)
     near = [
         tuning
         for tuning in tunings
-        if tuning.shapes == shapes
+        if isinstance(tuning, LoraTuning)
+        and tuning.shapes == shapes
         and variant is variant_for(tuning.step.rows, tuning.step.segments)
         and max(_apart(step, tuning.step)) <= math.log2(REACH)
     ]
     return min(near, key=lambda tuning: sum(_apart(step, tuning.step)), default=None)
 
 
-def forms_for(step: StepShape, tunings: Iterable[Tuning], shapes: ModelShapes, processors: int) -> StepForms:
+def forms_for(step: StepShape, tunings: Iterable[object], shapes: ModelShapes, processors: int) -> StepForms:
     """The forms of the nearest tuning, or else the default."""
     found = nearest(step, tunings, shapes)
     return default_forms(step, shapes.groups, shapes.grain, processors) if found is None else found.forms
@@ -90,8 +102,9 @@ def forms_for(step: StepShape, tunings: Iterable[Tuning], shapes: ModelShapes, p
 class TunedForms:
     """`forms_for` of one model on one card; steps that were asked for before are remembered."""
 
-    def __init__(self, tunings: Sequence[Tuning], shapes: ModelShapes, processors: int) -> None:
-        self._tunings = [tuning for tuning in tunings if tuning.shapes == shapes]
+    def __init__(self, tunings: Iterable[object], shapes: ModelShapes, processors: int) -> None:
+        """`tunings`: of whatever kind."""
+        self._tunings = [t for t in tunings if isinstance(t, LoraTuning) and t.shapes == shapes]
         self._shapes, self._processors = shapes, processors
         self._known: dict[StepShape, StepForms] = {}
 

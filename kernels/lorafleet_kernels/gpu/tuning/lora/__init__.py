@@ -1,0 +1,1 @@
+"""Forms of the LoRA kernels, of the groups of one step at a time."""
