@@ -72,9 +72,9 @@ def paged_decode_fp8_kernel(
     mask = (g < group)[:, None] & (h < HALF)[None, :]
     columns = (head * group + g)[:, None] * SIZE + h[None, :]
     if DEPENDENT:
-        row = kv_heads * HALF
+        words = kv_heads * HALF
         fetch_first(
-            pool + head * HALF, pages, items, bounds, program, 2 * PAGE * row, PAGE * row, row,
+            pool + head * HALF, pages, items, bounds, program, 2 * PAGE * words, PAGE * words, words,
             HALF, BLOCK_N, PAGE, ITEM,
         )  # fmt: skip
     wait_for_those_before(DEPENDENT)
