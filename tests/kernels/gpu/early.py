@@ -9,8 +9,8 @@ from lorafleet_kernels.gpu.kernels.dependence import let_next_start, wait_for_th
 from lorafleet_kernels.gpu.specialization import Specialization
 
 
-@triton.jit
-def scaled(
+@triton.jit  # type: ignore[untyped-decorator]
+def scaled(  # type: ignore[no-untyped-def]
     out, x, slots, n,
     LEAVES: tl.constexpr, READS: tl.constexpr, WRITES: tl.constexpr, LOOPS: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
