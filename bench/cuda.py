@@ -9,7 +9,8 @@ at hand when that is spent; one that fails is named and ends no other. In all at
 Gate: an engine on Triton's kernels and graphs says what one on plain torch says on this device; with adapters
 exchanged it has to be noticed. Lines go to `bench/data/cuda.jsonl` with card, driver and versions, charts to
 `docs/gpu`. `--quick`: all sections in tiny form, nothing written; without a GPU in Triton's interpreter, where no
-number means anything but that the bench works.
+number means anything but that the bench works. `--dependent-launches`: with kernels that start before those ahead of
+them have ended, which lines then say.
 
 Exit 1: the gate failed, or a section. Exit 2: there is no GPU."""
 
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from bench.record import Result, write
+from lorafleet_kernels.dispatch import DEPENDENT_LAUNCHES
 
 if TYPE_CHECKING:
     from bench.cuda_engines import Engines
@@ -98,7 +100,8 @@ def measure(folder: Path, model: Path | None, quick: bool) -> bool:
             results, whole = run_sections(sections(engines, files, lines))
         finally:
             engines.drop()
-    write(results, quick=quick, packages=packages(), also=circumstances(card) if card else {})
+    order = {"dependent_launches": "on"} if os.environ.get(DEPENDENT_LAUNCHES) == "1" else {}
+    write(results, quick=quick, packages=packages(), also=circumstances(card) | order if card else order)
     if not quick:
         lines.draw()
     return whole
@@ -107,6 +110,7 @@ def measure(folder: Path, model: Path | None, quick: bool) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="all sections in tiny form, nothing written")
+    parser.add_argument("--dependent-launches", action="store_true", help=f"as {DEPENDENT_LAUNCHES}=1 has it")
     parser.add_argument("--model", type=Path, metavar="PATH", help="a checkpoint in place of random weights")
     arguments = parser.parse_args()
     cuda = torch.cuda.is_available()
@@ -121,6 +125,8 @@ def main() -> int:
     if not cuda:
         os.environ["TRITON_INTERPRET"] = "1"  # has to be there before any kernel is imported
     os.environ["LORAFLEET_KERNELS"] = "triton"
+    if arguments.dependent_launches:
+        os.environ[DEPENDENT_LAUNCHES] = "1"
     with tempfile.TemporaryDirectory() as folder:
         return 0 if measure(Path(folder), arguments.model, arguments.quick) else 1
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from bench.cuda_setup import Scale
+from lorafleet_kernels.dispatch import DEPENDENT_LAUNCHES
 from lorafleet_runtime.config import EngineConfig
 from lorafleet_runtime.engine.engine import Engine
 from lorafleet_runtime.engine.memory import available_bytes
@@ -109,15 +110,19 @@ def _used() -> int:
 
 @contextlib.contextmanager
 def kernels(name: str) -> Iterator[None]:
-    """Engines that are started inside compute with these."""
-    before = os.environ.get("LORAFLEET_KERNELS")
-    os.environ["LORAFLEET_KERNELS"] = name
+    """Engines that are started inside compute with these; only Triton's launch dependents."""
+    before = {key: os.environ.pop(key, None) for key in ("LORAFLEET_KERNELS", DEPENDENT_LAUNCHES)}
+    inside = before | {"LORAFLEET_KERNELS": name}
+    if name != "triton":
+        inside[DEPENDENT_LAUNCHES] = None
+    os.environ.update({key: value for key, value in inside.items() if value is not None})
     try:
         yield
     finally:
-        del os.environ["LORAFLEET_KERNELS"]
-        if before is not None:
-            os.environ["LORAFLEET_KERNELS"] = before
+        for key, value in before.items():
+            os.environ.pop(key, None)
+            if value is not None:
+                os.environ[key] = value
 
 
 @contextlib.contextmanager

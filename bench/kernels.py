@@ -3,10 +3,10 @@
 `python -m bench.kernels [--quick] [--foreign FOLDER] [--tune]` on a machine with a CUDA device: shrink + expand of
 decode steps and of prompts against torch's own products and the kernels of vLLM and SGLang that are installed, or that
 lie as wheels in FOLDER; expands within the kernel that follows against launches of their own; adapters in fp8 against
-bfloat16; paged attention; the layers of the model in order. Every time is of a captured graph, replayed, over enough
-copies of inputs and weights that none is still in the L2 cache. Each section has a budget and ends with the case at
-hand when that is spent; cases come in a shuffled order, so that what was measured is a fair sample. A section that
-fails is named and ends no other. In all at most six minutes on an H200.
+bfloat16; paged attention; the layers of the model in order, and again with dependent launches. Every time is of a
+captured graph, replayed, over enough copies of inputs and weights that none is still in the L2 cache. Each section has
+a budget and ends with the case at hand when that is spent; cases come in a shuffled order, so that what was measured is
+a fair sample. A section that fails is named and ends no other. In all at most seven minutes on an H200.
 
 Gate: the kernels on this device against float64, each with a result that is wrong on purpose and has to be noticed.
 Without a GPU, `--quick` runs the gate alone, in Triton's interpreter, counts launches, and prints the roofline.
@@ -42,7 +42,7 @@ from bench.kernels_timing import Clock, Device, result, this_device
 from bench.record import Result, write
 
 BUDGETS = {"layers": 45.0, "attention": 40.0, "prompts": 10.0, "decode": 120.0, "prefill": 30.0, "fused": 25.0,
-           "fp8": 20.0}  # fmt: skip
+           "fp8": 20.0, "dependents": 30.0}  # fmt: skip
 """Seconds; the gate and the last case of each section come on top."""
 QUICK = 0.1
 REFERENCE_BANDWIDTH = 4.3e12
@@ -91,7 +91,7 @@ def roofline(bandwidth: float, source: str) -> None:
 
 def sections(device: Device, foreign: Path | None, scale: float) -> dict[str, Callable[[], Iterable[Result]]]:
     """What runs each, in order, those with others' kernels last; budgets are scaled."""
-    from bench import kernels_delta, kernels_model
+    from bench import kernels_delta, kernels_dependents, kernels_model
     from bench.kernels_foreign import foreign_rivals
     from bench.kernels_report import speedup_chart
     from bench.kernels_rivals import torch_rivals
@@ -113,6 +113,7 @@ def sections(device: Device, foreign: Path | None, scale: float) -> dict[str, Ca
 
     return {
         "layers": lambda: kernels_model.layer_results(device, clock("layers")),
+        "dependents": lambda: kernels_dependents.dependent_results(device, clock("dependents")),
         "attention": lambda: kernels_model.attention_results(
             device, clock("attention"), kernels_model.attention_cases()
         ),

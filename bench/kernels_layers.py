@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -66,6 +66,7 @@ class RandomDecoder:
     norm: Tensor
     lm_head: Tensor
     joined: TritonLayers
+    dependent: bool = False
 
     @classmethod
     def of(cls, config: DecoderConfig, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> RandomDecoder:
@@ -88,7 +89,13 @@ class RandomDecoder:
         return self.joined(x, attend, lora)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return F.linear(elementwise.rms_norm(hidden, self.norm, self.config.rms_norm_eps), self.lm_head)
+        normal = elementwise.rms_norm(hidden, self.norm, self.config.rms_norm_eps, self.dependent)
+        return F.linear(normal, self.lm_head)
+
+    def with_dependents(self) -> RandomDecoder:
+        """The same, whose norms and activations start before the kernels ahead of them have ended."""
+        joined = TritonLayers(self.layers, self.config.rms_norm_eps, dependent=True)
+        return replace(self, joined=joined, dependent=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +110,13 @@ class Context:
     tables: tuple[Tensor, Tensor]
     attention: TritonAttention
     scales: Tensor | None = None
+
+    def with_dependents(self) -> Context:
+        """The same, whose rotations and decodes start before the kernels ahead of them have ended."""
+        shape = replace(self.shape, dependent=True)
+        scratch = DecodeScratch.of(shape, self.pool.device)
+        attention = attention_of_step(self.pool, self.batch, shape, self.tables, scratch, self.scales)
+        return replace(self, shape=shape, attention=attention)
 
 
 def context(

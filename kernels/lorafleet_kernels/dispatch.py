@@ -2,7 +2,8 @@
 Triton's kernels where Triton is installed, else the reference.
 
 The only place that knows of all. `LORAFLEET_KERNELS=reference` keeps to the reference, on a CPU `LORAFLEET_NATIVE=0`
-does too; `LORAFLEET_KERNELS=triton` insists on Triton's.
+does too; `LORAFLEET_KERNELS=triton` insists on Triton's. With `LORAFLEET_DEPENDENT_LAUNCHES=1` these start before those
+ahead of them have ended (docs/gpu.md), which nobody has measured yet.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ log = logging.getLogger("lorafleet.kernels")
 
 CHOICES = ("", "reference", "triton")
 """Of LORAFLEET_KERNELS."""
+DEPENDENT_LAUNCHES = "LORAFLEET_DEPENDENT_LAUNCHES"
 
 
 def operations(dtype: torch.dtype, device: torch.device, threads: Callable[[], int]) -> Operations:
     """What is fastest here. `threads` says how many threads an operation may use, whenever it is called.
 
-    Raises ValueError where LORAFLEET_KERNELS asks for what is not there."""
+    Raises ValueError where LORAFLEET_KERNELS or LORAFLEET_DEPENDENT_LAUNCHES asks for what is not there."""
     asked = os.environ.get("LORAFLEET_KERNELS", "")
     if asked not in CHOICES:
         raise ValueError(f"LORAFLEET_KERNELS={asked} is unknown: write {', '.join(filter(None, CHOICES))} or nothing")
@@ -36,6 +38,8 @@ def operations(dtype: torch.dtype, device: torch.device, threads: Callable[[], i
         found = _triton(dtype, device, insists=asked == "triton")
         if found is not None:
             return found
+    if _dependent():
+        raise ValueError(f"{DEPENDENT_LAUNCHES}=1: only Triton's kernels on a GPU launch dependents: unset it")
     wanted = asked != "reference" and os.environ.get("LORAFLEET_NATIVE") != "0" and device.type == "cpu"
     return Operations(_native(dtype, threads) if wanted and dtype in (torch.float32, torch.bfloat16) else None)
 
@@ -55,7 +59,14 @@ def _triton(dtype: torch.dtype, device: torch.device, *, insists: bool) -> Opera
             raise ValueError(f"LORAFLEET_KERNELS=triton, and Triton cannot be used: {error}") from error
         log.warning("plain torch computes on this GPU, several times slower: Triton cannot be used: %s", error)
         return None
-    return TritonOperations(dtype, device)
+    return TritonOperations(dtype, device, _dependent())
+
+
+def _dependent() -> bool:
+    asked = os.environ.get(DEPENDENT_LAUNCHES, "")
+    if asked not in ("", "0", "1"):
+        raise ValueError(f"{DEPENDENT_LAUNCHES}={asked} is unknown: write 1, 0 or nothing")
+    return asked == "1"
 
 
 @lru_cache

@@ -59,6 +59,18 @@ def test_the_union_of_spans_counts_overlaps_once() -> None:
     assert covered([]) == 0
 
 
+def test_engines_on_other_kernels_launch_no_dependents(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LORAFLEET_KERNELS", "triton")
+    monkeypatch.setenv("LORAFLEET_DEPENDENT_LAUNCHES", "1")
+    seen = []
+    for name in ("reference", "triton"):
+        with kernels(name):
+            seen.append((os.environ["LORAFLEET_KERNELS"], os.environ.get("LORAFLEET_DEPENDENT_LAUNCHES")))
+
+    assert seen == [("reference", None), ("triton", "1")]
+    assert os.environ["LORAFLEET_DEPENDENT_LAUNCHES"] == "1"
+
+
 def said(*tokens: tuple[int, float, float]) -> dict[str, list[TokenLogprobs]]:
     """A request's tokens: id, logarithm of its probability, and that of the next best."""
     return {"r": [TokenLogprobs(token, own, [(token, own), (99, other)]) for token, own, other in tokens]}

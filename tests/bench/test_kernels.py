@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,15 @@ import torch
 from bench.kernels import run_sections
 from bench.kernels_cases import SMALL, DeltaCase, decode_cases, kv_bytes
 from bench.kernels_delta import GOAL, Timed, delta_results, fp8_results, fused_results, launch_cost, measure
+from bench.kernels_dependents import dependent_results
 from bench.kernels_gate import Finding, delta_findings
+from bench.kernels_layers import RandomDecoder
 from bench.kernels_model import DecodeCase, attention_cases, attention_results, layer_results, prefill_results
 from bench.kernels_report import speedups
 from bench.kernels_rivals import Call, DeltaWork, Unavailable, torch_rivals
 from bench.kernels_timing import Clock, Device
 from bench.record import Result
+from lorafleet_kernels.gpu.card import Card
 
 H200 = 4.3e12
 HERE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -173,6 +177,27 @@ def test_layers_with_adapters_are_measured_over_base() -> None:
     assert lora.met
     assert in_line.ratio == pytest.approx(120 / 105)
     assert apart.ratio == pytest.approx(150 / 120)
+
+
+def test_dependent_launches_are_measured_over_others_and_must_say_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = list(dependent_results(device(), endless(), SMALL, (4,), 8, (2,)))
+
+    assert [r.case.partition("8, ")[2] for r in found[::2]] == [
+        "base", "2 adapters r16, shrinks beside", "2 adapters r16, shrinks in line",
+    ]  # fmt: skip
+    assert all(r.met for r in found[1::2])
+    monkeypatch.setattr(RandomDecoder, "with_dependents", lambda decoder: replace(decoder, norm=-decoder.norm))
+    _, differs, *_ = dependent_results(device(), endless(), SMALL, (4,), 8, ())
+    assert (differs.value, differs.met) == (4, False)
+
+
+def test_a_card_without_dependent_launches_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Card, "of", lambda device: Card("an A100", (8, 0), 108))
+
+    assert not list(dependent_results(device(), endless(), SMALL))
+    assert "left out: dependent launches: an A100 has none" in capsys.readouterr().out
 
 
 def test_a_section_that_fails_ends_no_other(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,9 @@ import sys
 import pytest
 import torch
 
+from lorafleet_kernels.batch import HeadSizes
 from lorafleet_kernels.dispatch import operations
+from lorafleet_kernels.gpu.card import Card
 from lorafleet_kernels.gpu.operations import TritonOperations
 from lorafleet_kernels.operations import Operations
 
@@ -39,6 +41,31 @@ def test_a_cpu_has_tritons_kernels_in_the_interpreter_only(monkeypatch: pytest.M
 def test_what_is_unknown_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LORAFLEET_KERNELS", "cutlass")
     with pytest.raises(ValueError, match="LORAFLEET_KERNELS=cutlass is unknown: write reference, triton or nothing"):
+        found()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is no interpreter beside a GPU")
+def test_dependent_launches_are_off_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LORAFLEET_KERNELS", "triton")
+    for asked, dependent in (("", False), ("0", False), ("1", True)):
+        monkeypatch.setenv("LORAFLEET_DEPENDENT_LAUNCHES", asked)
+        ops = found()
+        assert isinstance(ops, TritonOperations)
+        assert ops.dependent is dependent
+        assert ops.heads(HeadSizes(4, 2, 64, 1e-6), torch.float32)[0].dependent is dependent
+
+
+def test_dependent_launches_are_refused_by_name_where_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LORAFLEET_DEPENDENT_LAUNCHES", "1")
+    monkeypatch.setenv("LORAFLEET_KERNELS", "reference")
+    with pytest.raises(ValueError, match="LORAFLEET_DEPENDENT_LAUNCHES=1: only Triton's kernels on a GPU"):
+        found()
+    monkeypatch.setenv("LORAFLEET_KERNELS", "triton")
+    monkeypatch.setattr(Card, "of", lambda device: Card("an A100", (8, 0), 108))
+    with pytest.raises(ValueError, match=r"LORAFLEET_DEPENDENT_LAUNCHES=1: an A100 has compute capability 8\.0"):
+        found()
+    monkeypatch.setenv("LORAFLEET_DEPENDENT_LAUNCHES", "yes")
+    with pytest.raises(ValueError, match="LORAFLEET_DEPENDENT_LAUNCHES=yes is unknown: write 1, 0 or nothing"):
         found()
 
 

@@ -12,6 +12,10 @@ OLDEST = (8, 0)
 """Ampere: asynchronous copies and bfloat16 in the tensor cores, which the kernels use throughout."""
 
 
+LAUNCHES_DEPENDENTS = (9, 0)
+"""Hopper: a kernel may start before the one ahead of it on its stream has ended."""
+
+
 @dataclass(frozen=True, slots=True)
 class Card:
     name: str
@@ -31,3 +35,11 @@ class Card:
                 "LORAFLEET_KERNELS=reference computes with plain torch"
             )
         return card
+
+    def must_launch_dependents(self) -> None:
+        """Raises ValueError where this card does not know dependent launches."""
+        if self.capability < LAUNCHES_DEPENDENTS:
+            raise ValueError(
+                f"LORAFLEET_DEPENDENT_LAUNCHES=1: {self.name} has compute capability {self.capability[0]}."
+                f"{self.capability[1]}, and dependent launches need 9.0 or newer: unset it"
+            )

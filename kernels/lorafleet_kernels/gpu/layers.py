@@ -42,16 +42,18 @@ class GpuLayer(Protocol):
 class TritonLayers:
     """All layers of a decoder, for steps in which nothing comes between two operations."""
 
-    def __init__(self, layers: Sequence[GpuLayer], eps: float) -> None:
+    def __init__(self, layers: Sequence[GpuLayer], eps: float, dependent: bool = False) -> None:
+        """`dependent`: of norms and activations; adapters and attention bring their own."""
         self._layers = layers
         self._eps = eps
+        self._dependent = dependent
 
     def takes(self, attend: object, lora: object) -> bool:
         return isinstance(attend, TritonAttention) and (lora is None or isinstance(lora, LoraStep))
 
     def __call__(self, x: Tensor, attend: TritonAttention, lora: LoraStep | None) -> Tensor:
         """`x [T, H]`, the embeddings, becomes the hidden states before the last norm."""
-        h = elementwise.rms_norm(x, self._layers[0].input_norm, self._eps)
+        h = elementwise.rms_norm(x, self._layers[0].input_norm, self._eps, self._dependent)
         for index, layer in enumerate(self._layers):
             attended = self._attend(index, h, layer, attend, lora)
             h = self._add_and_norm(index, "o", attended, layer.o, x, layer.post_norm, lora)
@@ -85,7 +87,7 @@ class TritonLayers:
             return lora.expand_add_rms_norm(layer, group, x, y, weight, self._eps)
         if lora is not None:
             lora.expand(layer, group, y)
-        return elementwise.add_rms_norm(x, y, weight, self._eps)
+        return elementwise.add_rms_norm(x, y, weight, self._eps, self._dependent)
 
     def _activate(self, layer: int, h: Tensor, linear: Linear, lora: LoraStep | None) -> Tensor:
         gate_up = _product(layer, "gate_up", h, linear, lora)
@@ -93,7 +95,7 @@ class TritonLayers:
             return lora.expand_silu_and_mul(layer, gate_up)
         if lora is not None:
             lora.expand(layer, "gate_up", gate_up)
-        return elementwise.silu_and_mul(gate_up)
+        return elementwise.silu_and_mul(gate_up, self._dependent)
 
 
 def _product(layer: int, group: str, h: Tensor, linear: Linear, lora: LoraStep | None) -> Tensor:

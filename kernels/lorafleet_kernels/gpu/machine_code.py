@@ -14,7 +14,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from lorafleet_kernels.gpu.specialization import INTERPRETED, Specialization
+from lorafleet_kernels.gpu.dependence import STARTS, WAITS, order_faults
+from lorafleet_kernels.gpu.specialization import EARLY, INTERPRETED, Specialization
 
 MARKS = {"mma": r"\b(HMMA|HGMMA|IMMA|IGMMA|QGMMA)", "cp.async": r"\b(LDGSTS|UTMALDG|UBLKCP)"}
 """Instructions that show what `Specialization.expects` names."""
@@ -48,7 +49,8 @@ CARDS = {
 @dataclass(frozen=True, slots=True)
 class MachineCode:
     """One form on one card. `registers` per thread; `stack`, `local` and `shared` in bytes, per thread the first two;
-    `spills`: instructions that access local memory; `marks`: which of `MARKS` it contains."""
+    `spills`: instructions that access local memory; `marks`: which of `MARKS` it contains; `order`: why it must not run
+    beside the kernels ahead of it, of a form that would."""
 
     registers: int
     stack: int
@@ -56,6 +58,7 @@ class MachineCode:
     spills: int
     shared: int
     marks: frozenset[str]
+    order: tuple[str, ...] = ()
 
 
 def compile_for(form: Specialization, card: Card) -> MachineCode:
@@ -74,7 +77,16 @@ def compile_for(form: Specialization, card: Card) -> MachineCode:
         raise RuntimeError(f"{form.name}: cuobjdump says nothing of its registers: {usage!r}")
     marks = frozenset(name for name, pattern in MARKS.items() if re.search(pattern, code))
     spills = len(_SPILLS.findall(code))
-    return MachineCode(found["REG"], found["STACK"], found["LOCAL"], spills, compiled.metadata.shared, marks)
+    order = tuple(_order(form, compiled.asm["ptx"], code))
+    return MachineCode(found["REG"], found["STACK"], found["LOCAL"], spills, compiled.metadata.shared, marks, order)
+
+
+def _order(form: Specialization, ptx: str, machine: str) -> list[str]:
+    if not form.dependent:
+        return [f"{name} in a form that is not dependent" for name in (WAITS["PTX"], STARTS["PTX"]) if name in ptx]
+    types = signature(form)
+    pointers = [name if kind.startswith("*") else "" for name, kind in types.items() if kind != "constexpr"]
+    return order_faults(ptx, machine, pointers, EARLY)
 
 
 def signature(form: Specialization) -> dict[str, str]:
@@ -101,7 +113,7 @@ def faults(form: Specialization, code: MachineCode, card: Card) -> list[str]:
         )
         if number > most
     ]
-    return found + [f"no {mark} in the code" for mark in sorted(form.expects - code.marks)]
+    return found + [f"no {mark} in the code" for mark in sorted(form.expects - code.marks)] + list(code.order)
 
 
 def resident_warps(form: Specialization, code: MachineCode, card: Card) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -29,10 +30,14 @@ LEAST_ROWS = 64
 class TritonOperations(Operations):
     """For one device and one stream."""
 
-    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
-        """Raises ValueError for a card that the kernels do not know."""
+    def __init__(self, dtype: torch.dtype, device: torch.device, dependent: bool = False) -> None:
+        """`dependent`: whether kernels start before those ahead of them have ended. Raises ValueError for a card that
+        the kernels do not know, or that does not know such launches."""
         super().__init__(None)
         self.card = Card.of(device)
+        if dependent:
+            self.card.must_launch_dependents()
+        self.dependent = dependent
         self._dtype = dtype
         self._device = device
         self._heads: dict[tuple[HeadSizes, torch.dtype], tuple[AttentionShape, DecodeScratch]] = {}
@@ -44,13 +49,13 @@ class TritonOperations(Operations):
         return True
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        return elementwise.rms_norm(x, weight, eps)
+        return elementwise.rms_norm(x, weight, eps, self.dependent)
 
     def add_rms_norm(self, x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> Tensor:
-        return elementwise.add_rms_norm(x, delta, weight, eps)
+        return elementwise.add_rms_norm(x, delta, weight, eps, self.dependent)
 
     def silu_and_mul(self, x: Tensor) -> Tensor:
-        return elementwise.silu_and_mul(x)
+        return elementwise.silu_and_mul(x, self.dependent)
 
     @property
     def argmax_obeys(self) -> bool:
@@ -77,6 +82,7 @@ class TritonOperations(Operations):
             card = self.card
             forms = attention_forms(Heads.of(sizes, self._dtype, kv), self._tunings, card.capability)
             shape = AttentionShape.of(sizes, self._dtype, card.capability, card.processors, kv, forms)
+            shape = replace(shape, dependent=self.dependent)
             self._heads[sizes, kv] = shape, DecodeScratch.of(shape, self._device)
         return self._heads[sizes, kv]
 
@@ -91,4 +97,4 @@ class TritonOperations(Operations):
         return load(self.card)
 
     def fused_layers(self, layers: Sequence[GpuLayer], eps: float) -> TritonLayers:
-        return TritonLayers(layers, eps)
+        return TritonLayers(layers, eps, self.dependent)

@@ -111,6 +111,21 @@ def test_forms_that_must_not_ship_fail_and_are_named() -> None:
     assert "2 of 8 forms pass" in run.stderr
 
 
+def test_a_kernel_that_acts_before_those_ahead_of_it_have_ended_fails() -> None:
+    run = gate("tests.kernels.gpu.early", "--target", "sm_90", "--json")
+
+    faults: dict[str, list[str]] = {v["form"]: v["faults"] for v in json.loads(run.stdout)}
+    assert run.returncode == 1
+    assert [form for form, found in faults.items() if not found] == ["waits"]
+    for code in ("PTX", "machine code"):
+        assert f"a program may end before it waits, in the {code}" in faults["leaves"]
+        for form in ("writes", "loops"):
+            assert any(fault.endswith(f"a write before the wait, in the {code}") for fault in faults[form])
+    assert faults["reads"][0].endswith("reads x before the wait")
+    assert "no griddepcontrol.wait in the PTX" in faults["no wait"]
+    assert "griddepcontrol.wait in a form that is not dependent" in faults["unasked"]
+
+
 def test_every_form_in_bfloat16_passes() -> None:
     """On every card; of the rotation, which ships for every size of heads, with norms or without, behind expands of
     three types of weights, on one. In float16 forms have the same sizes: the command alone checks them all."""

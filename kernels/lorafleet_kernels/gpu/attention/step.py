@@ -29,7 +29,7 @@ from lorafleet_kernels.gpu.kernels.paged_decode import paged_decode_kernel
 from lorafleet_kernels.gpu.kernels.paged_decode_fp8 import paged_decode_fp8_kernel
 from lorafleet_kernels.gpu.kernels.paged_prefill import paged_prefill_kernel
 from lorafleet_kernels.gpu.kernels.paged_prefill_fp8 import paged_prefill_fp8_kernel
-from lorafleet_kernels.gpu.launch import FUSED
+from lorafleet_kernels.gpu.launch import FUSED, in_step
 from lorafleet_kernels.gpu.lora.step import PendingExpand
 from lorafleet_kernels.gpu.specialization import INTERPRETED
 from lorafleet_kernels.reference_fp8 import FP8, FP8_SIZE
@@ -37,12 +37,14 @@ from lorafleet_kernels.reference_fp8 import FP8, FP8_SIZE
 
 @dataclass(frozen=True, slots=True)
 class AttentionShape:
-    """What the launches depend on apart from the step: of a model's heads on one card."""
+    """What the launches depend on apart from the step: of a model's heads on one card. `dependent`: whether those of
+    decodes start before the kernels ahead of them have ended."""
 
     sizes: HeadSizes
     decode: DecodeTiles
     prefill: PrefillTiles
     cut: Cut
+    dependent: bool = False
 
     @classmethod
     def of(
@@ -140,16 +142,17 @@ class TritonAttention:
         numbers = (sizes.heads, sizes.kv_heads, qkv.stride(0), *self._strides, sizes.eps)
         shared = {"SIZE": sizes.size, "BLOCK_HALF": padded(sizes.size // 2), "PAGE": PAGE_TOKENS, "NORMS": norms}
         shared["FP8"] = self._scales is not None
+        order = in_step(self._shape.dependent)
         if pending is None:
             rope_kv.rope_kv_kernel[(plan.slots.shape[0], -(-every // rope_kv.HEADS_AT_ONCE))](
-                *tensors, *numbers, **shared, BLOCK_HEADS=rope_kv.HEADS_AT_ONCE, num_warps=rope_kv.WARPS, **FUSED
+                *tensors, *numbers, **shared, BLOCK_HEADS=rope_kv.HEADS_AT_ONCE, num_warps=rope_kv.WARPS, **order
             )
             return
         rope_kv.expand_rope_kv_kernel[(plan.slots.shape[0], every)](
             *tensors, *pending.tables, *numbers, *pending.counts, **shared,
             WEIGHTS_PAGE=pending.page, GRAIN=pending.grain, BLOCK_R=rope_kv.RANKS_AT_ONCE,
             ALIGNED=rope_kv.aligned(sizes.size, pending.grain),
-            num_warps=rope_kv.expand_warps(sizes.size, pending.tables[0].element_size()), num_stages=2, **FUSED,
+            num_warps=rope_kv.expand_warps(sizes.size, pending.tables[0].element_size()), num_stages=2, **order,
         )  # fmt: skip
 
     def decode(self, layer: int, q: Tensor, out: Tensor) -> None:
@@ -164,7 +167,7 @@ class TritonAttention:
                 shape.group, q.stride(0), out.stride(0), self._scale,
                 SIZE=shape.sizes.size, BLOCK_G=group_tile(shape.group), BLOCK_H=half_tile(shape.sizes.size),
                 BLOCK_N=tiles.tokens, PAGE=PAGE_TOKENS, ITEM=ITEM, WIDE=_wide(q),
-                num_warps=tiles.warps, num_stages=tiles.stages, **FUSED,
+                num_warps=tiles.warps, num_stages=tiles.stages, **in_step(shape.dependent),
             )  # fmt: skip
             return
         paged_decode_kernel[(shape.sizes.kv_heads, shape.cut.programs)](
@@ -173,7 +176,7 @@ class TritonAttention:
             shape.group, q.stride(0), out.stride(0), *self._strides, self._scale,
             SIZE=shape.sizes.size, BLOCK_G=group_tile(shape.group), BLOCK_D=padded(shape.sizes.size),
             BLOCK_N=tiles.tokens, PAGE=PAGE_TOKENS, ITEM=ITEM, UPCAST=INTERPRETED,
-            num_warps=tiles.warps, num_stages=tiles.stages, **FUSED,
+            num_warps=tiles.warps, num_stages=tiles.stages, **in_step(shape.dependent),
         )  # fmt: skip
 
     def prefill(self, layer: int, q: Tensor, out: Tensor) -> None:

@@ -9,8 +9,9 @@ import triton.language as tl
 
 from lorafleet_kernels.gpu.forms.lora import TYPES, row_expands
 from lorafleet_kernels.gpu.forms.weight_types import stored_beside
-from lorafleet_kernels.gpu.kernels.lora_delta import slice_delta
-from lorafleet_kernels.gpu.specialization import Specialization
+from lorafleet_kernels.gpu.kernels.dependence import let_next_start, wait_for_those_before
+from lorafleet_kernels.gpu.kernels.lora_delta import fetch_slice, slice_delta
+from lorafleet_kernels.gpu.specialization import Specialization, also_dependent
 
 BLOCK, WARPS = 1024, 4
 COUNTS = ["plane_stride", "planes_width", "layout_stride", "splits"]
@@ -24,8 +25,10 @@ def silu_product(gate, up, dtype):
 
 
 @triton.jit
-def silu_and_mul(out, x, out_stride, x_stride, width, BLOCK_N: tl.constexpr):
+def silu_and_mul(out, x, out_stride, x_stride, width, BLOCK_N: tl.constexpr, DEPENDENT: tl.constexpr):
     """`x [T, 2 · width]` → `out [T, width]`. Grid (rows, blocks of columns)."""
+    let_next_start(DEPENDENT)
+    wait_for_those_before(DEPENDENT)
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     gate = tl.load(x + row * x_stride + columns, mask=columns < width, other=0.0).to(tl.float32)
@@ -39,11 +42,19 @@ def expand_silu_and_mul(
     out, x, pool, planes, row_adapters, adapters, pages, layouts,
     out_stride, x_stride, width, plane_stride, planes_width, layout_stride, splits,
     PAGE: tl.constexpr, GRAIN: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """`silu(gate + its delta) · (up + its delta)`; x stays as it is. Grid (rows, blocks of columns)."""
+    let_next_start(DEPENDENT)
     row = tl.program_id(0)
     adapter = tl.load(row_adapters + row)
     column = tl.program_id(1) * BLOCK_N
+    if DEPENDENT:
+        for number in tl.static_range(2):
+            fetch_slice(
+                pool, adapters, pages, layouts, layout_stride, adapter, column, width, number, PAGE, GRAIN, BLOCK_N
+            )
+    wait_for_those_before(DEPENDENT)
     columns = column + tl.arange(0, BLOCK_N)
     x_row = x + row.to(tl.int64) * x_stride
     dtype = out.dtype.element_ty
@@ -89,4 +100,4 @@ def specializations() -> list[Specialization]:
                     cards=stored.cards,
                 )
             )
-    return forms
+    return also_dependent(forms)

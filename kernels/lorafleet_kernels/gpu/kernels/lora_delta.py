@@ -6,6 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from lorafleet_kernels.gpu.kernels.dependence import LINE, ROWS_AHEAD, fetch_rows
 from lorafleet_kernels.gpu.kernels.lora_pages import adapter_entry, in_pool, slice_entry, sum_planes, weight_values
 
 
@@ -41,3 +42,17 @@ def slice_delta(
             b = tl.load(pool + places, mask=(r[:, None] < rank) & wanted[None, :], other=0.0)
             delta += tl.sum(h[:, None] * weight_values(b, tl.float32), axis=0)
     return delta
+
+
+@triton.jit
+def fetch_slice(
+    pool, adapters, pages, layouts, layout_stride, adapter, first_column, width, number,
+    PAGE: tl.constexpr, GRAIN: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Into L2, what `slice_delta` is going to read of the adapter's Bᵀ, of its first ranks."""
+    if adapter >= 0:
+        table, entry = adapter_entry(adapters, pages, layouts, layout_stride, adapter)
+        begin, rank, _ = slice_entry(entry, number)
+        end = tl.minimum(first_column + BLOCK_N, width)
+        LINES: tl.constexpr = (BLOCK_N * pool.dtype.element_ty.primitive_bitwidth + LINE - 1) // LINE
+        fetch_rows(pool, table, begin, tl.cdiv(width, GRAIN) * GRAIN, rank, first_column, end, PAGE, ROWS_AHEAD, LINES)

@@ -10,7 +10,8 @@ import triton.language as tl
 
 from lorafleet_kernels.gpu.forms.lora import TYPES, over_fp8, row_expands, tile_expands
 from lorafleet_kernels.gpu.forms.weight_types import stored_beside
-from lorafleet_kernels.gpu.kernels.lora_delta import slice_delta
+from lorafleet_kernels.gpu.kernels.dependence import let_next_start, wait_for_those_before
+from lorafleet_kernels.gpu.kernels.lora_delta import fetch_slice, slice_delta
 from lorafleet_kernels.gpu.kernels.lora_pages import (
     adapter_entry,
     bridge_dot,
@@ -19,7 +20,7 @@ from lorafleet_kernels.gpu.kernels.lora_pages import (
     sum_planes,
     weight_values,
 )
-from lorafleet_kernels.gpu.specialization import Specialization
+from lorafleet_kernels.gpu.specialization import Specialization, also_dependent
 
 COUNTS = ["plane_stride", "planes_width", "layout_stride", "splits"]
 
@@ -42,19 +43,26 @@ def expand_tiles(
     y_stride, width_0, width_1, width_2, plane_stride, planes_width, layout_stride, splits,
     PAGE: tl.constexpr, GRAIN: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr, UPCAST: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """Grid (work items, blocks of columns). `y [T, Σ widths]`, a width of 0 where there is no such projection;
     BLOCK_N ≤ GRAIN."""
+    let_next_start(DEPENDENT)
     item = tl.program_id(0)
     count = tl.load(work + 3 * item + 1)
     if count == 0:
+        wait_for_those_before(DEPENDENT)
         return
     first, adapter = tl.load(work + 3 * item), tl.load(work + 3 * item + 2)
     number, column, width, offset = column_block(tl.program_id(1), width_0, width_1, width_2, BLOCK_N)
     table, entry = adapter_entry(adapters, pages, layouts, layout_stride, adapter)
     begin, rank, first_rank = slice_entry(entry, number)
     if rank == 0:
+        wait_for_those_before(DEPENDENT)
         return
+    if DEPENDENT:
+        fetch_slice(pool, adapters, pages, layouts, layout_stride, adapter, column, width, number, PAGE, GRAIN, BLOCK_N)
+    wait_for_those_before(DEPENDENT)
     stride = tl.cdiv(width, GRAIN) * GRAIN
 
     rows, columns = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_N)
@@ -80,13 +88,19 @@ def expand_rows(
     y, pool, planes, row_adapters, adapters, pages, layouts,
     y_stride, width_0, width_1, width_2, plane_stride, planes_width, layout_stride, splits,
     PAGE: tl.constexpr, GRAIN: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """The same with grid (rows, blocks of columns), without tensor cores; rows of the base model are left alone."""
+    let_next_start(DEPENDENT)
     row = tl.program_id(0)
     adapter = tl.load(row_adapters + row)
     if adapter < 0:
+        wait_for_those_before(DEPENDENT)
         return
     number, column, width, offset = column_block(tl.program_id(1), width_0, width_1, width_2, BLOCK_N)
+    if DEPENDENT:
+        fetch_slice(pool, adapters, pages, layouts, layout_stride, adapter, column, width, number, PAGE, GRAIN, BLOCK_N)
+    wait_for_those_before(DEPENDENT)
     delta = slice_delta(
         planes, pool, adapters, pages, layouts, plane_stride, planes_width, layout_stride, splits,
         row, adapter, column, width, number, PAGE, GRAIN, BLOCK_N, BLOCK_R, True,
@@ -132,7 +146,7 @@ def specializations() -> list[Specialization]:
                     cards=stored.cards,
                 )
             )
-    return forms
+    return also_dependent(forms)
 
 
 def _arguments(dtype: str, weights: str, rows: str) -> dict[str, str]:

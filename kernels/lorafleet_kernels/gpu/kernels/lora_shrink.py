@@ -10,8 +10,14 @@ import triton.language as tl
 
 from lorafleet_kernels.gpu.forms.lora import TYPES, row_shrinks, tile_shrinks
 from lorafleet_kernels.gpu.forms.weight_types import stored_beside
+from lorafleet_kernels.gpu.kernels.dependence import (
+    LINES_AHEAD,
+    fetch_rows,
+    let_next_start,
+    wait_for_those_before,
+)
 from lorafleet_kernels.gpu.kernels.lora_pages import adapter_entry, in_pool, rank_scales, weight_values
-from lorafleet_kernels.gpu.specialization import Specialization
+from lorafleet_kernels.gpu.specialization import Specialization, also_dependent
 
 
 @triton.jit(do_not_specialize=["plane_stride", "planes_width", "layout_stride"])
@@ -20,11 +26,14 @@ def shrink_tiles(
     x_stride, plane_stride, planes_width, layout_stride, K,
     PAGE: tl.constexpr, GRAIN: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, UPCAST: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """Grid (work items, lanes, splits). `x [T, K]`; `planes [splits, T, planes_width]`; BLOCK_K ≤ GRAIN."""
+    let_next_start(DEPENDENT)
     item = tl.program_id(0)
     count = tl.load(work + 3 * item + 1)
     if count == 0:
+        wait_for_those_before(DEPENDENT)
         return
     first, adapter = tl.load(work + 3 * item), tl.load(work + 3 * item + 2)
     table, entry = adapter_entry(adapters, pages, layouts, layout_stride, adapter)
@@ -35,6 +44,14 @@ def shrink_tiles(
     share = tl.cdiv(tiles, tl.num_programs(2))
     first_tile = tl.program_id(2) * share
     last_tile = tl.minimum(first_tile + share, tiles)
+    if DEPENDENT:
+        done = tl.program_id(1) * BLOCK_N
+        end = tl.minimum(last_tile * BLOCK_K, K)
+        fetch_rows(
+            pool, table, begin + done * stride, stride, ranks - done, first_tile * BLOCK_K, end,
+            PAGE, BLOCK_N, LINES_AHEAD,
+        )  # fmt: skip
+    wait_for_those_before(DEPENDENT)
 
     rows = tl.arange(0, BLOCK_M)
     own = rows < count
@@ -64,12 +81,15 @@ def shrink_rows(
     x, pool, planes, row_adapters, adapters, pages, layouts,
     x_stride, plane_stride, planes_width, layout_stride, K,
     PAGE: tl.constexpr, GRAIN: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """The same with grid (rows, lanes, splits): where hardly two rows have the same adapter, a tile of them would be
     padding. Bytes bound it, not products, so it does without tensor cores."""
+    let_next_start(DEPENDENT)
     row = tl.program_id(0)
     adapter = tl.load(row_adapters + row)
     if adapter < 0:
+        wait_for_those_before(DEPENDENT)
         return
     table, entry = adapter_entry(adapters, pages, layouts, layout_stride, adapter)
     begin, ranks = tl.multiple_of(tl.load(entry), 16), tl.load(entry + 1)
@@ -79,6 +99,14 @@ def shrink_rows(
     share = tl.cdiv(tiles, tl.num_programs(2))
     first_tile = tl.program_id(2) * share
     last_tile = tl.minimum(first_tile + share, tiles)
+    if DEPENDENT:
+        done = tl.program_id(1) * BLOCK_N
+        end = tl.minimum(last_tile * BLOCK_K, K)
+        fetch_rows(
+            pool, table, begin + done * stride, stride, ranks - done, first_tile * BLOCK_K, end,
+            PAGE, BLOCK_N, LINES_AHEAD,
+        )  # fmt: skip
+    wait_for_those_before(DEPENDENT)
 
     x_row = x + row.to(tl.int64) * x_stride
     out = planes + tl.program_id(2) * plane_stride + row * planes_width
@@ -139,7 +167,7 @@ def specializations() -> list[Specialization]:
                     cards=stored.cards,
                 )
             )  # fmt: skip
-    return forms
+    return also_dependent(forms)
 
 
 def _arguments(dtype: str, weights: str, rows: str) -> dict[str, str]:

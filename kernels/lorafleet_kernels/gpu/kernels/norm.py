@@ -9,8 +9,9 @@ import triton.language as tl
 
 from lorafleet_kernels.gpu.forms.lora import TYPES, row_expands
 from lorafleet_kernels.gpu.forms.weight_types import Stored, stored_beside
-from lorafleet_kernels.gpu.kernels.lora_delta import slice_delta
-from lorafleet_kernels.gpu.specialization import Specialization
+from lorafleet_kernels.gpu.kernels.dependence import fetch_vector, let_next_start, wait_for_those_before
+from lorafleet_kernels.gpu.kernels.lora_delta import fetch_slice, slice_delta
+from lorafleet_kernels.gpu.specialization import Specialization, also_dependent
 
 BLOCKS = (1024, 4096)
 """Columns at a time."""
@@ -37,15 +38,27 @@ def norm_row(out, x, weight, width, eps, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def rms_norm(out, x, weight, out_stride, x_stride, width, eps, BLOCK: tl.constexpr):
+def rms_norm(
+    out, x, weight, out_stride, x_stride, width, eps, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr
+):  # fmt: skip
     """Grid (rows)."""
+    let_next_start(DEPENDENT)
+    if DEPENDENT:
+        fetch_vector(weight, 0, width, BLOCK)
+    wait_for_those_before(DEPENDENT)
     row = tl.program_id(0).to(tl.int64)
     norm_row(out + row * out_stride, x + row * x_stride, weight, width, eps, BLOCK)
 
 
 @triton.jit
-def add_rms_norm(out, x, y, weight, out_stride, x_stride, y_stride, width, eps, BLOCK: tl.constexpr):
+def add_rms_norm(
+    out, x, y, weight, out_stride, x_stride, y_stride, width, eps, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr
+):  # fmt: skip
     """`x += y`, and its norm. Grid (rows)."""
+    let_next_start(DEPENDENT)
+    if DEPENDENT:
+        fetch_vector(weight, 0, width, BLOCK)
+    wait_for_those_before(DEPENDENT)
     row = tl.program_id(0).to(tl.int64)
     for begin in range(0, width, BLOCK):
         columns = begin + tl.arange(0, BLOCK)
@@ -61,15 +74,22 @@ def expand_add_rms_norm(
     out, x, y, weight, arrived, pool, planes, row_adapters, adapters, pages, layouts,
     out_stride, x_stride, y_stride, width, eps, plane_stride, planes_width, layout_stride, splits,
     PAGE: tl.constexpr, GRAIN: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """`x += y + delta`, and its norm. Grid (rows, blocks of columns): the program of a row that comes last to the
     counter `arrived [T]`, which is zero before and after, norms the whole row, as `add_rms_norm` does. So which it is
     changes nothing, and rows of the base model have the bits that they have without adapters."""
+    let_next_start(DEPENDENT)
     row = tl.program_id(0)
     column = tl.program_id(1) * BLOCK_N
+    adapter = tl.load(row_adapters + row)
+    if DEPENDENT:
+        fetch_slice(pool, adapters, pages, layouts, layout_stride, adapter, column, width, 0, PAGE, GRAIN, BLOCK_N)
+        fetch_vector(weight, column, width, BLOCK_N)
+    wait_for_those_before(DEPENDENT)
     delta = slice_delta(
         planes, pool, adapters, pages, layouts, plane_stride, planes_width, layout_stride, splits,
-        row, tl.load(row_adapters + row), column, width, 0, PAGE, GRAIN, BLOCK_N, BLOCK_R, True,
+        row, adapter, column, width, 0, PAGE, GRAIN, BLOCK_N, BLOCK_R, True,
     )  # fmt: skip
     x_row = x + row.to(tl.int64) * x_stride
     columns = column + tl.arange(0, BLOCK_N)
@@ -102,7 +122,7 @@ def specializations() -> list[Specialization]:
             kinds = stored_beside(dtype) if block == BLOCKS[-1] else stored_beside(dtype)[:1]
             for rows, stored in product(row_expands(), kinds):
                 forms.append(_fused(dtype, stored, rows.n, rows.k, block))
-    return forms
+    return also_dependent(forms)
 
 
 def _fused(dtype: str, stored: Stored, block_n: int, block_r: int, block: int) -> Specialization:

@@ -14,8 +14,9 @@ import triton.language as tl
 from lorafleet_kernels.gpu.attention.decode_work import ITEM
 from lorafleet_kernels.gpu.forms.attention import GROUP_TILE, PAGE_TOKENS, SHIPPED_SIZES
 from lorafleet_kernels.gpu.forms.attention_candidates import decode_forms
+from lorafleet_kernels.gpu.kernels.dependence import LINE, fetch, let_next_start, wait_for_those_before
 from lorafleet_kernels.gpu.kernels.last_arriver import arrives_last
-from lorafleet_kernels.gpu.specialization import Specialization
+from lorafleet_kernels.gpu.specialization import Specialization, also_dependent
 
 
 @triton.jit
@@ -84,12 +85,31 @@ def added_up(
     return mixed / total[:, None]
 
 
+@triton.jit
+def fetch_first(
+    ours, pages, items, bounds, program, page_stride, half_stride, token_stride, WIDTH: tl.constexpr,
+    BLOCK_N: tl.constexpr, PAGE: tl.constexpr, ITEM: tl.constexpr,
+):  # fmt: skip
+    """Into L2, the first tile of keys and values that a program is going to read: rows of WIDTH elements of what `ours`
+    points at."""
+    EACH: tl.constexpr = LINE // ours.dtype.element_ty.primitive_bitwidth
+    item = tl.load(bounds + program)
+    if item < tl.load(bounds + program + 1):
+        at = tl.arange(0, BLOCK_N)
+        live = at < tl.load(items + item * ITEM + 2)
+        ids = tl.load(pages + tl.load(items + item * ITEM + 1) + at // PAGE, mask=live, other=0).to(tl.int64)
+        rows = ours + ids * page_stride + (at % PAGE).to(tl.int64) * token_stride
+        for line in tl.static_range(0, WIDTH, EACH):
+            fetch(rows + line, live)
+            fetch(rows + half_stride + line, live)
+
+
 @triton.jit(do_not_specialize=["group"])
 def paged_decode_kernel(
     q, out, pool, pages, items, bounds, sums, stats, arrived,
     group, q_stride, out_stride, page_stride, half_stride, token_stride, head_stride, scale,
     SIZE: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, PAGE: tl.constexpr,
-    ITEM: tl.constexpr, UPCAST: tl.constexpr,
+    ITEM: tl.constexpr, UPCAST: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """Grid: kv_heads × programs. `sums [slots, kv_heads, group, SIZE]`, `stats [slots, kv_heads, group, 2]` float32;
     `arrived [slots, kv_heads]` int32, zeros before and after. `scale`: log2(e) / √SIZE."""
@@ -101,6 +121,11 @@ def paged_decode_kernel(
     mask = (g < group)[:, None] & (d < SIZE)[None, :]
     columns = (head * group + g)[:, None] * SIZE + d[None, :]
     ours = pool + head.to(tl.int64) * head_stride
+    if DEPENDENT:
+        fetch_first(
+            ours, pages, items, bounds, program, page_stride, half_stride, token_stride, SIZE, BLOCK_N, PAGE, ITEM
+        )
+    wait_for_those_before(DEPENDENT)
     for item in range(tl.load(bounds + program), tl.load(bounds + program + 1)):
         here = items + item * ITEM
         row = tl.load(here).to(tl.int64)
@@ -116,6 +141,8 @@ def paged_decode_kernel(
             queries, ours, pages, begin, tokens, page_stride, half_stride, token_stride, scale,
             SIZE, BLOCK_G, BLOCK_D, BLOCK_N, PAGE, UPCAST,
         )  # fmt: skip
+        # Not before: what the next kernel fetches would have left L2 again when it is read.
+        let_next_start(DEPENDENT)
         if pieces == 1:
             result = mixed / total[:, None]
             tl.store(out + row * out_stride + columns, result.to(out.dtype.element_ty), mask=mask)
@@ -134,32 +161,34 @@ def paged_decode_kernel(
 
 def specializations() -> list[Specialization]:
     """Every head size, element type and set of tiles, for groups of up to 16 and of up to 32."""
-    return [
-        Specialization(
-            name=f"paged_decode {dtype} d{size} g{block_g} {tiles}",
-            kernel=paged_decode_kernel,
-            arguments={
-                **dict.fromkeys(("q", "out", "pool"), f"*{dtype}"),
-                **dict.fromkeys(("pages", "items", "bounds"), "*i32"),
-                "sums": "*fp32", "stats": "*fp32", "arrived": "*i32", "group": "i32",
-                **dict.fromkeys(("q_stride", "out_stride", "page_stride", "half_stride"), "i32"),
-                **dict.fromkeys(("token_stride", "head_stride"), "i32"),
-                "scale": "fp32",
-            },
-            constants={
-                "SIZE": size, "BLOCK_G": block_g, "BLOCK_D": triton.next_power_of_2(size), "BLOCK_N": tiles.tokens,
-                "PAGE": PAGE_TOKENS, "ITEM": ITEM, "UPCAST": False,
-            },
-            warps=tiles.warps,
-            stages=tiles.stages,
-            divisible=frozenset(
-                {"q_stride", "out_stride", "page_stride", "half_stride", "token_stride", "head_stride"}
-            ),
-            expects=frozenset({"mma", "cp.async"}),
-            cards=frozenset(cards),
-        )
-        for dtype in ("bf16", "fp16")
-        for size in SHIPPED_SIZES
-        for block_g in (GROUP_TILE, 2 * GROUP_TILE)
-        for tiles, cards in decode_forms(size, block_g).items()
-    ]  # fmt: skip
+    return also_dependent(
+        [
+            Specialization(
+                name=f"paged_decode {dtype} d{size} g{block_g} {tiles}",
+                kernel=paged_decode_kernel,
+                arguments={
+                    **dict.fromkeys(("q", "out", "pool"), f"*{dtype}"),
+                    **dict.fromkeys(("pages", "items", "bounds"), "*i32"),
+                    "sums": "*fp32", "stats": "*fp32", "arrived": "*i32", "group": "i32",
+                    **dict.fromkeys(("q_stride", "out_stride", "page_stride", "half_stride"), "i32"),
+                    **dict.fromkeys(("token_stride", "head_stride"), "i32"),
+                    "scale": "fp32",
+                },
+                constants={
+                    "SIZE": size, "BLOCK_G": block_g, "BLOCK_D": triton.next_power_of_2(size), "BLOCK_N": tiles.tokens,
+                    "PAGE": PAGE_TOKENS, "ITEM": ITEM, "UPCAST": False,
+                },
+                warps=tiles.warps,
+                stages=tiles.stages,
+                divisible=frozenset(
+                    {"q_stride", "out_stride", "page_stride", "half_stride", "token_stride", "head_stride"}
+                ),
+                expects=frozenset({"mma", "cp.async"}),
+                cards=frozenset(cards),
+            )
+            for dtype in ("bf16", "fp16")
+            for size in SHIPPED_SIZES
+            for block_g in (GROUP_TILE, 2 * GROUP_TILE)
+            for tiles, cards in decode_forms(size, block_g).items()
+        ]
+    )  # fmt: skip

@@ -12,10 +12,11 @@ import triton.language as tl
 from lorafleet_kernels.gpu.attention.decode_work import ITEM
 from lorafleet_kernels.gpu.forms.attention import GROUP_TILE, PAGE_TOKENS, SHIPPED_SIZES, half_tile
 from lorafleet_kernels.gpu.forms.attention_candidates import decode_forms
+from lorafleet_kernels.gpu.kernels.dependence import let_next_start, wait_for_those_before
 from lorafleet_kernels.gpu.kernels.fp8_pairs import LIFT, attended, lifted, scales_of, scored
 from lorafleet_kernels.gpu.kernels.last_arriver import arrives_last
-from lorafleet_kernels.gpu.kernels.paged_decode import added_up
-from lorafleet_kernels.gpu.specialization import Specialization
+from lorafleet_kernels.gpu.kernels.paged_decode import added_up, fetch_first
+from lorafleet_kernels.gpu.specialization import Specialization, also_dependent
 from lorafleet_kernels.reference_fp8 import FP8
 
 
@@ -59,7 +60,7 @@ def paged_decode_fp8_kernel(
     q, out, pool, scales, pages, items, bounds, sums, stats, arrived,
     group, q_stride, out_stride, scale,
     SIZE: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr, PAGE: tl.constexpr,
-    ITEM: tl.constexpr, WIDE: tl.constexpr,
+    ITEM: tl.constexpr, WIDE: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """Grid and all else as `paged_decode_kernel`. `pool [P, 2, PAGE, kv_heads, SIZE / 2]` int16 words, `scales
     [P, kv_heads, PAGE]` int32, a key's and a value's bfloat16 each."""
@@ -71,6 +72,13 @@ def paged_decode_fp8_kernel(
     h = tl.arange(0, BLOCK_H)
     mask = (g < group)[:, None] & (h < HALF)[None, :]
     columns = (head * group + g)[:, None] * SIZE + h[None, :]
+    if DEPENDENT:
+        words = kv_heads * HALF
+        fetch_first(
+            pool + head * HALF, pages, items, bounds, program, 2 * PAGE * words, PAGE * words, words,
+            HALF, BLOCK_N, PAGE, ITEM,
+        )  # fmt: skip
+    wait_for_those_before(DEPENDENT)
     for item in range(tl.load(bounds + program), tl.load(bounds + program + 1)):
         here = items + item * ITEM
         row = tl.load(here).to(tl.int64)
@@ -85,6 +93,7 @@ def paged_decode_fp8_kernel(
             low_queries, high_queries, pool + head * HALF, scales + head * PAGE, pages, begin, tokens, kv_heads, scale,
             SIZE, BLOCK_G, BLOCK_H, BLOCK_N, PAGE, WIDE,
         )  # fmt: skip
+        let_next_start(DEPENDENT)
         if pieces == 1:
             there = out + row * out_stride + columns
             tl.store(there, (low_mixed / total[:, None] * LIFT).to(out.dtype.element_ty), mask=mask)
@@ -108,28 +117,30 @@ def paged_decode_fp8_kernel(
 
 def specializations() -> list[Specialization]:
     """Every head size, element type and set of tiles, for groups of up to 16 and of up to 32."""
-    return [
-        Specialization(
-            name=f"paged_decode_fp8 {dtype} d{size} g{block_g} {tiles}",
-            kernel=paged_decode_fp8_kernel,
-            arguments={
-                **dict.fromkeys(("q", "out"), f"*{dtype}"), "pool": "*i16", "scales": "*i32",
-                **dict.fromkeys(("pages", "items", "bounds"), "*i32"),
-                "sums": "*fp32", "stats": "*fp32", "arrived": "*i32",
-                **dict.fromkeys(("group", "q_stride", "out_stride"), "i32"), "scale": "fp32",
-            },
-            constants={
-                "SIZE": size, "BLOCK_G": block_g, "BLOCK_H": half_tile(size), "BLOCK_N": tiles.tokens,
-                "PAGE": PAGE_TOKENS, "ITEM": ITEM, "WIDE": False,
-            },
-            warps=tiles.warps,
-            stages=tiles.stages,
-            divisible=frozenset({"q_stride", "out_stride"}),
-            expects=frozenset({"mma", "cp.async"}),
-            cards=frozenset(cards),
-        )
-        for dtype in ("bf16", "fp16")
-        for size in SHIPPED_SIZES
-        for block_g in (GROUP_TILE, 2 * GROUP_TILE)
-        for tiles, cards in decode_forms(size, block_g, FP8).items()
-    ]  # fmt: skip
+    return also_dependent(
+        [
+            Specialization(
+                name=f"paged_decode_fp8 {dtype} d{size} g{block_g} {tiles}",
+                kernel=paged_decode_fp8_kernel,
+                arguments={
+                    **dict.fromkeys(("q", "out"), f"*{dtype}"), "pool": "*i16", "scales": "*i32",
+                    **dict.fromkeys(("pages", "items", "bounds"), "*i32"),
+                    "sums": "*fp32", "stats": "*fp32", "arrived": "*i32",
+                    **dict.fromkeys(("group", "q_stride", "out_stride"), "i32"), "scale": "fp32",
+                },
+                constants={
+                    "SIZE": size, "BLOCK_G": block_g, "BLOCK_H": half_tile(size), "BLOCK_N": tiles.tokens,
+                    "PAGE": PAGE_TOKENS, "ITEM": ITEM, "WIDE": False,
+                },
+                warps=tiles.warps,
+                stages=tiles.stages,
+                divisible=frozenset({"q_stride", "out_stride"}),
+                expects=frozenset({"mma", "cp.async"}),
+                cards=frozenset(cards),
+            )
+            for dtype in ("bf16", "fp16")
+            for size in SHIPPED_SIZES
+            for block_g in (GROUP_TILE, 2 * GROUP_TILE)
+            for tiles, cards in decode_forms(size, block_g, FP8).items()
+        ]
+    )  # fmt: skip

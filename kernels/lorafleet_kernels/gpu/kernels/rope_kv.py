@@ -13,9 +13,10 @@ import triton.language as tl
 
 from lorafleet_kernels.gpu.forms.attention import PAGE_TOKENS, SHIPPED_SIZES
 from lorafleet_kernels.gpu.forms.weight_types import Stored, stored_beside
+from lorafleet_kernels.gpu.kernels.dependence import let_next_start, wait_for_those_before
 from lorafleet_kernels.gpu.kernels.fp8_pairs import quantised
-from lorafleet_kernels.gpu.kernels.lora_delta import slice_delta
-from lorafleet_kernels.gpu.specialization import Specialization
+from lorafleet_kernels.gpu.kernels.lora_delta import fetch_slice, slice_delta
+from lorafleet_kernels.gpu.specialization import Specialization, also_dependent
 
 HEADS_AT_ONCE = 8
 WARPS = 4
@@ -86,11 +87,13 @@ def rope_kv_kernel(
     qkv, q_norm, k_norm, cos, sin, positions, slots, pool, scales,
     heads, kv_heads, qkv_stride, page_stride, half_stride, token_stride, head_stride, eps,
     SIZE: tl.constexpr, BLOCK_HALF: tl.constexpr, BLOCK_HEADS: tl.constexpr, PAGE: tl.constexpr, NORMS: tl.constexpr,
-    FP8: tl.constexpr,
+    FP8: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """Grid: tokens × blocks of heads. `slots [T]`: page · PAGE + offset, -1: the row is padding."""
+    let_next_start(DEPENDENT)
     token = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots + token)
+    wait_for_those_before(DEPENDENT)
     if slot < 0:
         return
     head = tl.program_id(1) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)
@@ -113,11 +116,14 @@ def expand_rope_kv_kernel(
     plane_stride, planes_width, layout_stride, splits,
     SIZE: tl.constexpr, BLOCK_HALF: tl.constexpr, PAGE: tl.constexpr, NORMS: tl.constexpr, FP8: tl.constexpr,
     WEIGHTS_PAGE: tl.constexpr, GRAIN: tl.constexpr, BLOCK_R: tl.constexpr, ALIGNED: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """The same of qkv and its adapters' deltas, from the planes that shrink left. Grid: tokens × heads."""
+    let_next_start(DEPENDENT)
     token = tl.program_id(0).to(tl.int64)
     slot = tl.load(slots + token)
     if slot < 0:
+        wait_for_those_before(DEPENDENT)
         return
     DTYPE: tl.constexpr = qkv.dtype.element_ty
     one = tl.program_id(1)
@@ -125,6 +131,12 @@ def expand_rope_kv_kernel(
     first = tl.where(number == 0, one, (one - heads) % kv_heads) * SIZE
     width = tl.where(number == 0, heads, kv_heads) * SIZE
     adapter = tl.load(row_adapters + token)
+    if DEPENDENT:
+        fetch_slice(
+            weights, adapters, pages, layouts, layout_stride, adapter, first, width, number,
+            WEIGHTS_PAGE, GRAIN, 2 * BLOCK_HALF,
+        )  # fmt: skip
+    wait_for_those_before(DEPENDENT)
     head = one + tl.arange(0, 1)
     d = tl.arange(0, BLOCK_HALF)
     mask = (d < SIZE // 2)[None, :]
@@ -165,14 +177,16 @@ def expand_warps(size: int, item: int = 2) -> int:
 def specializations() -> list[Specialization]:
     """Every head size and element type, with and without norms over the heads, alone and behind an expand, to a pool
     of the model's type and of 8 bits."""
-    return [
-        _form(dtype, size, norms, grain, stored, fp8)
-        for fp8 in (False, True)
-        for dtype in ("bf16", "fp16")
-        for size in SHIPPED_SIZES
-        for norms in (False, True)
-        for grain, stored in ((None, Stored("", "")), *product((16, 128), stored_beside(dtype)))
-    ]
+    return also_dependent(
+        [
+            _form(dtype, size, norms, grain, stored, fp8)
+            for fp8 in (False, True)
+            for dtype in ("bf16", "fp16")
+            for size in SHIPPED_SIZES
+            for norms in (False, True)
+            for grain, stored in ((None, Stored("", "")), *product((16, 128), stored_beside(dtype)))
+        ]
+    )
 
 
 def _form(dtype: str, size: int, norms: bool, grain: int | None, stored: Stored, fp8: bool) -> Specialization:

@@ -12,7 +12,7 @@ from lorafleet_kernels.gpu.beside import Beside
 from lorafleet_kernels.gpu.elementwise import norm_block
 from lorafleet_kernels.gpu.forms.lora import GroupShape, LoraConfig, Variant, fused_tiles, over_fp8
 from lorafleet_kernels.gpu.kernels import activation, lora_expand, lora_shrink, norm
-from lorafleet_kernels.gpu.launch import FUSED, options
+from lorafleet_kernels.gpu.launch import in_step, options
 from lorafleet_kernels.gpu.lora.batch import SLICES, LoraBatch
 from lorafleet_kernels.gpu.specialization import INTERPRETED
 from lorafleet_kernels.native_lora import LORA_GROUPS
@@ -61,12 +61,14 @@ class LoraStep:
 
     def __init__(
         self, pool: Tensor, batch: LoraBatch, forms: Mapping[str, GroupForm], scratch: Scratch, max_rank: int,
-        beside: Beside | None = None,
+        beside: Beside | None = None, dependent: bool = False,
     ) -> None:  # fmt: skip
-        """`beside`: where shrinks run while the base model's products do; in line without."""
+        """`beside`: where shrinks run while the base model's products do; in line without. `dependent`: whether kernels
+        start before those ahead of them have ended."""
         self._pool = pool.flatten(2)
         self.batch, self._forms, self._scratch, self._max_rank = batch, forms, scratch, max_rank
         self.beside = beside
+        self.dependent = dependent
         self.launches = 0
         """Kernels that were started."""
         if self._pool.shape[2] % batch.grain:
@@ -93,7 +95,7 @@ class LoraStep:
         grid = (count, config.lanes, config.splits)
         own = {"BLOCK_M": tiles.m, "UPCAST": INTERPRETED} if tiled else {"STAGES": tiles.stages}
         kernel = lora_shrink.shrink_tiles if tiled else lora_shrink.shrink_rows
-        kernel[grid](x, *arguments, *sizes, **shared, **own, **options(tiles))
+        kernel[grid](x, *arguments, *sizes, **shared, **own, **options(tiles, self.dependent))
         self.launches += 1
 
     def expand(self, layer: int, group: str, y: Tensor) -> None:
@@ -114,7 +116,7 @@ class LoraStep:
         if self._pool.element_size() == 1 and not tiled:
             tiles = over_fp8(tiles)
         kernel = lora_expand.expand_tiles if tiled else lora_expand.expand_rows
-        kernel[grid](y, *self.tables(layer, group, rows), *sizes, **shared, **own, **options(tiles))
+        kernel[grid](y, *self.tables(layer, group, rows), *sizes, **shared, **own, **options(tiles, self.dependent))
         self.launches += 1
 
     def pending(self, layer: int, group: str, y: Tensor) -> PendingExpand:
@@ -134,7 +136,8 @@ class LoraStep:
         activation.expand_silu_and_mul[(len(x), -(-width // tiles.n))](
             out, x, *self.tables(layer, "gate_up", self.batch.row_adapters),
             out.stride(0), x.stride(0), width, *self.counts("gate_up", len(x)),
-            PAGE=self._pool.shape[2], GRAIN=self.batch.grain, BLOCK_N=tiles.n, BLOCK_R=tiles.k, **options(tiles),
+            PAGE=self._pool.shape[2], GRAIN=self.batch.grain, BLOCK_N=tiles.n, BLOCK_R=tiles.k,
+            **options(tiles, self.dependent),
         )  # fmt: skip
         self.launches += 1
         return out
@@ -151,7 +154,7 @@ class LoraStep:
             out, x, y, weight, self._scratch.arrived, *self.tables(layer, group, self.batch.row_adapters),
             out.stride(0), x.stride(0), y.stride(0), width, eps, *self.counts(group, len(x)),
             PAGE=self._pool.shape[2], GRAIN=self.batch.grain, BLOCK_N=tiles.n, BLOCK_R=tiles.k,
-            BLOCK=norm_block(width), num_warps=norm.WARPS, **FUSED,
+            BLOCK=norm_block(width), num_warps=norm.WARPS, **in_step(self.dependent),
         )  # fmt: skip
         self.launches += 1
         return out

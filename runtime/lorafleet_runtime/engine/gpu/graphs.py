@@ -145,7 +145,8 @@ class DecodeGraph:
             batch = batch_in(described, self._sizes.lora, shared.descriptions, shared.grain)
             scratch = Scratch.of(self._forms, len(tokens), shared.max_rank, shared.pool.device)
             beside = Beside(shared.pool.device) if shared.pool.is_cuda and len(tokens) <= FUSED_ROWS else None
-            lora = LoraStep(shared.pool, batch, self._forms, scratch, shared.max_rank, beside)
+            dependent = shared.shape.dependent
+            lora = LoraStep(shared.pool, batch, self._forms, scratch, shared.max_rank, beside, dependent)
 
         def step() -> Tensor:
             known = known_tokens(tokens, shared.sampled)

@@ -210,7 +210,9 @@ class GpuRunner(Runner):
         forms = {name: GroupForm(g, chosen.configs[name]) for name, g in self._groups.items()}
         batch = batch_in(on_device(buffer, torch.int32, self.device), sizes, self._descriptions, self._grain)
         scratch = Scratch.of(forms, shape.rows, shape.max_rank, self.device)
-        return LoraStep(self._weights, batch, forms, scratch, shape.max_rank)
+        return LoraStep(
+            self._weights, batch, forms, scratch, shape.max_rank, dependent=self._ops.dependent
+        )
 
 
 def standing_tokens(step: RunStep) -> list[int]:

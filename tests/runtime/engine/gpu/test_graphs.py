@@ -22,16 +22,19 @@ from tests.runtime.engine.gpu.traffic import serve
 
 @pytest.mark.interpreted
 @pytest.mark.filterwarnings("ignore:(overflow|invalid value|divide by zero) encountered:RuntimeWarning")
-@pytest.mark.parametrize("overlap", ["off", "on"])
+@pytest.mark.parametrize(("overlap", "dependent"), [("off", ""), ("on", "1")])
 def test_decode_steps_that_are_replayed_over_the_same_memory_give_the_same_tokens(
-    make: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch, overlap: str
+    make: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch, overlap: str, dependent: str
 ) -> None:
     """What the rows beyond a step's compute, on whatever memory held, is nobody's: numpy may say that it overflows.
-    With steps that overlap, tokens go from one to the next on the device, unseen by the host."""
+    With steps that overlap, tokens go from one to the next on the device, unseen by the host. Kernels that start early
+    read nothing early that a step was not told."""
     expected = serve(make("reference"))
+    monkeypatch.setenv("LORAFLEET_DEPENDENT_LAUNCHES", dependent)
     engine = make("triton", overlap=overlap)
     runner = engine._runner
     assert isinstance(runner, GpuRunner)
+    assert runner._ops.dependent is bool(dependent)
     replays: list[Callable[[], torch.Tensor]] = []
     unseen: list[int] = []
     take = runner_module.standing_tokens
