@@ -60,16 +60,20 @@ def judge(module: str, number: int, card_name: str) -> Verdict:
     return Verdict(module, form.name, card.name, found, code, resident_warps(form, code, card))
 
 
-def run(modules: Sequence[str], cards: Sequence[str], only: str = "", processes: int | None = None) -> list[Verdict]:
-    """Verdicts in the order of modules, forms and cards; of forms whose name contains `only`."""
+def run(
+    modules: Sequence[str], cards: Sequence[str], only: str = "", but: str = "", every: int = 1,
+    processes: int | None = None,
+) -> list[Verdict]:  # fmt: skip
+    """Verdicts in the order of modules, forms and cards; of forms whose name contains `only` and not `but`, and of
+    `every` so many of them one."""
     work = [
         (module, number, card)
         for module in modules
         for number, form in enumerate(forms_of(module))
-        if only in form.name
+        if only in form.name and not (but and but in form.name)
         for card in cards
         if not form.cards or card in form.cards
-    ]
+    ][::every]
     processes = processes or len(os.sched_getaffinity(0))
     if processes == 1 or len(work) < 4:
         return [judge(*task) for task in work]
@@ -97,6 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("module", nargs="*", help="modules to check, by their full name (default: all kernels)")
     parser.add_argument("--target", default=",".join(CARDS), help=f"cards, from {', '.join(CARDS)} (default: all)")
     parser.add_argument("--only", default="", metavar="TEXT", help="forms whose name contains it")
+    parser.add_argument("--but", default="", metavar="TEXT", help="and does not contain it")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="of N of these one: a sample")
     parser.add_argument("--processes", type=int, help="at a time (default: one per core)")
     parser.add_argument("--json", action="store_true", help="print a list of verdicts instead of a table")
     options = parser.parse_args(arguments)
@@ -105,8 +111,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("TRITON_INTERPRET=1 is set: Triton would interpret instead of compile. Unset it")
     if unknown := [card for card in cards if card not in CARDS]:
         parser.error(f"--target: no such card: {', '.join(unknown)}; there are {', '.join(CARDS)}")
+    if options.every < 1:
+        parser.error(f"--every {options.every}: must be at least 1")
     begin = time.monotonic()
-    verdicts = run(options.module or kernel_modules(), cards, options.only, options.processes)
+    verdicts = run(options.module or kernel_modules(), cards, options.only, options.but, options.every, options.processes)
     if not verdicts:
         parser.error(f"nothing to check: no form of {options.module or kernels.__name__} matches '{options.only}'")
     if options.json:
