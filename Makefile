@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 FLEET ?= examples/quickstart
 IN_PARALLEL := $(BIN)/python -m pytest -n 2 --dist loadfile
+unexport PYTHONDONTWRITEBYTECODE  # hundreds of processes that tests start import torch: 1.3 s, and 3 s without bytecode
 
 .PHONY: up demo test test-scale test-node check lint lock chart-readme images push-images clean help
 

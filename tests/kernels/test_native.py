@@ -30,7 +30,6 @@ few = settings(deadline=None, max_examples=60)
 
 @pytest.fixture(scope="module")
 def native() -> Callable[[torch.dtype], Native]:
-    torch.set_num_threads(1)
     try:
         made = {dtype: Native(dtype, lambda: 2) for dtype in DTYPES}
     except CannotBuild as error:

@@ -96,12 +96,8 @@ def test_only_large_operations_use_all_threads() -> None:
     def large() -> int:
         return torch.get_num_threads()
 
-    before = threads()
-    try:
-        set_threads(2)
-        assert (large(), torch.get_num_threads()) == (2, 1)
-    finally:
-        set_threads(before)
+    set_threads(2)
+    assert (large(), torch.get_num_threads()) == (2, 1)
 
 
 def test_an_error_in_a_large_operation_leaves_one_thread() -> None:
@@ -109,14 +105,10 @@ def test_an_error_in_a_large_operation_leaves_one_thread() -> None:
     def fails() -> None:
         raise ValueError("shapes")
 
-    before = threads()
-    try:
-        set_threads(2)
-        with pytest.raises(ValueError, match="shapes"):
-            fails()
-        assert torch.get_num_threads() == 1
-    finally:
-        set_threads(before)
+    set_threads(2)
+    with pytest.raises(ValueError, match="shapes"):
+        fails()
+    assert torch.get_num_threads() == 1
 
 
 @pytest.mark.parametrize("outputs", [48, 64])

@@ -22,11 +22,6 @@ from lorafleet_runtime.protocol import Sampling
 VOCABULARY = 97
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def row(
     position: int = 0, prompt: Sequence[int] = (), output: Sequence[int] = (), allowed: bytes | None = None,
     **fields: Any,
