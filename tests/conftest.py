@@ -1,5 +1,6 @@
 """Every test finds the process as a first one would. The tests that need a real Kubernetes come last: its binaries may
-still be in the making. And at the very end the one that looks at what all of them asked of it."""
+still be in the making. And at the very end the one that looks at what all of them asked of it: they share one cluster,
+and so one process where several run tests."""
 
 from __future__ import annotations
 
@@ -21,6 +22,9 @@ LAST = CLUSTER / "test_rights.py"
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: (CLUSTER in item.path.parents, item.path == LAST))
+    for item in items:
+        together = CLUSTER if CLUSTER in item.path.parents else item.path
+        item.add_marker(pytest.mark.xdist_group(f"{together.relative_to(CLUSTER.parent)}"))
 
 
 @pytest.fixture(scope="module", autouse=True)

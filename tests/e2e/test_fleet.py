@@ -15,7 +15,7 @@ from tests.e2e import tiny_fleet
 from tests.e2e.fleet_kit import Fleet, alive, wait_until
 from tests.e2e.streams import LONG, Traffic, complete, complete_after, complete_async
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 PROMPT = "Once upon a time"
 EFFECTIVE_SECONDS = 2.0  # between a saved file and its effect for clients
