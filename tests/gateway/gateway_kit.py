@@ -88,6 +88,29 @@ def write(folder: Path, name: str, document: object) -> None:
     os.replace(folder / f".{name}.new", folder / name)
 
 
+class Server(uvicorn.Server):
+    """uvicorn's, told to end: that one looks for it each tenth of a second, and waits another one for nobody."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._told = asyncio.Event()
+
+    def end(self) -> None:
+        self.should_exit = True
+        self._told.set()
+
+    async def main_loop(self) -> None:
+        await self.on_tick(0)
+        await self._told.wait()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self.server_state.connections or self.server_state.tasks:
+            return await super().shutdown(sockets)
+        for listening in self.servers:
+            listening.close()
+        return await self.lifespan.shutdown()
+
+
 @dataclass
 class Kit:
     """Replicas, documents and one gateway; tenants `acme` (weight 2) and `globex` (no bare base model). More gateways
@@ -103,7 +126,7 @@ class Kit:
     siblings: list[Kit] = field(default_factory=list)
     generation: int = 0
     url: str = ""
-    _server: uvicorn.Server | None = None
+    _server: Server | None = None
     _serving: asyncio.Task[None] | None = None
     _http: aiohttp.ClientSession | None = None
 
@@ -159,7 +182,7 @@ class Kit:
         config = uvicorn.Config(
             self.app, log_config=None, access_log=False, timeout_graceful_shutdown=int(self.limits.stop_seconds)
         )
-        self._server = uvicorn.Server(config)
+        self._server = Server(config)
         self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))
         while not self._server.started:
             await asyncio.sleep(0.005)
@@ -215,7 +238,10 @@ class Kit:
         if self._http is not None:
             await self._http.close()
         if self._server is not None and self._serving is not None:
-            self._server.should_exit = True
+            for _ in range(20):  # the client's connections end when the event loop has come round
+                if self._server.server_state.connections:
+                    await asyncio.sleep(0.001)
+            self._server.end()
             await self._serving
         for replica in self.replicas:
             await replica.stop()

@@ -25,7 +25,7 @@ RTOL = {torch.float32: 1e-4, torch.bfloat16: 0.02}
 
 seeds = st.integers(0, 2**31)
 dtypes = st.sampled_from(DTYPES)
-few = settings(deadline=None, max_examples=60)
+few = settings(max_examples=60)
 
 
 @pytest.fixture(scope="module")
