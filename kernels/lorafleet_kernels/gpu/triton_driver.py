@@ -33,10 +33,8 @@ def file_name() -> str:
 
 
 def make(folder: Path) -> Path:
-    """Compile the module into `folder`. Raises NoDriverModule where there is no C compiler, or it fails."""
-    compiler = _compiler()
-    if compiler is None:
-        raise NoDriverModule("there is no C compiler (gcc, clang or $CC) to make Triton's driver module with")
+    """Compile the module into `folder`. Raises NoDriverModule where something is missing, or the compiler fails."""
+    compiler, headers = _compiler_and_headers()
     here = Path(driver.__file__).parent
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
@@ -45,7 +43,7 @@ def make(folder: Path) -> Path:
         named = "-Wl,-soname,libcuda.so.1"
         stand_in = [compiler, "-shared", "-nostdlib", named, "-o", f"{library}", "-x", "c", os.devnull]
         module = folder / file_name()
-        includes = [f"-I{here / 'include'}", f"-I{sysconfig.get_paths()['include']}"]
+        includes = [f"-I{here / 'include'}", f"-I{headers}"]
         build = [
             compiler, f"{here / 'driver.c'}", "-O3", "-shared", "-fPIC", "-Wno-psabi", "-Wl,--no-as-needed",
             f"-L{scratch}", "-l:libcuda.so.1", *includes, "-o", f"{module}",
@@ -53,7 +51,8 @@ def make(folder: Path) -> Path:
         for command in (stand_in, build):
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
-                raise NoDriverModule(f"{' '.join(command)} failed: {done.stderr.strip().splitlines()[-1:]}")
+                why = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()[-1:]
+                raise NoDriverModule(f"{' '.join(command)} failed: {'; '.join(why)}")
     return module
 
 
@@ -69,15 +68,25 @@ def use_what_is_there() -> None:
             raise NoDriverModule(f"Triton wants to compile {source}: {VARIABLE} brings {MODULE} only: install gcc")
 
         knobs.build.impl = ready
-    elif _compiler() is None:
+        return
+    try:
+        _compiler_and_headers()
+    except NoDriverModule as missing:
         raise NoDriverModule(
-            "Triton needs a C compiler at its first launch, and there is none: install gcc and Python's headers, or "
-            f"make the module elsewhere (python -m lorafleet_kernels.gpu.triton_driver FOLDER) and set {VARIABLE}"
-        )
+            f"Triton compiles a module in C at its first launch, and {missing}; or make the module elsewhere "
+            f"(python -m lorafleet_kernels.gpu.triton_driver FOLDER) and set {VARIABLE}"
+        ) from None
 
 
-def _compiler() -> str | None:
-    return os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+def _compiler_and_headers() -> tuple[str, Path]:
+    """Raises NoDriverModule where one is missing."""
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    headers = Path(sysconfig.get_paths()["include"])
+    if compiler is None:
+        raise NoDriverModule("there is no C compiler: install gcc, or clang, or set $CC")
+    if not (headers / "Python.h").is_file():
+        raise NoDriverModule(f"there are no headers of Python in {headers}: install them (Debian: python3-dev)")
+    return compiler, headers
 
 
 def main() -> int:

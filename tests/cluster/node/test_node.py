@@ -56,6 +56,17 @@ def test_an_adapter_comes_over_https_from_a_server_of_the_organisations_own_auth
     assert client.stream("haiku", 8).finished()
 
 
+def test_a_rolling_update_of_the_base_model_fails_no_request(node: Node, client: Client) -> None:
+    before = node.ready(MODELS, RUNTIMES, 2)
+    with client.load("pirate", "smollm2-135m"):
+        # float32, so that the answers of the tests that follow compare.
+        patch = json.dumps({"spec": {"engine": {"maxNumSeqs": 16, "dtype": "float32"}}})
+        node.kubectl("patch", "basemodel", "smollm2", "-n", MODELS, "--type=merge", "-p", patch)
+        eventually("both pods are new", lambda: renewed(node, set(before)), 300)
+    status = json.loads(node.kubectl("get", "loraadapter", "pirate", "-n", "acme", "-o", "json"))["status"]
+    assert {placement["state"] for placement in status["placements"]} == {"Ready"}
+
+
 @pytest.mark.parametrize("how", ["deleted by force", "killed"])
 def test_a_stream_goes_on_when_its_pod_is(node: Node, client: Client, how: str) -> None:
     undisturbed = client.stream("pirate", STORY_TOKENS).finished()
@@ -86,16 +97,6 @@ def test_draining_the_node_fails_no_request(node: Node, client: Client) -> None:
         assert draining.returncode == 0, told
         after = {**node.ready(MODELS, RUNTIMES, 2), **node.ready(SYSTEM, OURS, 3)}
     assert not set(before) & set(after), "a pod was not drained"
-
-
-def test_a_rolling_update_of_the_base_model_fails_no_request(node: Node, client: Client) -> None:
-    before = node.ready(MODELS, RUNTIMES, 2)
-    with client.load("pirate", "smollm2-135m"):
-        patch = json.dumps({"spec": {"engine": {"maxNumSeqs": 16}}})
-        node.kubectl("patch", "basemodel", "smollm2", "-n", MODELS, "--type=merge", "-p", patch)
-        eventually("both pods are new", lambda: renewed(node, set(before)), 300)
-    status = json.loads(node.kubectl("get", "loraadapter", "pirate", "-n", "acme", "-o", "json"))["status"]
-    assert {placement["state"] for placement in status["placements"]} == {"Ready"}
 
 
 def test_helm_upgrade_fails_no_request_and_touches_no_runtime(node: Node, client: Client) -> None:

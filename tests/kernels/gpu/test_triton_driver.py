@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,7 @@ def test_without_it_what_to_do_is_said(tmp_path: Path, made: Path) -> None:
     spoke = speak(tmp_path, made)
 
     assert spoke.returncode
-    assert "install gcc and Python's headers, or make the module elsewhere" in spoke.stderr
+    assert "there is no C compiler: install gcc, or clang, or set $CC; or make the module elsewhere" in spoke.stderr
     assert VARIABLE in spoke.stderr
 
 
@@ -70,3 +71,10 @@ def test_a_compiler_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(NoDriverModule, match="cannot find -lc"):
         make(tmp_path / "made")
     assert not (tmp_path / "made" / file_name()).exists()
+
+
+def test_missing_headers_of_python_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+
+    with pytest.raises(NoDriverModule, match=f"no headers of Python in {tmp_path}: install them"):
+        make(tmp_path / "made")
