@@ -24,6 +24,7 @@ from lorafleet_gateway.config import Limits
 from lorafleet_gateway.core.fleet_model import Tenant
 from lorafleet_gateway.fleet import FleetFolder
 from tests.gateway.fake_runtime import FakeRuntime
+from tests.gateway.server import Server
 
 KEY = "sk-acme"
 OTHER_KEY = "sk-globex"
@@ -86,29 +87,6 @@ def write(folder: Path, name: str, document: object) -> None:
     text = document if isinstance(document, str) else json.dumps(document)
     (folder / f".{name}.new").write_text(text)
     os.replace(folder / f".{name}.new", folder / name)
-
-
-class Server(uvicorn.Server):
-    """uvicorn's, told to end: that one looks for it each tenth of a second, and waits another one for nobody."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self._told = asyncio.Event()
-
-    def end(self) -> None:
-        self.should_exit = True
-        self._told.set()
-
-    async def main_loop(self) -> None:
-        await self.on_tick(0)
-        await self._told.wait()
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        if self.server_state.connections or self.server_state.tasks:
-            return await super().shutdown(sockets)
-        for listening in self.servers:
-            listening.close()
-        return await self.lifespan.shutdown()
 
 
 @dataclass
