@@ -34,7 +34,7 @@ test-scale: $(VENV)/.dev  ## 200 replicas and 1,000 adapters on a real Kubernete
 test-node: $(VENV)/.dev  ## the chart and the images on a real node of this machine (root, Debian; 2 GB of images and binaries once)
 	@$(PYTEST) -m node -s tests/cluster/node
 
-check: $(VENV)/.dev lint  ## linters and the quick tests: some four minutes
+check: $(VENV)/.dev lint  ## linters and the quick tests: some three minutes
 	@$(IN_PARALLEL) -m "not slow and not interpreted"
 
 lint: $(VENV)/.dev  ## ruff, mypy, import contracts
