@@ -5,7 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv pip install --quiet --python $(BIN)/python
 FLEET ?= examples/quickstart
-IN_PARALLEL := $(BIN)/python -m pytest -n 2 --dist loadfile
+PYTEST := $(BIN)/python -m pytest
+IN_PARALLEL := $(PYTEST) -n 2 --dist loadfile --no-loadscope-reorder  # tests/conftest.py has put the longest first
+unexport PYTHONDONTWRITEBYTECODE  # hundreds of processes that tests start import torch: 1.3 s, and 3 s without bytecode
 
 .PHONY: up demo test test-scale test-node check lint lock chart-readme images push-images clean help
 
@@ -21,16 +23,18 @@ demo: $(VENV)/.serve  ## start the fleet, ask the base and every adapter the sam
 test: $(VENV)/.dev  ## the whole suite, on a real Kubernetes API too (built once, from Go modules: some 6 minutes)
 	@nice tests/cluster/build.sh api controllers > $(VENV)/cluster-build.log 2>&1 & \
 	  $(IN_PARALLEL) -m "not slow"; quick=$$?; wait $$! || { tail -5 $(VENV)/cluster-build.log; exit 1; }; \
-	  $(BIN)/python -m pytest -m "slow and not scale and not node" && exit $$quick
+	  $(PYTEST) -m "slow and not scale and not node" tests/cluster > $(VENV)/cluster-tests.log 2>&1 & \
+	  $(PYTEST) -m "slow and not alone" --ignore tests/cluster; slow=$$?; wait $$!; cluster=$$?; cat $(VENV)/cluster-tests.log; \
+	  $(PYTEST) -m "slow and alone" && exit $$((quick | slow | cluster))
 
 test-scale: $(VENV)/.dev  ## 200 replicas and 1,000 adapters on a real Kubernetes API: crashes, lost nodes, rolling updates (root; 5 minutes)
 	@tests/cluster/build.sh api controllers kwok
-	@$(BIN)/python -m pytest -m scale tests/cluster/test_scale.py
+	@$(PYTEST) -m scale tests/cluster/test_scale.py
 
 test-node: $(VENV)/.dev  ## the chart and the images on a real node of this machine (root, Debian; 2 GB of images and binaries once)
-	@$(BIN)/python -m pytest -m node -s tests/cluster/node
+	@$(PYTEST) -m node -s tests/cluster/node
 
-check: $(VENV)/.dev lint  ## linters and the quick tests: some four minutes
+check: $(VENV)/.dev lint  ## linters and the quick tests: some three minutes
 	@$(IN_PARALLEL) -m "not slow and not interpreted"
 
 lint: $(VENV)/.dev  ## ruff, mypy, import contracts

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from bench.adapters_scale_load import ClosedLoop, Shape, Turn, register
 from bench.adapters_scale_results import Point, StepBytes, results
@@ -28,7 +27,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[Engine]:
-    grad = torch.is_grad_enabled()
     folder = save_tiny_model(tmp_path / "model", CONFIG)
     config = EngineConfig(
         str(folder), "base", dtype="float32", max_model_len=144, max_num_seqs=6, memory_bytes=2**20, threads=1,
@@ -37,7 +35,6 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
     engine = start(config, lambda message, fraction: None)
     yield engine
     engine.close()
-    torch.set_grad_enabled(grad)
 
 
 def test_all_are_registered_although_the_pool_holds_few(engine: Engine, files: list[Path]) -> None:

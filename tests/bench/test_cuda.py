@@ -97,7 +97,6 @@ def test_a_model_that_is_given_bounds_the_lengths() -> None:
 
 
 def test_an_engine_on_random_weights_decodes_as_many_rows_as_are_wanted(tmp_path: Path) -> None:
-    grad, threads = torch.is_grad_enabled(), torch.get_num_threads()
     model = write_model(tmp_path / "model", TINY.config, torch.float32, CPU)
     files = write_adapters(tmp_path / "adapters", TINY)
     engines = Engines(TINY, model, CPU)
@@ -112,8 +111,6 @@ def test_an_engine_on_random_weights_decodes_as_many_rows_as_are_wanted(tmp_path
     assert not engine.state().adapters
     assert engines.last_start is not None and engines.last_start.load > 0
     engines.drop()
-    torch.set_grad_enabled(grad)
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.slow

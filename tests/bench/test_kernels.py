@@ -114,6 +114,7 @@ def test_a_section_ends_with_its_budget() -> None:
     assert len(timed) == 1
 
 
+@pytest.mark.interpreted
 def test_fused_and_separate_launches_are_both_run() -> None:
     found = fused_results(device(), endless(), SMALL, [(2, 2)])
 
@@ -162,6 +163,7 @@ def test_prefill_is_measured_against_torch() -> None:
     assert result.ratio == 1.0
 
 
+@pytest.mark.interpreted
 def test_layers_with_adapters_are_measured_over_base() -> None:
     calls = iter((4e-6, 100e-6, 105e-6, 120e-6, 150e-6))
 

@@ -12,7 +12,7 @@ import pytest
 from lorafleet_operator.core.fairness import fairness_arguments
 from tests.contract.replica_kit import ADMIN_TOKEN, SERVING_TOKEN, Replica, running
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 BODY = {"model": "tiny", "prompt": [65, 66], "max_tokens": 200, "temperature": 0, "ignore_eos": True}
 

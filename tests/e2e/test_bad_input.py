@@ -17,7 +17,7 @@ from tests.e2e import bad_fleet, tiny_fleet
 from tests.e2e.bad_fleet import ARTIFACTS, OBJECTS, BadArtifact, BadObject
 from tests.e2e.fleet_kit import Fleet, run_cli, wait_until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 CHAT = {"model": "alpha", "messages": [{"role": "user", "content": "hello"}]}
 TEXT = {"model": "alpha", "prompt": "hello"}

@@ -16,6 +16,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_the_demo_asks_every_model_and_ends(tmp_path: Path) -> None:
     port = str(free_port())
     done = run_cli(

@@ -22,7 +22,7 @@ from tests.e2e import real_fleet
 from tests.e2e.fleet_kit import Fleet
 from tests.e2e.real_fleet import BASES, EXAMPLES, VARIANTS, Model
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 QUESTIONS = ("Why is the sky blue?", "What is a black hole?")
 LENGTH = {"examples": 80, "others": 32}

@@ -12,7 +12,7 @@ from tests.e2e import tiny_fleet
 from tests.e2e.fleet_kit import Fleet, free_port, wait_until
 from tests.e2e.streams import complete
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 PROMPT = "Once upon a time"
 

@@ -25,7 +25,7 @@ from tests.e2e.fleet_kit import wait_until
 from tests.e2e.streams import LONG, Answer, complete
 from tests.gateway.gateway_kit import KEY, adapter, fleet_document, placement, tenant, write
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 BASE, ADAPTER = "smol-135m", "pirate"
 PROMPT = "Once upon a time"

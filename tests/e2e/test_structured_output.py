@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from tests.e2e.fleet_kit import Fleet
 from tests.e2e.real_fleet import BASES, EXAMPLES, Model
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 
 class Animal(BaseModel):

@@ -15,7 +15,7 @@ from tests.e2e import tiny_fleet
 from tests.e2e.fleet_kit import Fleet, wait_until
 from tests.e2e.streams import LONG, complete, complete_after
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.alone]
 
 PROMPT = "Once upon a time"
 

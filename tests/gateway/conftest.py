@@ -3,13 +3,10 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
-import pytest
 import pytest_asyncio
-import structlog
 
 from tests.gateway.gateway_kit import Kit
 
@@ -22,13 +19,3 @@ async def kit(tmp_path: Path) -> AsyncIterator[Kit]:
         yield made
     finally:
         await made.close()
-
-
-@pytest.fixture(autouse=True)
-def unconfigured() -> Iterator[None]:
-    """Whatever a test does to the process's logging is undone."""
-    yield
-    structlog.reset_defaults()
-    for name in ("uvicorn", "aiohttp", "asyncio"):
-        logging.getLogger(name).handlers = []
-        logging.getLogger(name).propagate = True

@@ -24,6 +24,7 @@ from lorafleet_gateway.config import Limits
 from lorafleet_gateway.core.fleet_model import Tenant
 from lorafleet_gateway.fleet import FleetFolder
 from tests.gateway.fake_runtime import FakeRuntime
+from tests.gateway.server import Server
 
 KEY = "sk-acme"
 OTHER_KEY = "sk-globex"
@@ -103,7 +104,7 @@ class Kit:
     siblings: list[Kit] = field(default_factory=list)
     generation: int = 0
     url: str = ""
-    _server: uvicorn.Server | None = None
+    _server: Server | None = None
     _serving: asyncio.Task[None] | None = None
     _http: aiohttp.ClientSession | None = None
 
@@ -159,7 +160,7 @@ class Kit:
         config = uvicorn.Config(
             self.app, log_config=None, access_log=False, timeout_graceful_shutdown=int(self.limits.stop_seconds)
         )
-        self._server = uvicorn.Server(config)
+        self._server = Server(config)
         self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))
         while not self._server.started:
             await asyncio.sleep(0.005)
@@ -215,7 +216,10 @@ class Kit:
         if self._http is not None:
             await self._http.close()
         if self._server is not None and self._serving is not None:
-            self._server.should_exit = True
+            for _ in range(20):  # the client's connections end when the event loop has come round
+                if self._server.server_state.connections:
+                    await asyncio.sleep(0.001)
+            self._server.end()
             await self._serving
         for replica in self.replicas:
             await replica.stop()

@@ -87,6 +87,7 @@ async def lasts(http: aiohttp.ClientSession) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 async def test_two_thousand_connections_of_one_tenant_get_its_quota_and_do_not_hold_up_another(
     kit: Kit, gateway: subprocess.Popen[bytes]
 ) -> None:

@@ -129,19 +129,21 @@ NONSENSE: list[Callable[[dict[str, Any]], Any]] = [
 async def test_an_answer_that_makes_no_sense_counts_nothing_and_is_logged_once(
     kit: Kit, spoil: Callable[[dict[str, Any]], Any]
 ) -> None:
+    kit.limits = dataclasses.replace(QUICK, connect_seconds=15.0)  # a busy machine reads the largest for a second
+    kit.__post_init__()
     with capture_logs() as lines:
         first, second = await replicas_of_their_own(kit, 2)
         await exchanged(kit, first, second)
         good = first.fairness._answer(0, {"running": 99, "waiting": 0})
-        first.fairness.answers = [spoil({**good, "table": {"service": {"i0": {"acme": 500}}}})] * 5
+        first.fairness.answers = [spoil({**good, "table": {"service": {"i0": {"acme": 500}}}})] * 3
         await kit.until(lambda: not first.fairness.answers)
-        await kit.until(lambda: value(kit, "lorafleet_fairness_rejected_tables_total") == 5)
+        await kit.until(lambda: value(kit, "lorafleet_fairness_rejected_tables_total") == 3)
         first.fairness.service = {"acme": 3}
         await kit.until(lambda: knows(second, "service", "i0", "acme") == 3)  # and the next good one counts
 
     assert len([line for line in lines if line["event"] == "no exchange of counters"]) == 1
     assert knows(second, "retired", "x") == 0
-    assert value(kit, "lorafleet_fairness_exchanges_total", result="invalid") == 5
+    assert value(kit, "lorafleet_fairness_exchanges_total", result="invalid") == 3
 
 
 @pytest.mark.parametrize("status", [404, 500, 400])

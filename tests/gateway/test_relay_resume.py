@@ -204,7 +204,7 @@ async def test_a_stopping_gateway_tells_the_streams_it_cannot_finish(kit: Kit) -
         await asyncio.sleep(0.01)
 
     assert kit._server is not None
-    kit._server.should_exit = True
+    kit._server.end()
 
     chunks = await asking
     assert json.loads(chunks[-1])["error"]["code"] == "gateway_stopping"

@@ -9,12 +9,6 @@ import torch.nn.functional as F
 from lorafleet_kernels import reference as ops
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-
-
 def attention_longhand(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, start: int) -> torch.Tensor:
     """`q [n, H, D]` at positions start.., `k, v [S, h, D]`: a loop over heads and rows."""
     out = torch.empty_like(q)

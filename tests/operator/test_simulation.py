@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lorafleet_operator.core.actions import LoadAdapter, StopReplica, UnloadAdapter
@@ -18,7 +18,7 @@ from lorafleet_sim.fleets import BASE, adapter, base_model, desired
 from lorafleet_sim.judge import ready_copies, shortfalls, watch
 from lorafleet_sim.world import Laws, SimWorld, run, settle
 
-MANY = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+MANY = settings(max_examples=25)
 
 
 @st.composite

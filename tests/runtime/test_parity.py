@@ -31,11 +31,6 @@ FAMILIES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.fixture
 def engines() -> Iterator[list[Engine]]:
     started: list[Engine] = []

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from bench.oracle import Oracle
 from bench.peft_adapters import BIAS_KINDS, KINDS, TIED_KINDS, save_with_peft
@@ -28,11 +27,6 @@ FAMILIES = {
 
 # PEFT's own, of models that are made for a test and of combinations that only tests make.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture

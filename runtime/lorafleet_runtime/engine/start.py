@@ -88,8 +88,10 @@ def _decided(config: EngineConfig, decoder_config: DecoderConfig) -> EngineConfi
     """The settings with what all ranks must have alike: dtype, context, and, of several ranks, threads of each."""
     set_threads(config.threads or 1)
     config = replace(config, device=device_for(config))
-    best = best_dtype() if config.device == "cpu" else best_dtype_of_card()
-    dtype = str(best).removeprefix("torch.") if config.dtype == "auto" else config.dtype
+    dtype = config.dtype
+    if dtype == "auto":
+        best = best_dtype() if config.device == "cpu" else best_dtype_of_card()
+        dtype = str(best).removeprefix("torch.")
     config = replace(config, dtype=dtype, max_model_len=_max_model_len(config, decoder_config))
     if config.tensor_parallel == 1:
         return config

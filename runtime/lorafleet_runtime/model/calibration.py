@@ -48,12 +48,13 @@ def choose_forms(model: Decoder) -> None:
     before = threads()
     set_threads(1)
     chosen: dict[tuple[tuple[int, ...], bool], Form] = {}
+    step_bytes = sum(linear.weight.nbytes for linear in model.linears())
     for linear in model.linears():
         tied = linear is model.lm_head and model.config.tie_word_embeddings
         kind = linear.shape, tied  # another product of the same shape may be laid out anew
         if kind not in chosen:
             allowed = forms(linear.weight, model.ops, keeping=tied)
-            chosen[kind] = fastest_form(linear.weight, allowed, model.ops)
+            chosen[kind] = fastest_form(linear.weight, allowed, model.ops, step_bytes=step_bytes)
         linear.use(chosen[kind], model.ops)
     set_threads(before)
     _gather(model)

@@ -15,7 +15,7 @@ from lorafleet_runtime.model.threads import on_all_threads
 CHECK_ROWS = (1, 8, 32)
 """Row counts of decode steps at which the forms are compared; prompts gain little from any of them."""
 CACHE_BYTES = 32 * 2**20
-"""Read between two measurements: in a step, every weight comes from memory."""
+"""Read between two measurements, unless a step reads less: then weights stay in the cache from one to the next."""
 
 
 class Form(Enum):
@@ -112,11 +112,15 @@ def prepacked_linear(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
     return y
 
 
-def fastest_form(weight: Tensor, allowed: tuple[Form, ...], ops: Operations, *, repeats: int = 5) -> Form:
-    """Measure the allowed forms in turn at decode sizes, on this machine, now. The first allowed one wins ties."""
+def fastest_form(
+    weight: Tensor, allowed: tuple[Form, ...], ops: Operations, *, step_bytes: int = CACHE_BYTES, repeats: int = 5
+) -> Form:
+    """Measure the allowed forms in turn at decode sizes, on this machine, now. The first allowed one wins ties.
+
+    A step reads `step_bytes` of weights."""
     weights = {form: laid_out(form, weight, ops) for form in allowed}
     inputs = [torch.ones(rows, weight.shape[1], dtype=weight.dtype) for rows in CHECK_ROWS]
-    evict = torch.ones(CACHE_BYTES // 8, dtype=torch.float64)
+    evict = torch.ones(min(step_bytes, CACHE_BYTES) // 8, dtype=torch.float64)
     fastest = {(form, rows): float("inf") for form in allowed for rows in CHECK_ROWS}
     for _ in range(repeats):
         for form, laid in weights.items():

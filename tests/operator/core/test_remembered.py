@@ -87,7 +87,7 @@ class Twice(SimWorld):
         return wanted
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 2**32 - 1))
 def test_statuses_and_documents_are_the_same_with_and_without_what_is_remembered(seed: int) -> None:
     refused = {adapter("bad").ref: "RankTooHigh"}

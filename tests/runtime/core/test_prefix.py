@@ -217,7 +217,7 @@ def owners(bench: Bench) -> list[int]:
     return held
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32))
 def test_every_page_has_as_many_references_as_holders_at_every_step(seed: int) -> None:
     rng = random.Random(seed)

@@ -313,7 +313,7 @@ def test_rows_of_one_adapter_are_adjacent_and_decodes_come_first() -> None:
     assert [row.sequence.request_id for row in batch.rows] == ["2", "5", "3", "1", "4", "6"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32), st.integers(20, 40), st.integers(8, 40))
 def test_every_request_ends_and_every_page_comes_back(seed: int, pages: int, budget: int) -> None:
     rng = random.Random(seed)

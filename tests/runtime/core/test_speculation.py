@@ -107,7 +107,7 @@ def outcomes(seed: int, drafts: int, most_at_once: int = 1) -> tuple[dict[str, E
     return {s.request_id: End(s.tokens, s.finish_reason, s.charged) for s in made}, serving
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 10_000), st.integers(1, 16))
 def test_tokens_ends_and_charges_are_those_of_plain_decoding(seed: int, drafts: int) -> None:
     plain, without = outcomes(seed, 0)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from lorafleet_runtime.config import EngineConfig
 from lorafleet_runtime.engine.engine import Engine
@@ -26,7 +25,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def make(model: Path) -> Iterator[Callable[..., Engine]]:
-    torch.set_num_threads(1)
     started: list[Engine] = []
 
     def make_engine(

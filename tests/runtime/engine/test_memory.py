@@ -34,6 +34,7 @@ PAGES_OF_ALL = 20 * 5 * 3072
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
 def test_large_intermediates_are_not_taken_from_the_system_anew_at_each_step() -> None:
     faults, given = map(int, subprocess.check_output([sys.executable, "-c", PROGRAM], text=True).split())

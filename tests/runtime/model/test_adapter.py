@@ -24,11 +24,6 @@ from lorafleet_runtime.model.weights import BLOCKS
 CONFIG = tiny_config()
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def edit_config(folder: Path, **changes: Any) -> None:
     path = folder / "adapter_config.json"
     path.write_text(json.dumps({k: v for k, v in (json.loads(path.read_text()) | changes).items() if v is not ...}))
@@ -100,7 +95,7 @@ def test_updates_are_those_that_peft_loads(architecture: Any, case: dict[str, An
 PATTERN_PARTS = ["q_proj", "proj", "layers.1", "self_attn.q_proj", ".*", "^model", r"layers\.[01]\..*q_proj", "model"]
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     st.dictionaries(
         st.lists(st.sampled_from(PATTERN_PARTS), min_size=1, max_size=3).map(".".join), st.integers(1, 90), max_size=4

@@ -31,11 +31,6 @@ FAMILIES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def assert_same(got: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
     assert sorted(got) == sorted(wanted)
     assert [name for name in wanted if not torch.equal(got[name], wanted[name])] == []

@@ -13,7 +13,7 @@ from lorafleet_runtime.model.config import GROUPS, DecoderConfig
 from lorafleet_runtime.model.decoder import Decoder
 from lorafleet_runtime.model.linear import Form
 from lorafleet_runtime.model.lora import GroupView
-from lorafleet_runtime.model.threads import set_threads, threads
+from lorafleet_runtime.model.threads import set_threads
 from lorafleet_runtime.model.tiny import random_weights, tiny_config
 
 KINDS = {
@@ -90,15 +90,11 @@ def test_one_call_gives_what_its_operations_give(kind: str, step: str, adapted: 
         attend = model.ops.attention(pool, batch, model.heads, model.rope)
         return model.forward(tokens, attend, model.ops.lora(used) if adapted else None)
 
-    before = threads()
     set_threads(workers)
-    try:
-        apart_pool, joined_pool = pool.clone(), pool.clone()
-        apart = run(apart_pool)
-        model.join_layers()
-        joined = run(joined_pool)
-    finally:
-        set_threads(before)
+    apart_pool, joined_pool = pool.clone(), pool.clone()
+    apart = run(apart_pool)
+    model.join_layers()
+    joined = run(joined_pool)
 
     assert model.joined
     assert torch.equal(joined, apart)

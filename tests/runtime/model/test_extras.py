@@ -50,7 +50,7 @@ def weights_of(config: DecoderConfig, parts: set[str], rank: int, seed: int) -> 
     )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(flags, st.integers(1, 5), st.integers(1, 3), st.integers(20, 31), st.booleans())
 def test_every_part_is_found_in_consecutive_and_in_scattered_pages(
     parts: set[str], layers: int, rank: int, vocabulary: int, scattered: bool

@@ -37,11 +37,6 @@ GGUF_NAMES = {
 }  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def assert_same(got: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
     assert sorted(got) == sorted(wanted)
     assert [name for name in wanted if not torch.equal(got[name], wanted[name])] == []
@@ -260,6 +255,7 @@ def test_smollm2_is_read_as_transformers_reads_it(smollm2: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_smollm2_loads_fast_and_in_no_more_memory_than_it_keeps(smollm2: Path) -> None:
     """Measured in a process of its own: CPU seconds of one thread, and what the resident size grew by at its peak."""
     script = (

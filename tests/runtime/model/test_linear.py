@@ -59,6 +59,22 @@ def _packed_wherever_it_may(weight: Tensor, allowed: tuple[Form, ...], ops: Oper
     return Form.PACKED if Form.PACKED in allowed else allowed[0]
 
 
+def test_between_two_measurements_as_much_is_read_as_a_step_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+
+    def measured(weight: Tensor, allowed: tuple[Form, ...], ops: Operations, *, step_bytes: int) -> Form:
+        told.append(step_bytes)
+        return allowed[0]
+
+    monkeypatch.setattr(calibration, "fastest_form", measured)
+    config = tiny_config(tie_word_embeddings=False)
+    weights = random_weights(config, 0)
+    read = sum(tensor.nbytes for name, tensor in weights.items() if tensor.dim() == 2 and name != "embed_tokens.weight")
+    choose_forms(Decoder(config, weights, 64))
+
+    assert set(told) == {read}
+
+
 def test_a_model_whose_output_matrix_is_packed_says_what_it_said_before(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration, "fastest_form", _packed_wherever_it_may)
     config = tiny_config(tie_word_embeddings=False)
@@ -96,12 +112,8 @@ def test_only_large_operations_use_all_threads() -> None:
     def large() -> int:
         return torch.get_num_threads()
 
-    before = threads()
-    try:
-        set_threads(2)
-        assert (large(), torch.get_num_threads()) == (2, 1)
-    finally:
-        set_threads(before)
+    set_threads(2)
+    assert (large(), torch.get_num_threads()) == (2, 1)
 
 
 def test_an_error_in_a_large_operation_leaves_one_thread() -> None:
@@ -109,14 +121,10 @@ def test_an_error_in_a_large_operation_leaves_one_thread() -> None:
     def fails() -> None:
         raise ValueError("shapes")
 
-    before = threads()
-    try:
-        set_threads(2)
-        with pytest.raises(ValueError, match="shapes"):
-            fails()
-        assert torch.get_num_threads() == 1
-    finally:
-        set_threads(before)
+    set_threads(2)
+    with pytest.raises(ValueError, match="shapes"):
+        fails()
+    assert torch.get_num_threads() == 1
 
 
 @pytest.mark.parametrize("outputs", [48, 64])

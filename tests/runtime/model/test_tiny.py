@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,11 +15,6 @@ from lorafleet_runtime.model.tiny import random_adapter, random_weights, save_ad
 from lorafleet_runtime.model.tiny_tokenizer import SPECIAL_TOKENS, save_tiny_tokenizer, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @given(st.text())

@@ -33,7 +33,7 @@ def steps(draw: st.DrawFn) -> tuple[int, list[Segment], list[AdapterPlace], int]
 
 
 @given(steps())
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_work_items_cover_every_adapted_row_once(
     step: tuple[int, list[Segment], list[AdapterPlace], int],
 ) -> None:

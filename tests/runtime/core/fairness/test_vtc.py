@@ -99,7 +99,7 @@ def test_what_is_computed_again_after_a_preemption_is_not_charged_again() -> Non
     assert queue.order.meter.counter("a") == 30 * MICRO
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 2**32))
 def test_two_waiting_tenants_never_drift_further_apart_than_the_bound(seed: int) -> None:
     """Theorem 4.4: |W_f - W_g| <= 2 max(w_p L_input, w_q M) for tenants that wait throughout."""

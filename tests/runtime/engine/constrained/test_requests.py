@@ -96,7 +96,7 @@ def text(deltas: list[Delta]) -> str:
 def test_whatever_the_model_wants_to_say_the_output_obeys_the_schema(engine: Engine, name: str) -> None:
     constraint = Constraint("json", json.dumps(SCHEMAS[name]))
 
-    @settings(deadline=None, max_examples=12)
+    @settings(max_examples=12)
     @given(
         st.lists(st.integers(0, 2**63), min_size=3, max_size=3, unique=True),
         st.sampled_from([{}, {"temperature": 0.0}, {"top_p": 0.5}, {"temperature": 2.0, "presence_penalty": 1.5},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lorafleet_kernels.reference import LoraPart
@@ -24,7 +24,6 @@ actives = st.lists(st.sets(st.integers(0, ADAPTERS - 1), min_size=1).map(sorted)
 
 
 @given(actives)
-@settings(deadline=None)
 def test_every_active_adapter_stands_in_its_slot_and_few_others_are_spanned(steps: list[list[int]]) -> None:
     stacks = LoraStacks(1 << 20)
     for handles in steps:
@@ -39,7 +38,6 @@ def test_every_active_adapter_stands_in_its_slot_and_few_others_are_spanned(step
 
 
 @given(actives, actives)
-@settings(deadline=None)
 def test_stacks_of_all_layouts_stay_within_the_bound(first: list[list[int]], second: list[list[int]]) -> None:
     budget = 6 * EACH
     stacks = LoraStacks(budget)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from lorafleet_runtime.config import EngineConfig
 from lorafleet_runtime.engine.engine import Engine
@@ -18,7 +17,6 @@ from tests.runtime.engine.gpu.traffic import CONFIG, RANKS, TARGETS
 
 @pytest.fixture
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Engine]]:
-    torch.set_num_threads(1)
     model = save_tiny_model(tmp_path / "model", CONFIG, seed=4)
     adapters = {
         name: save_adapter(tmp_path / name, random_adapter(CONFIG, RANKS[name], targets, seed, strength=2.0))

@@ -35,7 +35,6 @@ def dequantised(adapter: TinyAdapter) -> TinyAdapter:
 
 @pytest.fixture
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Engine]]:
-    torch.set_num_threads(1)
     model = save_tiny_model(tmp_path / "model", CONFIG, seed=4)
     plain = {
         name: random_adapter(CONFIG, RANKS[name], targets, seed, alpha=2.0 * RANKS[name], strength=2.0)

@@ -34,7 +34,6 @@ Make = Callable[..., Engine]
 
 @pytest.fixture
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
-    torch.set_num_threads(1)
     weights = random_adapter(CONFIG, 5, ("q_proj", "v_proj", "down_proj"), 3, strength=2.0)
     adapter = save_adapter(tmp_path / "a", weights)
     started: list[Engine] = []

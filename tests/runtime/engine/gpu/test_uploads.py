@@ -24,7 +24,6 @@ PAGES = 200
 @pytest.fixture
 def runner(monkeypatch: pytest.MonkeyPatch) -> GpuRunner:
     monkeypatch.setenv("LORAFLEET_KERNELS", "triton")
-    torch.set_num_threads(1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return GpuRunner(Decoder(CONFIG, {k: v.to(device) for k, v in random_weights(CONFIG, 0).items()}, 64), PAGES)
 

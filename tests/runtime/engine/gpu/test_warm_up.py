@@ -69,7 +69,6 @@ def test_who_takes_no_adapters_has_nothing_of_theirs_compiled_or_captured(runner
 @pytest.fixture
 def runner(monkeypatch: pytest.MonkeyPatch) -> GpuRunner:
     monkeypatch.setenv("LORAFLEET_KERNELS", "triton")
-    torch.set_num_threads(1)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     weights = {name: weight.to(device) for name, weight in random_weights(CONFIG, 0).items()}
     return GpuRunner(Decoder(CONFIG, weights, 64), 5)

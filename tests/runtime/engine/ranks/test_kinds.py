@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from bench.peft_adapters import KINDS, save_with_peft
 from lorafleet_runtime.config import EngineConfig
@@ -45,7 +44,6 @@ def tokens_of(engine: Engine, names: list[str]) -> dict[str, list[int]]:
 
 
 def launch(folder: Path, ranks: int, partition: str) -> tuple[Engine, dict[str, AdapterState]]:
-    torch.set_num_threads(1)
     config = EngineConfig(
         str(folder / "model"), "tiny", dtype="float32", max_model_len=64, memory_bytes=2**26 // ranks, threads=1,
         tensor_parallel=ranks, lora_partition=partition,

@@ -48,7 +48,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def launch(
     folder: Path, ranks: int, partition: str = "replicated", processes: Ranks | None = None, speculate: int = 0
 ) -> Engine:
-    torch.set_num_threads(1)
     page_bytes = CONFIG.num_layers * 16 * 2 * CONFIG.kv_dim * 4 // ranks
     config = EngineConfig(
         str(folder / "model"), "tiny", dtype="float32", max_model_len=CONTEXT, max_num_seqs=16, max_batched_tokens=64,

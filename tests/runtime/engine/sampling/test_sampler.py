@@ -22,11 +22,6 @@ from lorafleet_runtime.protocol import Sampling
 VOCABULARY = 97
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def row(
     position: int = 0, prompt: Sequence[int] = (), output: Sequence[int] = (), allowed: bytes | None = None,
     **fields: Any,
@@ -149,7 +144,7 @@ def test_uniforms_are_uniform_and_depend_on_seed_and_position_alone() -> None:
     assert uniforms([-1], [0]) == uniforms([2**64 - 1], [0])
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(st.lists(rows_strategy, min_size=1, max_size=5), st.integers(0, 2**32), st.sampled_from([0.2, 3.0]))
 def test_every_row_gets_the_token_of_the_slow_formula(rows: list[Row], seed: int, spread: float) -> None:
     logits = random_logits(len(rows), seed, spread)
@@ -161,7 +156,7 @@ def test_every_row_gets_the_token_of_the_slow_formula(rows: list[Row], seed: int
         assert_is_naive_choice(logits[index], r, got[index])
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(rows_strategy, min_size=2, max_size=6), st.integers(0, 2**32), st.randoms())
 def test_a_row_gets_the_same_token_in_any_batch(rows: list[Row], seed: int, random: Any) -> None:
     logits = random_logits(len(rows), seed)
