@@ -114,9 +114,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.every < 1:
         parser.error(f"--every {options.every}: must be at least 1")
     begin = time.monotonic()
-    verdicts = run(options.module or kernel_modules(), cards, options.only, options.but, options.every, options.processes)
+    modules = options.module or kernel_modules()
+    verdicts = run(modules, cards, options.only, options.but, options.every, options.processes)
     if not verdicts:
-        parser.error(f"nothing to check: no form of {options.module or kernels.__name__} matches '{options.only}'")
+        parser.error(f"nothing to check: no form of {modules} matches '{options.only}'")
     if options.json:
         print(json.dumps([asdict(v) for v in verdicts], indent=1, default=sorted))
     else:
