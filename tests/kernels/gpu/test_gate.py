@@ -96,6 +96,17 @@ def test_unknown_cards_and_forms_are_refused() -> None:
     assert "nothing to check" in form.stderr
 
 
+def test_a_part_of_the_forms_is_chosen_by_what_names_contain_or_not_and_as_a_sample() -> None:
+    def chosen(*arguments: str) -> list[tuple[str, str]]:
+        run = gate("tests.kernels.gpu.spilling", "--json", *arguments)
+        return [(v["form"], v["card"]) for v in json.loads(run.stdout)]
+
+    assert chosen("--only", "fits") == [("fits", "sm_80"), ("fits", "sm_90")]
+    assert chosen("--but", "s", "--target", "sm_90") == [("no mma", "sm_90")]
+    assert chosen("--every", "3") == [("spills", "sm_80"), ("fits", "sm_90"), ("misnamed", "sm_80")]
+    assert gate("--every", "0").returncode == 2
+
+
 def test_forms_that_must_not_ship_fail_and_are_named() -> None:
     run = gate("tests.kernels.gpu.spilling", "--json")
 
