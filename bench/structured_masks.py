@@ -14,7 +14,7 @@ from bench.structured_schemas import PERSON
 from lorafleet_kernels.dispatch import operations
 from lorafleet_runtime.constraints.constraint import Constraint, Vocabulary
 from lorafleet_runtime.constraints.language import Language, advance, mask
-from lorafleet_runtime.engine.constrained.requests import Masks
+from lorafleet_runtime.engine.constrained.masks import Masks
 from lorafleet_runtime.engine.sampling.choosing import choose
 from lorafleet_runtime.engine.sampling.sampler import Row
 from lorafleet_runtime.protocol import Sampling
@@ -41,7 +41,7 @@ def mask_results(vocabulary: Vocabulary, tokens: Sequence[int], repeats: int) ->
     applying = []
     for _ in range(10 * repeats):
         seconds = []
-        for masks in (Masks(), Masks({row.request_id: bits for row in rows})):
+        for masks in (Masks(), Masks({(row.request_id, 0): bits for row in rows})):
             begun = time.process_time()
             choose(logits, rows, masks, device)
             seconds.append(time.process_time() - begun)

@@ -162,6 +162,7 @@ class Counters(msgspec.Struct, frozen=True, rename="camel"):
     early_aborts: int = 0
     constraints_compiled: int = 0
     constraint_seconds: float = 0.0  # of compiling them
+    foreseen_tokens: int = 0  # that cost no step of their own, as a constraint left nothing else
     drafts: int = 0  # rows that had guesses at further tokens
     draft_tokens: int = 0  # the guesses
     accepted_tokens: int = 0  # of these, what was right and wanted

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Container, Sequence
 from typing import TYPE_CHECKING
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper, regex_to_lark
@@ -38,6 +39,10 @@ _CHARACTER = r'[^"\\\x00-\x1F\x7F]'
 _SLICES = [r"[\x20\x0A\x0D\x09]+", *(f"{_CHARACTER}{{1,{most}}}" for most in (10, 13, 16, 20, 30)), f"{_CHARACTER}+"]
 """Tokens that are allowed together wherever all texts of a kind are. The library's own, and 13, 16 and 20: with as many
 characters left of a bounded string, a mask takes a third to a tenth of the time."""
+MOST_AHEAD = 16
+"""Tokens of a run: a step computes all of them."""
+AHEAD_SECONDS = 0.02
+"""Nor does a run go on for longer: others' masks wait, and whoever asked for this one gives up after a second."""
 _REASON_CHARACTERS = 300
 _NO_TEXT = ("NoExtension", "NoExtensionBias")
 _POINTER = re.compile(r"\s*(\^+|\d+ \|.*|\||<.*|$)\s*$")
@@ -52,6 +57,7 @@ class Language:
     """One vocabulary. `compile` gives matchers at the beginning of the text, to be copied for each request."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
+        self.ends = frozenset(vocabulary.ends)
         self._tokenizer = LLTokenizer(
             TokenizerWrapper(_Tokens(vocabulary)), len(vocabulary.tokens), list(vocabulary.ends), slices=_SLICES
         )
@@ -84,9 +90,30 @@ def mask(matcher: LLMatcher) -> bytes:
     """One bit a token, in whole 32-bit words. Raises Unfit when no token fits."""
     bits = matcher.compute_bitmask()
     _check(matcher)
-    if not any(bits):
+    if not bits.strip(b"\0"):
         raise Unfit("no token of the vocabulary fits")
     return bits
+
+
+def run_ahead(matcher: LLMatcher, ends: Container[int], run: list[int]) -> bytes:
+    """Take up the tokens that must come, as nothing else fits, up to `MOST_AHEAD` of them; they are added to `run`.
+    Returns the mask of the one after them. Raises Unfit when no token fits there.
+
+    A text's end is no such token: it is the sampler's, as a stop token may be held back."""
+    until = time.monotonic() + AHEAD_SECONDS
+    while True:
+        bits = mask(matcher)
+        token = only_token(bits)
+        if token is None or token in ends or len(run) == MOST_AHEAD or time.monotonic() > until:
+            return bits
+        advance(matcher, [token])
+        run.append(token)
+
+
+def only_token(bits: bytes) -> int | None:
+    """The id that a mask allows, where it is one alone."""
+    number = int.from_bytes(bits, "little")
+    return number.bit_length() - 1 if number and not number & (number - 1) else None
 
 
 def first_token(bits: bytes) -> int:

@@ -1,6 +1,7 @@
 """What the engine tells the process that knows constraints, and what it answers: msgspec structs in frames on pipes.
 
-A mask is one bit a token, the lowest bit of the first byte for id 0: 1 where the token may come next."""
+A mask is one bit a token, the lowest bit of the first byte for id 0: 1 where the token may come next. Before the token
+that it is for come those of `run`, where nothing else fits: the process has taken them up already."""
 
 from __future__ import annotations
 
@@ -23,8 +24,8 @@ class Open(msgspec.Struct, frozen=True, tag=True):
 
 
 class Advance(msgspec.Struct, frozen=True, tag=True):
-    """Tokens that requests have got since they were last named; each is answered by a Mask, in this order, all in one
-    Made."""
+    """Tokens that requests have got since they were last named, beyond the runs that were foreseen; each is answered by
+    a Mask, in this order, all in one Made."""
 
     tokens: list[tuple[str, list[int]]]
 
@@ -36,18 +37,20 @@ class Close(msgspec.Struct, frozen=True, tag=True):
 
 
 class Opened(msgspec.Struct, frozen=True, tag=True):
-    """The mask of the next token, or why there is none. `seconds` of compiling; 0 if it was compiled already."""
+    """The mask of the token after `run`, or why there is none. `seconds` of compiling; 0 if it was compiled already."""
 
     request_id: str
+    run: list[int] = []
     mask: bytes = b""
     error: str = ""
     seconds: float = 0.0
 
 
 class Mask(msgspec.Struct, frozen=True):
-    """The mask of the next token, or why there is none."""
+    """The mask of the token after `run`, or why there is none."""
 
     request_id: str
+    run: list[int] = []
     mask: bytes = b""
     error: str = ""
 

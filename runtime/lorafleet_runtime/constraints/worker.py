@@ -19,7 +19,7 @@ from typing import IO
 from llguidance import LLMatcher
 
 from lorafleet_runtime.constraints.constraint import Constraint, Vocabulary
-from lorafleet_runtime.constraints.language import Language, Unfit, advance, mask
+from lorafleet_runtime.constraints.language import Language, Unfit, advance, run_ahead
 from lorafleet_runtime.constraints.messages import (
     Advance,
     Close,
@@ -79,13 +79,14 @@ class Worker:
     def _advance(self, request_id: str, tokens: list[int]) -> Mask:
         self._asked += 1
         self._progress.making = self._asked
+        run: list[int] = []
         with self._quiet:
             try:
                 matcher = self._matchers[request_id]
                 advance(matcher, tokens)
-                return Mask(request_id, mask(matcher))
+                return Mask(request_id, run, self._ahead(matcher, run))
             except Unfit as error:
-                return Mask(request_id, error=f"{error}")
+                return Mask(request_id, run, error=f"{error}")
 
     def _compile_orders(self) -> None:
         while True:
@@ -101,11 +102,16 @@ class Worker:
                 advance(matcher, order.output_token_ids)
             except Unfit as error:
                 raise Unfit(f"the tokens generated so far do not fit: {error}") from None
-            bits = mask(matcher)
+            run: list[int] = []
+            bits = self._ahead(matcher, run)
         except Unfit as error:
             return Opened(order.request_id, error=f"{error}")
         self._matchers[order.request_id] = matcher
-        return Opened(order.request_id, bits, seconds=seconds)
+        return Opened(order.request_id, run, bits, seconds=seconds)
+
+    def _ahead(self, matcher: LLMatcher, run: list[int]) -> bytes:
+        assert self._language is not None, "the vocabulary comes first"
+        return run_ahead(matcher, self._language.ends, run)
 
     def _prototype(self, order: Open) -> LLMatcher:
         assert self._language is not None, "the vocabulary comes first"

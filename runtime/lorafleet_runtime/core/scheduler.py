@@ -6,7 +6,8 @@ goes to prompts. Knows no tensors, clock or text.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Sequence as Values
 from itertools import chain, islice
 
 from lorafleet_runtime.core.batch import Batch, Row, Step
@@ -19,7 +20,7 @@ from lorafleet_runtime.core.pages import PAGE_TOKENS, OutOfPages
 from lorafleet_runtime.core.residency import Adapter
 from lorafleet_runtime.core.room import Room
 from lorafleet_runtime.core.sequence import UNKNOWN, FinishReason, Sequence, is_full
-from lorafleet_runtime.core.speculation import Speculation, accepted
+from lorafleet_runtime.core.speculation import NOTHING, Speculation, accepted
 
 PREFETCHED = 4
 """How far ahead in the queue adapters are fetched."""
@@ -110,10 +111,10 @@ class Scheduler:
             self._end(sequence, "abort")
         return sequence
 
-    def schedule(self) -> Batch | None:
+    def schedule(self, foreseen: Mapping[str, Values[int]] = NOTHING) -> Batch | None:
         """The next step's work, or None when there is none. Pages and adapters are taken here; `commit` follows, at the
         latest before the second `schedule` from here: a batch may be asked for while the one before it still runs, as
-        what that one will have computed is known, but for the tokens that it samples.
+        what that one will have computed is known, but for the tokens that it samples. `foreseen`: `Speculation.draft`.
 
         First the sequences that decode, then tenants of whom nothing runs yet, then prompts under way, the least served
         first, then whoever waits: so a flood of long prompts does not keep the first token from others."""
@@ -135,7 +136,7 @@ class Scheduler:
         self._soon = self._waiting.order.upcoming(PREFETCHED) if len(self._waiting) else []
         if step.rows:
             step.uploads += self._room.prefetch(self._soon, len(self._running), step.uploads)
-        self.speculation.draft(step, self._room, self._limits.max_model_len, len(self._running))
+        self.speculation.draft(step, self._room, self._limits.max_model_len, len(self._running), foreseen)
         batch = step.batch()
         self._owed = step.uploads if batch is None else []
         if batch is not None:

@@ -138,7 +138,7 @@ class Engine:
         self._give_up()
         deltas, self._rejected = self._rejected, []
         self._constraints.close(d.request_id for d in deltas)
-        batch = self._scheduler.schedule()
+        batch = self._scheduler.schedule(self._constraints.foreseen())
         self._adapters.fetch(self._scheduler.wanted())
         if batch is None:
             return deltas + self._land() if len(self._flights) else deltas

@@ -52,6 +52,7 @@ def counters(totals: Totals, room: Room, scheduler: Scheduler, reads: int, const
         early_aborts=scheduler.queue.aborted,
         constraints_compiled=constraints.compiled,
         constraint_seconds=constraints.compile_seconds,
+        foreseen_tokens=scheduler.speculation.foreseen,
         drafts=scheduler.speculation.rows,
         draft_tokens=scheduler.speculation.drafted,
         accepted_tokens=scheduler.speculation.accepted,

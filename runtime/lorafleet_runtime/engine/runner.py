@@ -17,7 +17,8 @@ from lorafleet_kernels.native_lora import AdapterTable, TableTemplate
 from lorafleet_kernels.operations import Attention
 from lorafleet_runtime.core.batch import Batch
 from lorafleet_runtime.core.residency import Adapter
-from lorafleet_runtime.engine.constrained.requests import Constraints, Masks
+from lorafleet_runtime.engine.constrained.masks import Masks
+from lorafleet_runtime.engine.constrained.requests import Constraints
 from lorafleet_runtime.engine.deltas.extras_step import ExtrasStep
 from lorafleet_runtime.engine.deltas.lora_stack import LoraStacks
 from lorafleet_runtime.engine.deltas.lora_step import LoraStep
@@ -164,7 +165,8 @@ class Runner:
         """One step, with its samples where they were chosen."""
         self.constraints.prepare(plan.constrained)
         logits = self.logits(plan)
-        masks = self.constraints.masks([request_id for request_id, _ in plan.constrained])
+        bound = [(row.request_id, row.position) for row in plan.sampling if row.sampling.constraint is not None]
+        masks = self.constraints.masks(bound)
         return self.sampled(logits, plan.sampling, masks)
 
     def sampled(self, logits: Tensor, rows: Sequence[Row], masks: Masks) -> Choice:

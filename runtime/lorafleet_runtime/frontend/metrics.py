@@ -139,6 +139,7 @@ class _EngineCollector(Collector):
             ("lorafleet_early_aborts", "Requests given up before their first token", counters.early_aborts),
             ("lorafleet_constraints_compiled", "Schemas, regexes and grammars compiled", counters.constraints_compiled),
             ("lorafleet_constraint_compile_seconds", "Time of compiling them", counters.constraint_seconds),
+            ("lorafleet_constraint_foreseen_tokens", "Tokens that needed no step", counters.foreseen_tokens),
             ("vllm:spec_decode_num_drafts", "Rows with guesses at further tokens", counters.drafts),
             ("vllm:spec_decode_num_draft_tokens", "Tokens guessed", counters.draft_tokens),
             ("vllm:spec_decode_num_accepted_tokens", "Tokens guessed right", counters.accepted_tokens),

@@ -10,7 +10,16 @@ from typing import Any
 import pytest
 
 from lorafleet_runtime.constraints.constraint import Constraint, Vocabulary
-from lorafleet_runtime.constraints.language import Language, Unfit, advance, first_token, mask
+from lorafleet_runtime.constraints.language import (
+    MOST_AHEAD,
+    Language,
+    Unfit,
+    advance,
+    first_token,
+    mask,
+    only_token,
+    run_ahead,
+)
 from lorafleet_runtime.constraints.trial import refusal
 
 END, OTHER_END, WORD, TWIN = 256, 257, 258, 259
@@ -59,6 +68,38 @@ def test_the_end_may_come_where_the_text_may_end_and_nowhere_else(language: Lang
 
     assert ends == [False, True, True]
     assert allowed(mask(matcher)) == {END, OTHER_END}
+
+
+def test_what_must_come_is_taken_up_until_there_is_a_choice_or_the_end(language: Language) -> None:
+    matcher, run = language.compile(Constraint("regex", "ab[cd]efg?")), list[int]()
+
+    assert allowed(run_ahead(matcher, language.ends, run)) == {ord("c"), ord("d")}
+    assert run == list(b"ab")
+    advance(matcher, list(b"d"))
+    assert allowed(run_ahead(matcher, language.ends, run)) == {ord("g"), END, OTHER_END}
+    assert run == list(b"abef")
+    advance(matcher, list(b"g"))
+    assert allowed(run_ahead(matcher, frozenset(), run)) == {END, OTHER_END}
+
+
+def test_an_end_that_must_come_is_left_to_the_sampler_and_a_run_has_a_bound() -> None:
+    language = Language(Vocabulary([*(bytes([byte]) for byte in range(256)), b""], (END,)))
+    matcher, run = language.compile(Constraint("regex", "a{20}")), list[int]()
+
+    assert only_token(run_ahead(matcher, language.ends, run)) == ord("a")
+    assert run == list(b"a" * MOST_AHEAD)
+    run.clear()
+    assert only_token(run_ahead(matcher, language.ends, run)) == END
+    assert run == list(b"aaaa")
+
+
+def test_a_text_that_nothing_continues_ends_behind_what_had_to_come() -> None:
+    language = Language(Vocabulary([b"a", b"c", b""], (2,)))
+    matcher, run = language.compile(Constraint("regex", "ab|ad")), list[int]()
+
+    with pytest.raises(Unfit, match=r"no t(oken|ext)"):
+        run_ahead(matcher, language.ends, run)
+    assert run == [0]
 
 
 @pytest.mark.parametrize("most", [0, 2, 11, 14, 19, 25, 33, 100])

@@ -48,6 +48,7 @@ class Serving:
         self.device = TaggedDevice()
         self.steps = 0
         self.most_at_once = 1
+        self.foresight = 0  # of each output fewer tokens than that are told beforehand
         self._under_way: deque[Batch] = deque()
 
     def add(self, name: str, prompt: list[int], max_tokens: int = 20, stop: tuple[int, ...] = ()) -> Sequence:
@@ -58,7 +59,7 @@ class Serving:
 
     def step(self) -> Batch | None:
         """Schedule and run; commit the oldest step when there are as many as may be."""
-        batch = self.scheduler.schedule()
+        batch = self.scheduler.schedule(self._foreseen())
         if batch is not None:
             self.steps += 1
             self._under_way.append(batch)
@@ -78,6 +79,15 @@ class Serving:
             self.step()
         raise AssertionError("still busy")
 
+    def _foreseen(self) -> dict[str, list[int]]:
+        known = {}
+        for sequence in self.scheduler._by_id.values() if self.foresight else ():
+            run: list[int] = []
+            for _ in range((len(sequence.tokens) * 7 + sequence.arrival) % self.foresight):
+                run.append(self.says([*sequence.tokens, *run]))
+            known[sequence.request_id] = [*sequence.output_tokens, *run]
+        return known
+
     def _sample(self, batch: Batch) -> list[int]:
         tokens = []
         for row in batch.sampling:
@@ -93,11 +103,13 @@ class End:
     charged: int
 
 
-def outcomes(seed: int, drafts: int, most_at_once: int = 1) -> tuple[dict[str, End], Serving]:
+def outcomes(
+    seed: int, drafts: int, most_at_once: int = 1, foresight: int = 0
+) -> tuple[dict[str, End], Serving]:
     rng = random.Random(seed)
     pages, budget, seqs = rng.choice((12, 20, 64)), rng.choice((12, 24, 64)), rng.choice((3, 8))
     serving = Serving(drafts, pages, budget, seqs, errs)
-    serving.most_at_once = most_at_once
+    serving.most_at_once, serving.foresight = most_at_once, foresight
     made = []
     for i in range(12):
         prompt = [rng.randrange(5) for _ in range(rng.randint(1, 40))]
@@ -115,6 +127,17 @@ def test_tokens_ends_and_charges_are_those_of_plain_decoding(seed: int, drafts: 
     assert guessed == plain
     assert serving.scheduler.queue.tallies["a"].service == without.scheduler.queue.tallies["a"].service
     assert serving.scheduler.queue.tallies["a"].output_tokens == without.scheduler.queue.tallies["a"].output_tokens
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 10_000), st.integers(2, 40))
+def test_what_must_come_saves_steps_and_changes_nothing_else(seed: int, foresight: int) -> None:
+    plain, without = outcomes(seed, 0)
+    foreseen, serving = outcomes(seed, 0, foresight=foresight)
+    assert foreseen == plain
+    assert serving.scheduler.queue.tallies["a"].service == without.scheduler.queue.tallies["a"].service
+    assert serving.scheduler.speculation.foreseen > 0
+    assert serving.scheduler.speculation.drafted == 0
 
 
 @pytest.mark.parametrize("most_at_once", [1, 2])

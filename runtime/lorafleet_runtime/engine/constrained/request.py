@@ -10,7 +10,8 @@ from lorafleet_runtime.constraints.messages import Mask, Opened
 
 @dataclass(slots=True)
 class Request:
-    """`output`: the tokens that the process was told. `mask` is of the one after them, as soon as it is made."""
+    """`output`: the tokens that the process has taken up, of which the last may still have to come: nothing else fits
+    there. `mask` is of the one after them, as soon as it is made; `error` ends it there."""
 
     constraint: Constraint
     output: list[int]
@@ -23,6 +24,14 @@ class Request:
 
     def take(self, answer: Mask | Opened) -> None:
         """What the process says of it."""
+        self.output += answer.run
         self.mask = answer.mask
         if answer.error:
             self.error = f"constraint_failed: after {len(self.output)} tokens: {answer.error}"
+
+    def mask_at(self, position: int) -> bytes:
+        """Of the token at that place of the output; empty where there is none."""
+        if position >= len(self.output):
+            return b"" if self.error else self.mask
+        byte, bit = divmod(self.output[position], 8)
+        return bytes(byte) + bytes([1 << bit])

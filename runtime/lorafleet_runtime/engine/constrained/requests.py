@@ -6,14 +6,14 @@ one request: the process is killed, and another one takes up the others where th
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import structlog
 
 from lorafleet_runtime.constraints.constraint import Vocabulary
 from lorafleet_runtime.constraints.messages import Advance, Close, FromWorker, Made, Open, Opened
 from lorafleet_runtime.engine.constrained.asked import Asked
+from lorafleet_runtime.engine.constrained.masks import Masks, Place
 from lorafleet_runtime.engine.constrained.process import ConstraintProcess
 from lorafleet_runtime.engine.constrained.request import Request
 from lorafleet_runtime.engine.constrained.turns import Turns
@@ -29,14 +29,6 @@ RESTART_SECONDS = 20.0
 """How long it waits for a process that has been started anew."""
 COMPILE_SECONDS = 20.0
 """Longer than a trial and a start may last together."""
-
-
-@dataclass(slots=True)
-class Masks:
-    """Of the rows of one step: by request, `allowed`, one bit a token, or in `errors` "CODE: message"."""
-
-    allowed: dict[str, bytes] = field(default_factory=dict)
-    errors: dict[str, str] = field(default_factory=dict)
 
 
 class Constraints:
@@ -115,22 +107,29 @@ class Constraints:
             self._asked.add([request_id for request_id, _ in news])
             self._process.send(Advance(news))
 
-    def masks(self, request_ids: Sequence[str]) -> Masks:
-        """After it: what may come next, of the requests that `prepare` was told. Waits for what is not there yet."""
+    def foreseen(self) -> Mapping[str, Sequence[int]]:
+        """By request, its output with the tokens that must come next, as far as they are known by now."""
+        self._hear()
+        return {request_id: request.output for request_id, request in self._requests.items()}
+
+    def masks(self, places: Sequence[Place]) -> Masks:
+        """After a pass: what may come at those places, of requests that `prepare` was told. Waits for what is not there
+        yet."""
         masks = Masks()
-        if not request_ids:
+        if not places:
             return masks
+        request_ids = list(dict.fromkeys(request_id for request_id, _ in places))
         self._hear()
         if not self._await(request_ids, MASK_SECONDS):
             self._replace(self._slow(), f"the mask of a token took more than {MASK_SECONDS:g} s")
             self._await(request_ids, RESTART_SECONDS)
-        for request_id in request_ids:
-            request = self._requests.get(request_id)
-            if request is not None and request.mask and not request.error:
-                masks.allowed[request_id] = request.mask
+        for place in places:
+            request = self._requests.get(place[0])
+            if request is not None and (mask := request.mask_at(place[1])):
+                masks.allowed[place] = mask
             else:  # also one that was given up while its step ran: nobody reads what it gets
                 lost = "constraint_lost: nothing makes its masks any more"
-                masks.errors[request_id] = (request and request.error) or lost
+                masks.errors[place] = (request and request.error) or lost
         return masks
 
     def shut(self) -> None:
@@ -211,7 +210,7 @@ class Constraints:
             self.compiled += answer.seconds > 0
             self.compile_seconds += answer.seconds
             self._requests[request.request_id] = Request(
-                request.sampling.constraint, list(request.output_token_ids), answer.mask
+                request.sampling.constraint, [*request.output_token_ids, *answer.run], answer.mask
             )
             self._ready.append(request)
         self._compile_next()

@@ -13,7 +13,7 @@ from lorafleet_kernels.gpu.forms.lora import LoraConfig, StepShape
 from lorafleet_kernels.gpu.forms.step import ChooseForms
 from lorafleet_runtime.core.limits import Limits
 from lorafleet_runtime.core.pages import PAGE_TOKENS, pages_for_tokens
-from lorafleet_runtime.engine.constrained.requests import Masks
+from lorafleet_runtime.engine.constrained.masks import Masks
 from lorafleet_runtime.engine.gpu.runner import GpuRunner
 from lorafleet_runtime.engine.sampling.sampler import Row
 from lorafleet_runtime.errors import ConfigError

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lorafleet_runtime.engine.constrained.requests import Masks
+from lorafleet_runtime.engine.constrained.masks import Masks
 from lorafleet_runtime.engine.sampling.sampler import (
     Logprobs,
     Row,
@@ -61,8 +61,9 @@ def choose(logits: Tensor, rows: Sequence[Row], masks: Masks, device: Argmax, ot
     """A sample for every row of `logits [rows, V]`, which stay unchanged. The device's own argmax is for rows whose
     best token is all that is asked for, or the best that a mask allows where it obeys; others beside them cost them
     nothing, and are chosen by `others`."""
-    errors = {i: masks.errors[row.request_id] for i, row in enumerate(rows) if row.request_id in masks.errors}
-    allowed = [masks.allowed.get(row.request_id) for row in rows] if masks.allowed else []
+    places = [(row.request_id, row.position) for row in rows]
+    errors = {i: masks.errors[place] for i, place in enumerate(places) if place in masks.errors}
+    allowed = [masks.allowed.get(place) for place in places] if masks.allowed else []
     bound = set() if device.argmax_obeys else {i for i, mask in enumerate(allowed) if mask is not None}
     left = [
         i for i, row in enumerate(rows) if i not in errors and (i in bound or not is_plain(row.sampling, row.position))

@@ -15,6 +15,7 @@ import jsonschema
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from lorafleet_runtime.constraints.constraint import Constraint, Kind, Vocabulary
 from lorafleet_runtime.engine.engine import Engine
@@ -82,6 +83,11 @@ def run(engine: Engine, *requests: AddRequest) -> dict[str, list[Delta]]:
 
 def tokens(deltas: list[Delta]) -> list[int]:
     return [token for delta in deltas for token in delta.token_ids]
+
+
+def said(deltas: list[Delta]) -> tuple[list[int], str | None, str]:
+    """All of it; in how many pieces depends on when the process of masks answers."""
+    return tokens(deltas), deltas[-1].finish_reason, deltas[-1].error
 
 
 def text(deltas: list[Delta]) -> str:
@@ -153,7 +159,7 @@ def test_a_seed_gives_the_same_text_in_any_batch_and_free_requests_notice_nothin
     bound = [ask("two", DATE, seed=1), ask("one", one, seed=9), ask("three", DATE, temperature=0.0)]
     together = run(engine, bound[0], *free, *bound[1:])
 
-    assert together["one"] == alone["one"]
+    assert said(together["one"]) == said(alone["one"])
     for name in ("greedy", "free"):
         assert together[name] == without[name]
 
@@ -169,6 +175,55 @@ def test_a_request_goes_on_elsewhere_where_it_was(engine: Engine, make: Callable
 
     misfit = run(elsewhere, ask("misfit", constraint, resume=b"[1"))["misfit"]
     assert misfit[0].error.startswith("invalid_constraint: the tokens generated so far do not fit: token 91 ")
+
+
+FORESEEN = {
+    "type": "object",
+    "properties": {
+        "a long name": {"enum": ["one value", "one more"]}, "age": {"type": "integer", "minimum": 0, "maximum": 9},
+        "that is that": {"const": "what is known does not have to be asked for"},
+    },
+    "required": ["a long name", "age", "that is that"],
+    "additionalProperties": False,
+}  # fmt: skip
+
+
+def test_what_must_come_takes_no_steps_of_its_own_and_every_token_is_the_same(make: Callable[..., Engine]) -> None:
+    constraint = Constraint("json", json.dumps(FORESEEN))
+    asked: list[dict[str, Any]] = [
+        {"temperature": 0.0}, {"seed": 1}, {"seed": 2, "top_p": 0.6, "presence_penalty": 0.5},
+        {"seed": 3, "logprobs": 2},
+    ]  # fmt: skip
+    requests = [ask(f"{i}", constraint, **fields) for i, fields in enumerate(asked)]
+    foresees, plain = make(max_model_len=512), make(max_model_len=512)
+    plain._constraints.foreseen = dict  # type: ignore[method-assign]
+    ends = {}
+    for engine in (foresees, plain):
+        engine.handle(VOCABULARY)
+        ends[engine] = {name: said(deltas) for name, deltas in run(engine, *requests).items()}
+
+    assert ends[foresees] == ends[plain]
+    for made, *_ in ends[plain].values():
+        jsonschema.validate(json.loads(bytes(made[:-1])), FORESEEN)
+    mine, others = foresees.state().counters, plain.state().counters
+    assert others.foreseen_tokens == 0
+    assert mine.foreseen_tokens > mine.generation_tokens // 2
+    assert mine.steps < others.steps // 2
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 20, 27])
+def test_max_tokens_and_stop_tokens_cut_what_must_come(engine: Engine, length: int) -> None:
+    alphabet = Constraint("choice", '["abcdefghijklmnopqrstuvwxyz"]')
+    request = ask("cut", alphabet, length=length, resume=b"abc"[: length // 3])
+    stops = ask("stops", alphabet)
+    stops = replace(stops, sampling=replace(stops.sampling, stop_token_ids=(ord("k"), END)))
+    got = run(engine, request, stops)
+
+    resumed = len(request.output_token_ids)
+    expected = [*b"abcdefghijklmnopqrstuvwxyz", END][:length]
+    assert tokens(got["cut"]) == expected[resumed:]
+    assert tokens(got["stops"]) == list(b"abcdefghijk")
+    assert got["stops"][-1].finish_reason == "stop"
 
 
 def test_preempted_requests_say_the_same(engine: Engine, make: Callable[..., Engine]) -> None:
@@ -238,7 +293,7 @@ def test_who_hangs_or_kills_the_process_of_masks_loses_its_request_and_others_go
     # Whose mask was being made when it happened is chance, and whether one was when it died.
     lost = [name for name in expected if got[name][-1].error.startswith("constraint_too_slow: ")]
     assert len(lost) == 1 if number == signal.SIGSTOP else len(lost) <= 1
-    assert all(got[name] == expected[name] for name in expected if name not in lost)
+    assert all(said(got[name]) == said(expected[name]) for name in expected if name not in lost)
     assert engine._constraints.pid != pid
     assert re.fullmatch(DATE.text, text(run(engine, ask("next", DATE))["next"]))
 
@@ -252,15 +307,17 @@ def test_only_whose_mask_was_being_made_when_the_process_stopped_loses_its_reque
         deltas += engine.step()
     process = engine._constraints._process
     assert process is not None
-    engine._constraints.masks(names)  # the process has nothing to do
+    places = [(name, len(engine._constraints._requests[name].output)) for name in names]
+    engine._constraints.masks(places)  # the process has nothing to do
     os.kill(process.pid, signal.SIGSTOP)
     engine._constraints.prepare((name, [*engine._constraints._requests[name].output, ord("0")]) for name in names)
     process._progress.making = engine._constraints._asked._count - 1
-    masks = engine._constraints.masks(names)
+    first, second, third = [(name, at + 1) for name, at in places]
+    masks = engine._constraints.masks([first, second, third])
 
-    assert list(masks.errors) == ["second"]
-    assert masks.errors["second"].startswith("constraint_too_slow: the mask of a token took more than 1 s")
-    assert list(masks.allowed) == ["first", "third"]
+    assert list(masks.errors) == [second]
+    assert masks.errors[second].startswith("constraint_too_slow: the mask of a token took more than 1 s")
+    assert list(masks.allowed) == [first, third]
 
 
 def test_requests_that_are_aborted_are_forgotten_at_every_stage(engine: Engine) -> None:
@@ -284,10 +341,11 @@ def test_a_request_that_ends_while_its_step_runs_stops_nobody(engine: Engine) ->
     while not deltas:
         deltas += engine.step()
     engine._constraints.prepare([("gone", [1, 2]), ("other", tokens(deltas))])
-    masks = engine._constraints.masks(["gone", "other"])
+    gone, other = ("gone", 2), ("other", len(tokens(deltas)))
+    masks = engine._constraints.masks([gone, other])
 
-    assert masks.errors["gone"].startswith("constraint_lost: ")
-    assert list(masks.allowed) == ["other"]
+    assert masks.errors[gone].startswith("constraint_lost: ")
+    assert list(masks.allowed) == [other]
     assert re.fullmatch(DATE.text, text(deltas + run(engine)["other"]))
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lorafleet_kernels.gpu.operations import TritonOperations
-from lorafleet_runtime.engine.constrained.requests import Masks
+from lorafleet_runtime.engine.constrained.masks import Masks
 from lorafleet_runtime.engine.gpu.drawing import GpuTokens
 from lorafleet_runtime.engine.sampling.choosing import choose
 from lorafleet_runtime.engine.sampling.sampler import Row, tokens_of

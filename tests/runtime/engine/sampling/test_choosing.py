@@ -12,7 +12,7 @@ from torch import Tensor
 from lorafleet_kernels.dispatch import operations
 from lorafleet_kernels.operations import Operations
 from lorafleet_runtime.constraints.constraint import Constraint
-from lorafleet_runtime.engine.constrained.requests import Masks
+from lorafleet_runtime.engine.constrained.masks import Masks
 from lorafleet_runtime.engine.sampling.choosing import choose
 from lorafleet_runtime.engine.sampling.sampler import Row, sample
 from lorafleet_runtime.protocol import Sampling
@@ -54,10 +54,11 @@ def test_a_mask_is_obeyed_by_whichever_way_its_row_is_chosen(dtype: torch.dtype,
     logits = torch.randn(len(chosen), VOCABULARY, generator=generator).mul(2).to(dtype)
     rows = [Row(Sampling(max_tokens=9, seed=i, **ASKED[i]), i, [1, 2], [3, 4], request_id=f"{i}") for i in chosen]
     bits = torch.randint(0, 256, (len(ASKED), VOCABULARY // 8), generator=generator, dtype=torch.uint8).numpy()
-    masks = Masks({f"{i}": bits[i].tobytes() for i in chosen if "constraint" in ASKED[i]})
+    masks = Masks({(f"{i}", i): bits[i].tobytes() for i in chosen if "constraint" in ASKED[i]})
     before = logits.clone()
 
-    expected = sample(logits.float(), [replace(row, allowed=masks.allowed.get(row.request_id)) for row in rows])
+    asked = [replace(row, allowed=masks.allowed.get((row.request_id, row.position))) for row in rows]
+    expected = sample(logits.float(), asked)
     for ops in (operations(dtype, CPU, one_thread), Operations(None), Unmasked(None)):
         assert choose(logits, rows, masks, ops).sent()() == expected
     assert torch.equal(logits, before)
@@ -66,7 +67,7 @@ def test_a_mask_is_obeyed_by_whichever_way_its_row_is_chosen(dtype: torch.dtype,
 def test_a_row_without_a_mask_has_its_error_and_others_their_tokens() -> None:
     logits = torch.randn(3, VOCABULARY, generator=torch.Generator().manual_seed(4))
     rows = [Row(Sampling(max_tokens=9, **ASKED[1]), 0, (), (), request_id=f"{i}") for i in range(3)]
-    masks = Masks({"0": bytes([16]), "2": bytes(VOCABULARY // 8)}, {"1": "constraint_lost: gone"})
+    masks = Masks({("0", 0): bytes([16]), ("2", 0): bytes(VOCABULARY // 8)}, {("1", 0): "constraint_lost: gone"})
 
     first, second, third = choose(logits, rows, masks, operations(torch.float32, CPU, one_thread)).sent()()
 
