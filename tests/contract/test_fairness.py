@@ -32,10 +32,17 @@ def replica(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replica]:
         assert answer.status_code == 200
         told = encode_request(0, "", Table(), "other", 1, {"acme": Use(12, 3400, 12, 10)})
         assert exchanged(replica, told).status_code == 200
-        deadline = time.monotonic() + 5
-        while not decoded(replica).table.service and time.monotonic() < deadline:
+        deadline = time.monotonic() + 15
+        while service(replica) != {"acme": 4_000_000}:  # its last token's charge comes behind the answer
+            assert time.monotonic() < deadline, service(replica)
             time.sleep(0.05)
         yield replica
+
+
+def service(replica: Replica) -> dict[str, int]:
+    """What it says that it has given itself."""
+    answer = decoded(replica)
+    return dict(answer.table.service.get(answer.incarnation, {}))
 
 
 def exchanged(replica: Replica, body: bytes) -> httpx.Response:

@@ -29,7 +29,7 @@ _DECODE = {
     128: ("n64 w8 s5", "n32 w4 s7"),
     256: ("n64 w8 s5", "n32 w4 s5"),
 }
-_DECODE_FP8 = {**_DECODE, 128: ("n64 w8 s5", "n64 w4 s5")}
+_DECODE_FP8 = {64: _DECODE[64], 128: ("n64 w4 s5",), 256: ("n64 w8 s5",)}
 # The same, for Hopper and for others: there queries are read from shared memory, here registers hold them.
 _PREFILL = {
     64: (("m64 n64 w4 s3",), ("m64 n64 w4 s3",)),
