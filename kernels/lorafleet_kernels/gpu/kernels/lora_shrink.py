@@ -20,6 +20,19 @@ from lorafleet_kernels.gpu.kernels.lora_pages import adapter_entry, in_pool, ran
 from lorafleet_kernels.gpu.specialization import Specialization, also_dependent
 
 
+@triton.jit
+def _fetch_first(
+    pool, table, begin, stride, ranks, first_tile, last_tile, K,
+    PAGE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Into L2, what a program reads of A first: its inputs of the first block of ranks that its lane has."""
+    done = tl.program_id(1) * BLOCK_N
+    end = tl.minimum(last_tile * BLOCK_K, K)
+    fetch_rows(
+        pool, table, begin + done * stride, stride, ranks - done, first_tile * BLOCK_K, end, PAGE, BLOCK_N, LINES_AHEAD
+    )
+
+
 @triton.jit(do_not_specialize=["plane_stride", "planes_width", "layout_stride"])
 def shrink_tiles(
     x, pool, planes, work, adapters, pages, layouts,
@@ -45,12 +58,7 @@ def shrink_tiles(
     first_tile = tl.program_id(2) * share
     last_tile = tl.minimum(first_tile + share, tiles)
     if DEPENDENT:
-        done = tl.program_id(1) * BLOCK_N
-        end = tl.minimum(last_tile * BLOCK_K, K)
-        fetch_rows(
-            pool, table, begin + done * stride, stride, ranks - done, first_tile * BLOCK_K, end,
-            PAGE, BLOCK_N, LINES_AHEAD,
-        )  # fmt: skip
+        _fetch_first(pool, table, begin, stride, ranks, first_tile, last_tile, K, PAGE, BLOCK_N, BLOCK_K)
     wait_for_those_before(DEPENDENT)
 
     rows = tl.arange(0, BLOCK_M)
@@ -100,12 +108,7 @@ def shrink_rows(
     first_tile = tl.program_id(2) * share
     last_tile = tl.minimum(first_tile + share, tiles)
     if DEPENDENT:
-        done = tl.program_id(1) * BLOCK_N
-        end = tl.minimum(last_tile * BLOCK_K, K)
-        fetch_rows(
-            pool, table, begin + done * stride, stride, ranks - done, first_tile * BLOCK_K, end,
-            PAGE, BLOCK_N, LINES_AHEAD,
-        )  # fmt: skip
+        _fetch_first(pool, table, begin, stride, ranks, first_tile, last_tile, K, PAGE, BLOCK_N, BLOCK_K)
     wait_for_those_before(DEPENDENT)
 
     x_row = x + row.to(tl.int64) * x_stride
